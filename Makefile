@@ -1,0 +1,61 @@
+# Everything runs in .venv, which is made and filled on first use; nothing but Python is needed.
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON := python3 python3.13 python3.12 python3.11
+VENV   := .venv
+PY     := $(VENV)/bin/python
+# -P: the checkout holds the package, it is no place to import `ir` or `passes` from.
+RUN    := $(PY) -P -m
+LAYERS := __init__.py py.typed compiler ir passes runtime
+
+.PHONY: help demo test lint types format fuzz clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+demo: $(VENV)/examples.stamp ## train a small GPT; says where its loss curve and graph dumps lie
+	$(PY) examples/gpt.py
+
+test: lint ## ruff, mypy and every test
+	$(RUN) pytest -n 2
+
+lint: $(VENV)/dev.stamp types ## ruff and mypy
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: $(VENV)/dev.stamp ## mypy alone
+	@mkdir -p build/typing/backpass
+	@for part in $(LAYERS); do ln -sfn "../../../$$part" "build/typing/backpass/$$part"; done
+	$(RUN) mypy
+
+format: $(VENV)/dev.stamp ## lay out the code and mend what ruff can mend
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+fuzz: $(VENV)/dev.stamp ## the property tests, with fresh seeds and many more examples
+	$(RUN) pytest -n 2 -m hypothesis --hypothesis-profile=fuzz
+
+clean: ## remove all that make and its tools have made
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache examples/out
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The environment: a stamp for each set of extras, out of date when pyproject.toml changes.
+
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+
+$(PY):
+	@for python in $(PYTHON); do \
+	    if $$python -c '$(SUITABLE)' 2>/dev/null; then \
+	        echo "making $(VENV) with $$($$python --version)"; exec $$python -m venv $(VENV); \
+	    fi; \
+	done; \
+	echo "backpass needs Python 3.11, 3.12 or 3.13 with its venv module; found none among:" \
+	    "$(PYTHON) (python3 is: $$(python3 --version 2>&1))." \
+	    "Install one, or name yours: make PYTHON=path/to/python3.12 ..." >&2; \
+	exit 1
+
+# `dev` holds what `examples` needs.
+$(VENV)/%.stamp: pyproject.toml | $(PY)
+	@echo "installing backpass[$*] and what it needs, a few minutes the first time"
+	@$(RUN) pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@ $(if $(filter dev,$*),$(VENV)/examples.stamp)

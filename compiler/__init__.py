@@ -1,0 +1,1 @@
+"""The front door: compile, differentiate, trace, explain."""

@@ -1,0 +1,210 @@
+"""`bp.compile`: the decorator, and the function that it makes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, overload
+
+import jax
+
+from ..ir.errors import ArgumentError
+from ..passes import DEFAULT, PASSES, Pass, Stage, parse_pipeline
+from ..runtime.lower import lowered
+from ..runtime.progress import Watch
+from .diagnose import defined_at, explain_failure
+from .explain import Explanation, History
+from .program import Arguments, Program, trace_program
+from .stages import Lowered, Traced
+
+Names = str | Iterable[str] | None
+Numbers = int | Sequence[int] | None
+
+
+class CompiledFunction:
+    """A function that runs as one optimised XLA program for each signature of its arguments.
+
+    A call goes straight to `jax.jit`'s own path. Only when that has no program for a signature
+    does it come back to be traced, differentiated, rewritten and bound.
+    """
+
+    def __init__(
+        self,
+        fun: Callable[..., Any],
+        passes: Sequence[Pass],
+        debug: bool,
+        max_traces: int | None,
+        jit_options: dict[str, Any],
+    ) -> None:
+        """Made by `compile`, where the arguments are explained."""
+        functools.update_wrapper(self, fun)
+        self._fun = fun
+        self._name = getattr(fun, "__name__", type(fun).__name__)
+        self._passes = tuple(passes)
+        self._debug = debug
+        self._arguments = _arguments(fun, jit_options)
+        self._history = History(self._name, max_traces)
+        self._programs: dict[Any, tuple[Program, tuple[Stage, ...]]] = {}
+        self._watch: Watch | None = None
+        self._jit = jax.jit(self._staged(), **jit_options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the step. Arguments that were donated must not be used again."""
+        try:
+            return self._jit(*args, **kwargs)
+        except Exception as error:
+            raise explain_failure(self._fun, error, args, kwargs) from error
+        finally:
+            if self._watch is not None:
+                self._finish()
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind as a method, as a plain function would."""
+        return self if instance is None else functools.partial(self, instance)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Traced:
+        """Trace and import; arguments may be arrays or `jax.ShapeDtypeStruct`s."""
+        program, _ = self._program(args, kwargs)
+        return Traced(program, lambda: self.lower(*args, **kwargs))
+
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+        """Trace, import and run the passes; see `Lowered`."""
+        program, stages = self._program(args, kwargs)
+        return Lowered(program, stages, lambda: self._lower_by_jax(args, kwargs))
+
+    def explain(self) -> Explanation:
+        """Return the traces so far, why each happened, and the seconds of each phase."""
+        return self._history.explanation()
+
+    def _lower_by_jax(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        try:
+            return self._jit.lower(*args, **kwargs)
+        finally:
+            self._finish()
+
+    def _staged(self) -> Callable[..., Any]:
+        """Return the function that `jax.jit` traces when it meets a new signature."""
+
+        @functools.wraps(self._fun)
+        def staged(*args: Any, **kwargs: Any) -> Any:
+            program, stages = self._program(args, kwargs)
+            dynamic, _ = self._arguments.divide(args, kwargs)
+            call = lowered(stages[-1].graph, program.out_types)
+            with self._history.binding(program):
+                outs = call(*jax.tree.leaves(dynamic))
+            if self._watch is None:
+                self._watch = Watch(self._name)
+            return jax.tree.unflatten(jax.tree.structure(program.out_shapes), outs)
+
+        return staged
+
+    def _program(
+        self, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Program, tuple[Stage, ...]]:
+        """Return the program for these arguments' signature, traced once for each."""
+        signature = self._arguments.signature(args, kwargs)
+        found = self._programs.get(signature)
+        if found is None:
+            program = trace_program(self._arguments, self._name, args, kwargs)
+            stages = program.stages(self._passes, self._debug)
+            self._history.record(program, stages)
+            found = program, stages
+            if not program.holds_tracers:
+                self._programs[signature] = found
+        return found
+
+    def _finish(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            self._history.compiled(watch.stop())
+
+    def __repr__(self) -> str:
+        """Name and place of the function."""
+        return f"<backpass.compile {defined_at(self._fun)}>"
+
+
+@overload
+def compile(fun: Callable[..., Any], **options: Any) -> CompiledFunction: ...
+
+
+@overload
+def compile(fun: None = None, **options: Any) -> Callable[..., CompiledFunction]: ...
+
+
+def compile(
+    fun: Callable[..., Any] | None = None,
+    *,
+    passes: str | Sequence[Pass] | None = None,
+    debug: bool | None = None,
+    max_traces: int | None = None,
+    static_argnums: Numbers = None,
+    static_argnames: Names = None,
+    donate_argnums: Numbers = None,
+    donate_argnames: Names = None,
+    keep_unused: bool = False,
+    compiler_options: dict[str, Any] | None = None,
+    **shardings: Any,
+) -> Any:
+    """Compile a training function: trace, differentiate by our chain rules, rewrite, hand to XLA.
+
+    Works as a decorator with and without parentheses. The function takes and returns pytrees. It
+    is traced again when shapes, dtypes, the tree structure or a static argument change.
+
+    Args:
+        fun: a function of arrays, in ordinary `jax.numpy`; gradients by `bp.grad` inside.
+        passes: a pipeline such as `"canonicalise,autodiff,cse"` or a sequence of passes, in
+            place of the default one.
+        debug: verify the graph after every pass.
+        max_traces: warn when the function has been traced more often than this.
+        static_argnums, static_argnames: arguments that are hashable settings of the program.
+        donate_argnums, donate_argnames: arguments whose buffers the outputs may take over.
+        keep_unused: keep arguments that the function does not read.
+        compiler_options: XLA's options, by name.
+        shardings: `in_shardings` and `out_shardings`, as in `jax.jit`.
+
+    Returns:
+        A callable with `.trace`, `.lower` and `.explain`.
+
+    Raises:
+        ArgumentError: `fun` is no function, or an option is unknown.
+    """
+    unknown = sorted(shardings.keys() - {"in_shardings", "out_shardings"})
+    if unknown:
+        raise ArgumentError(f"compile has no option {unknown[0]!r}")
+    options: dict[str, Any] = {
+        "static_argnums": static_argnums,
+        "static_argnames": static_argnames,
+        "donate_argnums": donate_argnums,
+        "donate_argnames": donate_argnames,
+        "keep_unused": keep_unused,
+        "compiler_options": compiler_options,
+        **shardings,
+    }
+    pipeline = parse_pipeline(passes, PASSES) if isinstance(passes, str) else passes
+
+    def decorate(fun: Callable[..., Any]) -> CompiledFunction:
+        if not callable(fun):
+            raise ArgumentError(f"compile wants a function, got {type(fun).__name__}")
+        chosen = DEFAULT if pipeline is None else tuple(pipeline)
+        return CompiledFunction(fun, chosen, bool(debug), max_traces, options)
+
+    return decorate if fun is None else decorate(fun)
+
+
+def _arguments(fun: Callable[..., Any], options: dict[str, Any]) -> Arguments:
+    """Which arguments are static, by position and by name, each implying the other."""
+    numbers, names = options["static_argnums"], options["static_argnames"]
+    by_number = {numbers} if isinstance(numbers, int) else set(numbers or ())
+    by_name = {names} if isinstance(names, str) else set(names or ())
+    try:
+        parameters = list(inspect.signature(fun).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    by_number = {n % len(parameters) if n < 0 and parameters else n for n in by_number}
+    for i, parameter in enumerate(parameters):
+        if parameter.kind in plain and (i in by_number or parameter.name in by_name):
+            by_number.add(i)
+            by_name.add(parameter.name)
+    return Arguments(fun, frozenset(by_number), frozenset(by_name))

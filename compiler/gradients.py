@@ -1,0 +1,234 @@
+"""`bp.grad` and `bp.value_and_grad`: functions that ask for gradients by our own chain rules.
+
+A call traces the function, imports it and binds one primitive, `gradients`, that carries the
+graph. Under `bp.compile` it becomes a `gradients` node, which `passes/autodiff` expands into the
+joint graph. Anywhere else (called as it is, under `jax.jit`, `jax.vmap`, `jax.lax.scan`, or the
+user's own `jax.grad`) the primitive expands itself in the same way and runs as ordinary JAX.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.extend.core as jec
+import numpy as np
+from jax.interpreters import ad, batching, mlir
+
+from ..ir.errors import ArgumentError, DifferentiationError
+from ..ir.evaluate import evaluate
+from ..ir.graph import Graph, Node, Value
+from ..ir.ops import OPS
+from ..ir.types import ArrayType, is_complex, is_inexact, type_of
+from ..passes import Autodiff, Canonicalise, Dce
+from .diagnose import caller_line, defined_at, tracing
+from .importer import import_open
+
+gradients_p = jec.Primitive("gradients")
+gradients_p.multiple_results = True
+
+
+def gradients_graph(graph: Graph, wrt: tuple[int, ...]) -> Graph:
+    """Return a graph of one `gradients` node that differentiates `graph`."""
+    inputs = tuple(Value(value.type, value.name) for value in graph.inputs)
+    types = OPS["gradients"].shape(inputs, {"wrt": wrt}, (graph,))
+    node = Node(
+        OPS["gradients"], inputs, tuple(map(Value, types)), {"wrt": wrt}, (graph,)
+    )
+    return Graph(f"grad_{graph.name}", inputs, (node,), node.outputs)
+
+
+def _expanded(*args: Any, graph: Graph, wrt: tuple[int, ...]) -> list[Any]:
+    """Run the joint graph of forward and backward nodes."""
+    joint = gradients_graph(graph, wrt)
+    for step in (Canonicalise(), Autodiff(), Dce()):
+        joint = step(joint)
+    return evaluate(joint, *args)
+
+
+def _abstract(*avals: Any, graph: Graph, wrt: tuple[int, ...]) -> list[Any]:
+    outs = [value.type for value in graph.outputs]
+    grads = [graph.inputs[i].type.strong() for i in wrt]
+    return [jax.core.ShapedArray(t.shape, t.dtype, weak_type=t.weak) for t in (*outs, *grads)]
+
+
+def _batched(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[list[Any], Any]:
+    run = jax.vmap(functools.partial(_expanded, **params), in_axes=tuple(dims))
+    outs = run(*args)
+    return outs, [0] * len(outs)
+
+
+def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
+    """The user's own `jax.grad` or `jax.jvp` around ours: JAX differentiates what we expanded."""
+    run = functools.partial(_expanded, **params)
+    return jax.jvp(run, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
+
+
+gradients_p.def_impl(_expanded)
+gradients_p.def_abstract_eval(_abstract)
+batching.primitive_batchers[gradients_p] = _batched
+ad.primitive_jvps[gradients_p] = _jvp
+mlir.register_lowering(gradients_p, mlir.lower_fun(_expanded, multiple_results=True))
+
+
+def value_and_grad(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+) -> Callable[..., Any]:
+    """Return a function that evaluates `fun` and the gradient of its first output.
+
+    Args:
+        fun: returns a scalar of floating dtype, or with `has_aux` a pair of it and any pytree.
+        argnums: positions of the arguments to differentiate by; pytrees of floating arrays.
+        has_aux: `fun` returns `(loss, aux)`.
+        holomorphic: `fun` is holomorphic; inputs and output are complex.
+        allow_int: integer and boolean inputs are accepted; their gradient is float0.
+
+    Returns:
+        A function with the signature of `fun` that returns `(loss, gradients)`, or
+        `((loss, aux), gradients)`; gradients have the tree of the argument, or are a tuple of
+        such trees when `argnums` is a sequence.
+
+    Raises:
+        DifferentiationError: the loss is no scalar, or an input cannot be differentiated by.
+        MissingRuleError: an op on the way has no rule; names the op and its line.
+    """
+    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+    @functools.wraps(fun)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        where = caller_line()
+        chosen = _chosen(fun, args, positions, where)
+        leaves, tree = jax.tree.flatten(chosen)
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(chosen)]
+        _check_inputs(fun, leaves, paths, holomorphic, allow_int, where)
+
+        def flat(*xs: Any) -> tuple[Any, Any]:
+            full = list(args)
+            for i, x in zip(positions, jax.tree.unflatten(tree, xs), strict=True):
+                full[i] = x
+            return _loss_and_aux(fun, fun(*full, **kwargs), has_aux, where)
+
+        with tracing(fun):
+            jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+        _check_loss(fun, shapes[0], holomorphic, where)
+        graph, consts = import_open(jaxpr, getattr(fun, "__name__", "fun"), paths)
+        wrt = [i for i, x in enumerate(leaves) if is_inexact(type_of(x).dtype)]
+        at = tuple(len(consts) + i for i in wrt)
+        found = gradients_p.bind(*consts, *leaves, graph=graph, wrt=at)
+        count = len(found) - len(wrt)
+        given = dict(zip(wrt, found[count:], strict=True))
+        grads = [given[i] if i in given else _float0(x) for i, x in enumerate(leaves)]
+        loss, aux = jax.tree.unflatten(jax.tree.structure(shapes), found[:count])
+        trees = jax.tree.unflatten(tree, grads)
+        value = (loss, aux) if has_aux else loss
+        return value, trees[0] if isinstance(argnums, int) else trees
+
+    return wrapped
+
+
+def grad(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    holomorphic: bool = False,
+    allow_int: bool = False,
+) -> Callable[..., Any]:
+    """Return a function that evaluates the gradient of `fun`; see `value_and_grad`.
+
+    Returns:
+        A function that returns gradients, or `(gradients, aux)` with `has_aux`.
+    """
+    both = value_and_grad(fun, argnums, has_aux, holomorphic, allow_int)
+
+    @functools.wraps(fun)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        value, grads = both(*args, **kwargs)
+        return (grads, value[1]) if has_aux else grads
+
+    return wrapped
+
+
+def _float0(x: Any) -> Any:
+    return np.zeros(np.shape(x), jax.dtypes.float0)
+
+
+def _chosen(
+    fun: Callable[..., Any], args: Sequence[Any], positions: Sequence[int], where: str
+) -> tuple[Any, ...]:
+    for i in positions:
+        if not -len(args) <= i < len(args):
+            raise ArgumentError(
+                f"argnums={i} needs a positional argument at that place, got {len(args)} "
+                f"positional arguments\n  at {where}; differentiate by arguments that are passed "
+                "by position"
+            )
+    return tuple(args[i] for i in positions)
+
+
+def _check_inputs(
+    fun: Callable[..., Any],
+    leaves: Sequence[Any],
+    paths: Sequence[str],
+    holomorphic: bool,
+    allow_int: bool,
+    where: str,
+) -> None:
+    for leaf, path in zip(leaves, paths, strict=True):
+        try:
+            kind = type_of(leaf)
+        except (AttributeError, TypeError):
+            raise ArgumentError(
+                f"grad of {defined_at(fun)} wants arrays, got {type(leaf).__name__} at argument "
+                f"{path}\n  at {where}; pass it as another argument, or close over it"
+            ) from None
+        _check_dtype(fun, kind, path, holomorphic, allow_int, where)
+
+
+def _check_dtype(
+    fun: Callable[..., Any], kind: ArrayType, path: str, holomorphic: bool, allow_int: bool,
+    where: str,
+) -> None:
+    if holomorphic and not is_complex(kind.dtype):
+        wanted, todo = "complex inputs with holomorphic=True", "cast the input"
+    elif not is_inexact(kind.dtype) and not allow_int:
+        wanted = "floating inputs"
+        todo = "cast it to a floating dtype, leave it out of argnums, or pass allow_int=True"
+    else:
+        return
+    raise DifferentiationError(
+        f"grad of {defined_at(fun)} wants {wanted}, got {kind} at argument {path}\n  at {where}; "
+        f"{todo}"
+    )
+
+
+def _loss_and_aux(fun: Callable[..., Any], out: Any, has_aux: bool, where: str) -> tuple[Any, Any]:
+    if not has_aux:
+        return out, ()
+    if not (isinstance(out, tuple | list) and len(out) == 2):
+        raise DifferentiationError(
+            f"has_aux=True wants {defined_at(fun)} to return a pair (loss, aux), got "
+            f"{type(out).__name__}\n  at {where}"
+        )
+    return out[0], out[1]
+
+
+def _check_loss(fun: Callable[..., Any], loss: Any, holomorphic: bool, where: str) -> None:
+    wanted = f"grad wants {defined_at(fun)} to return a scalar loss"
+    leaves = jax.tree.leaves(loss)
+    if len(leaves) != 1 or jax.tree.structure(loss) != jax.tree.structure(0):
+        found = f"a {type(loss).__name__} of {len(leaves)} arrays" if leaves else "no array"
+        todo = "return the loss alone, or (loss, aux) with has_aux=True"
+        raise DifferentiationError(f"{wanted}, got {found}\n  at {where}; {todo}")
+    kind = type_of(loss)
+    if kind.shape:
+        todo = "reduce it with .mean() or .sum(), or differentiate one element of it"
+        raise DifferentiationError(f"{wanted}, got {kind}\n  at {where}; {todo}")
+    if not is_inexact(kind.dtype) or (is_complex(kind.dtype) and not holomorphic):
+        todo = "return a real floating number, or pass holomorphic=True for a complex one"
+        raise DifferentiationError(f"{wanted} of floating dtype, got {kind}\n  at {where}; {todo}")

@@ -1,0 +1,123 @@
+"""One traced program: what a function is for one signature of its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from time import perf_counter
+from typing import Any
+
+import jax
+
+from ..ir.graph import Graph
+from ..ir.types import ArrayType, type_of
+from ..passes import Pass, Stage, run_passes
+from .diagnose import not_an_array, tracing
+from .importer import import_jaxpr
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What decides whether a program can be used again: leaf types, tree and static values."""
+
+    paths: tuple[str, ...]
+    types: tuple[ArrayType, ...]
+    tree: Any
+    static: tuple[tuple[str, Hashable], ...]
+
+    @cached_property
+    def structs(self) -> list[jax.ShapeDtypeStruct]:
+        """The leaves as `jax.ShapeDtypeStruct`s."""
+        return [jax.ShapeDtypeStruct(t.shape, t.dtype, weak_type=t.weak) for t in self.types]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How a call's arguments divide into arrays and static values."""
+
+    fun: Callable[..., Any]
+    static_positions: frozenset[int]
+    static_names: frozenset[str]
+
+    def signature(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Signature:
+        """Signature of a call. Raises `ArgumentError` for a leaf that is no array."""
+        dynamic, static = self.divide(args, kwargs)
+        leaves, tree = jax.tree_util.tree_flatten_with_path(dynamic)
+        paths = tuple(_path(path) for path, _ in leaves)
+        types = tuple(self._type(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True))
+        return Signature(paths, types, tree, static)
+
+    def divide(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[dict[int, Any], dict[str, Any]], tuple[tuple[str, Hashable], ...]]:
+        """Return `((arrays by position, arrays by name), static values)`."""
+        positional = {i: x for i, x in enumerate(args) if i not in self.static_positions}
+        named = {k: x for k, x in kwargs.items() if k not in self.static_names}
+        static = [(str(i), args[i]) for i in sorted(self.static_positions) if i < len(args)]
+        static += [(k, kwargs[k]) for k in sorted(self.static_names) if k in kwargs]
+        return (positional, named), tuple(static)
+
+    def flat(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], tree: Any
+    ) -> Callable[..., Any]:
+        """Return the function of the array leaves alone, static values as in this call."""
+
+        def flat(*leaves: Any) -> Any:
+            positional, named = jax.tree.unflatten(tree, leaves)
+            full = [positional.get(i, x) for i, x in enumerate(args)]
+            return self.fun(*full, **{**kwargs, **named})
+
+        return flat
+
+    def _type(self, path: str, leaf: Any) -> ArrayType:
+        try:
+            return type_of(leaf)
+        except (AttributeError, TypeError):
+            raise not_an_array(self.fun, path, leaf) from None
+
+
+def _path(path: Any) -> str:
+    """`args[0]['w']` for a leaf of a positional argument, `name['w']` for that of a named one."""
+    group, argument, *rest = path
+    first = f"args[{argument.key}]" if group.idx == 0 else str(argument.key)
+    return first + jax.tree_util.keystr(tuple(rest))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced function and what the passes made of it."""
+
+    name: str
+    signature: Signature
+    jaxpr: Any
+    graph: Graph
+    out_shapes: Any
+    trace_seconds: float
+
+    @property
+    def out_types(self) -> list[ArrayType]:
+        """Types of the output leaves, as traced."""
+        return [value.type for value in self.graph.outputs]
+
+    @property
+    def holds_tracers(self) -> bool:
+        """True when the function closes over values of an outer trace: use once, do not keep."""
+        return any(isinstance(const, jax.core.Tracer) for const in self.jaxpr.consts)
+
+    def stages(self, passes: Sequence[Pass], check: bool) -> tuple[Stage, ...]:
+        """Run the passes; `traced` comes first."""
+        return run_passes(self.graph, passes, seconds=self.trace_seconds, check=check)
+
+
+def trace_program(
+    arguments: Arguments, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Program:
+    """Trace a function at the types of these arguments and import it."""
+    signature = arguments.signature(args, kwargs)
+    flat = arguments.flat(args, kwargs, signature.tree)
+    start = perf_counter()
+    with tracing(arguments.fun):
+        jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(*signature.structs)
+    graph = import_jaxpr(jaxpr, name, signature.paths)
+    return Program(name, signature, jaxpr, graph, shapes, perf_counter() - start)

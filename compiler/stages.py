@@ -1,0 +1,104 @@
+"""The stages of ahead-of-time compilation: traced, lowered, compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..ir.graph import Graph
+from ..passes import Stage
+from .dump import write_stages
+from .program import Program
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A function traced and imported; nothing has been rewritten yet."""
+
+    _program: Program
+    _lower: Callable[[], Lowered]
+
+    @property
+    def graph(self) -> Graph:
+        """The program as imported."""
+        return self._program.graph
+
+    @property
+    def jaxpr(self) -> Any:
+        """The jaxpr that JAX's staging gave."""
+        return self._program.jaxpr
+
+    @property
+    def out_info(self) -> Any:
+        """The outputs as a pytree of `jax.ShapeDtypeStruct`s."""
+        return self._program.out_shapes
+
+    def lower(self) -> Lowered:
+        """Run the passes."""
+        return self._lower()
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A program after all passes; `stages` holds each step's graph."""
+
+    _program: Program
+    stages: tuple[Stage, ...]
+    _by_jax: Callable[[], Any]
+
+    @property
+    def graph(self) -> Graph:
+        """The final graph, which is handed to XLA."""
+        return self.stages[-1].graph
+
+    @property
+    def out_info(self) -> Any:
+        """The outputs as a pytree of `jax.ShapeDtypeStruct`s."""
+        return self._program.out_shapes
+
+    @cached_property
+    def _lowered(self) -> Any:
+        return self._by_jax()
+
+    def as_text(self, dialect: str = "backpass") -> str:
+        """Return the program as text; `dialect` is `"backpass"`, or what JAX knows (`"stablehlo"`)."""
+        return str(self.graph) if dialect == "backpass" else str(self._lowered.as_text(dialect))
+
+    def cost_analysis(self) -> Any:
+        """Return XLA's own cost estimate of the unoptimised program."""
+        return self._lowered.cost_analysis()
+
+    def compile(self) -> Compiled:
+        """Compile for the devices at hand."""
+        return Compiled(self._lowered.compile(), self.stages)
+
+    def dump(self, directory: str | Path) -> list[Path]:
+        """Write `NNN_stage.txt` for each stage and `graph.dot` of the last; returns the paths."""
+        return write_stages(self.stages, Path(directory))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An executable for one signature."""
+
+    _compiled: Any
+    stages: tuple[Stage, ...]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run on arguments of the signature that it was compiled for, static ones left out."""
+        return self._compiled(*args, **kwargs)
+
+    def as_text(self) -> str:
+        """Return XLA's optimised HLO."""
+        return str(self._compiled.as_text())
+
+    def memory_analysis(self) -> Any:
+        """Return XLA's report: argument, output, temporary and aliased bytes."""
+        return self._compiled.memory_analysis()
+
+    def cost_analysis(self) -> Any:
+        """Return XLA's cost estimate of the optimised program."""
+        return self._compiled.cost_analysis()

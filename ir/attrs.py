@@ -1,0 +1,245 @@
+"""Attribute values as text: one table of kinds, read by the printer and by the parser.
+
+    value  ::= 'None' | 'True' | 'False' | number | string          Python's own
+             | number ':' dtype                                      a NumPy scalar
+             | '(' value,* ')' | '[' value,* ']' | '{' (value ':' value),* '}'
+             | 'frozenset{' value,* '}' | 'slice(' value ',' value ',' value ')'
+             | dtype                                                 f32, bool, key<fry>
+             | class '.' member                                      Precision.HIGHEST
+             | class '(' (field '=' value),* ')'                     GatherDimensionNumbers(...)
+             | 'policy.' name                                        of jax.checkpoint_policies
+             | dense | '@' name | 'keys<' string value '>'           arrays, PRNG keys
+             | 'prng<' tag '>' | graph
+             | 'opaque<' string '>'                                  printed, never read
+
+What is not in the table is opaque: a person can read what it is, the parser refuses it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.extend.random
+import numpy as np
+from jax import lax
+
+from .graph import Graph
+from .lexer import NAME, quote, word
+from .numbers import format_number
+from .resources import Writer, is_plain
+from .types import dtype_from_name, dtype_name
+
+PrintGraph = Callable[[Graph], str]
+
+_ENUMS = (
+    "AccuracyMode DotAlgorithmPreset FftType GatherScatterMode Precision RandomAlgorithm"
+    " RoundingMethod linalg.EigImplementation linalg.EighImplementation linalg.SvdAlgorithm"
+)
+_RECORDS = (
+    "ConvDimensionNumbers DotAlgorithm GatherDimensionNumbers RaggedDotDimensionNumbers"
+    " ScatterDimensionNumbers Tolerance"
+)
+
+
+def _lax(names: str) -> dict[str, Any]:
+    """Classes of `jax.lax` by their own names, those that this version of JAX has."""
+    found = {}
+    for path in names.split():
+        module, _, name = path.rpartition(".")
+        found[name] = getattr(getattr(lax, module) if module else lax, name, None)
+    return {name: cls for name, cls in found.items() if cls is not None}
+
+
+ENUMS: Mapping[str, Any] = _lax(_ENUMS)
+RECORDS: Mapping[str, Any] = _lax(_RECORDS)
+POLICIES: Mapping[str, Any] = {
+    name: policy
+    for name in "everything_saveable nothing_saveable dots_saveable checkpoint_dots"
+    " dots_with_no_batch_dims_saveable checkpoint_dots_with_no_batch_dims".split()
+    if (policy := getattr(jax.checkpoint_policies, name, None)) is not None
+}
+PRNGS: Mapping[str, Any] = {
+    "fry": jax.extend.random.threefry_prng_impl,
+    "rbg": jax.extend.random.rbg_prng_impl,
+    "urbg": jax.extend.random.unsafe_rbg_prng_impl,
+}
+
+# Attributes with the value that almost every program has: left out of the text. `-key` in the
+# text tells that a node has no such attribute at all.
+_SCATTER = {
+    "indices_are_sorted": False,
+    "unique_indices": False,
+    "update_consts": (),
+    "update_jaxpr": None,
+}
+PLAIN: Mapping[str, Mapping[str, Any]] = {
+    "conv_general_dilated": {
+        "batch_group_count": 1,
+        "feature_group_count": 1,
+        "precision": None,
+        "preferred_element_type": None,
+    },
+    "convert_element_type": {"weak_type": False},
+    "dot_general": {"precision": None, "preferred_element_type": None},
+    "gather": {"fill_value": None, "indices_are_sorted": False, "unique_indices": False},
+    "scan": {"reverse": False, "unroll": 1},
+    "slice": {"strides": None},
+    **{f"scatter{kind}": _SCATTER for kind in ("", "-add", "-mul", "-min", "-max", "_sub")},
+}
+_NOTHING: Mapping[str, Any] = {}
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_OPAQUE_WIDTH = 60
+
+
+def _plain(op: str, attrs: Mapping[str, Any]) -> tuple[set[str], list[str]]:
+    """Keys that the text leaves out, and plain keys that the node lacks."""
+    plain = PLAIN.get(op, _NOTHING)
+    same = {
+        k for k, v in plain.items() if k in attrs and type(attrs[k]) is type(v) and attrs[k] == v
+    }
+    return same, [k for k in plain if k not in attrs]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AttrPrinter:
+    """Prints attribute values; `constants` collects large arrays, `graph` prints a graph."""
+
+    constants: Writer
+    graph: PrintGraph
+
+    def attrs(self, op: str, attrs: Mapping[str, Any]) -> list[str]:
+        """Print each attribute of an `op` as `key=value`, in the order of their names."""
+        same, absent = _plain(op, attrs)
+        items = [(k, f"{word(k, NAME)}={self.value(v)}") for k, v in attrs.items() if k not in same]
+        items += [(k, f"-{k}") for k in absent]
+        return [text for _, text in sorted(items)]
+
+    def value(self, x: Any) -> str:
+        """Text of one value."""
+        rule = _BY_TYPE.get(type(x)) or _rule_for(x)
+        return rule(self, x)
+
+    def many(self, xs: Any) -> str:
+        """Texts of several values, with commas between."""
+        return ",".join(map(self.value, xs))
+
+
+def opaque(x: Any, why: str = "") -> str:
+    """Name an object that has no text form; addresses are left out, so that it is stable."""
+    try:
+        shown = " ".join(_ADDRESS.sub("", repr(x)).split())
+    except Exception:  # a stranger's __repr__ must not stop the printer
+        shown = ""
+    if len(shown) > _OPAQUE_WIDTH:
+        shown = shown[: _OPAQUE_WIDTH - 3] + "..."
+    kind = f"{type(x).__module__}.{type(x).__qualname__}"
+    return f"opaque<{quote(' '.join(filter(None, (kind, shown, why))))}>"
+
+
+def _float(x: float) -> str:
+    return format_number(np.float64(x))
+
+
+def _tuple(p: AttrPrinter, x: tuple[Any, ...]) -> str:
+    return f"({p.value(x[0])},)" if len(x) == 1 else f"({p.many(x)})"
+
+
+def _dict(p: AttrPrinter, x: dict[Any, Any]) -> str:
+    return "{" + ", ".join(f"{p.value(k)}: {p.value(v)}" for k, v in x.items()) + "}"
+
+
+def _scalar(p: AttrPrinter, x: np.generic) -> str:
+    if not is_plain(x.dtype):
+        return opaque(x)
+    return f"{format_number(x)}:{dtype_name(x.dtype)}"
+
+
+def _array(p: AttrPrinter, x: Any) -> str:
+    try:
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            data = p.value(np.asarray(jax.random.key_data(x)))
+            return f"keys<{quote(str(jax.random.key_impl(x)))} {data}>"
+        array = np.asarray(x)
+    except (RuntimeError, TypeError, ValueError) as error:  # deleted, spread over hosts, traced
+        return opaque(x, type(error).__name__)
+    if not is_plain(array.dtype):
+        return opaque(x)
+    return p.constants.write(array) or _too_large(array)
+
+
+def _too_large(array: np.ndarray[Any, Any]) -> str:
+    kind = f"{dtype_name(array.dtype)}[{','.join(map(str, array.shape))}]"
+    return f"opaque<{quote(f'{kind}, {array.nbytes} bytes: over the limit of the resources')}>"
+
+
+def _slice(p: AttrPrinter, x: slice) -> str:
+    return f"slice({p.many((x.start, x.stop, x.step))})"
+
+
+def _record(p: AttrPrinter, x: Any) -> str:
+    fields = ", ".join(f"{name}={p.value(getattr(x, name))}" for name in _fields(type(x)))
+    return f"{type(x).__name__}({fields})"
+
+
+def _fields(cls: Any) -> tuple[str, ...]:
+    return (
+        cls._fields if hasattr(cls, "_fields") else tuple(f.name for f in dataclasses.fields(cls))
+    )
+
+
+_BY_TYPE: Mapping[type, Callable[[AttrPrinter, Any], str]] = {
+    type(None): lambda p, x: "None",
+    bool: lambda p, x: str(x),
+    int: lambda p, x: str(x) if x.bit_length() < 10_000 else opaque(0, "a huge integer"),
+    float: lambda p, x: _float(x),
+    complex: lambda p, x: format_number(np.complex128(x)),
+    str: lambda p, x: quote(x),
+    tuple: _tuple,
+    list: lambda p, x: f"[{p.many(x)}]",
+    dict: _dict,
+    frozenset: lambda p, x: f"frozenset{{{','.join(sorted(map(p.value, x)))}}}",
+    slice: _slice,
+    Graph: lambda p, x: p.graph(x),
+    np.ndarray: _array,
+    **{cls: _record for cls in RECORDS.values()},
+    **{cls: lambda p, x: f"{type(x).__name__}.{x.name}" for cls in ENUMS.values()},
+}
+
+
+def _rule_for(x: Any) -> Callable[[AttrPrinter, Any], str]:
+    """Rule for values that are found by more than their exact type."""
+    if isinstance(x, np.generic):
+        return _scalar
+    if isinstance(x, jax.Array):
+        return _array
+    if isinstance(x, enum.Enum) and type(x) in ENUMS.values():
+        return lambda p, x: f"{type(x).__name__}.{x.name}"
+    if isinstance(x, np.dtype) or _is_key_dtype(x):
+        return lambda p, x: dtype_name(x) if _has_name(x) else opaque(x)
+    for tag, implementation in PRNGS.items():
+        if x is implementation:
+            return lambda p, x: f"prng<{tag}>"
+    for name, policy in POLICIES.items():
+        if x is policy:
+            return lambda p, x: f"policy.{name}"
+    return lambda p, x: opaque(x)
+
+
+def _is_key_dtype(x: Any) -> bool:
+    try:
+        return bool(jax.dtypes.issubdtype(x, jax.dtypes.prng_key)) and not isinstance(x, type)
+    except TypeError:
+        return False
+
+
+def _has_name(dtype: Any) -> bool:
+    try:
+        return bool(dtype_from_name(dtype_name(dtype)) == dtype)
+    except KeyError:
+        return False

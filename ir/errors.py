@@ -1,0 +1,57 @@
+"""Errors that users meet: where, what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+import jax.errors
+
+
+class BackpassError(Exception):
+    """Base of every error that backpass raises on purpose."""
+
+
+class GraphError(BackpassError):
+    """A graph breaks the language's own rules; raised by the verifier, always our bug."""
+
+
+class ParseError(BackpassError, ValueError):
+    """Text is not the IR's canonical form; the message carries line, column and a caret."""
+
+
+class ShapeError(BackpassError, TypeError):
+    """Operand shapes or dtypes do not fit an op."""
+
+
+class TraceError(BackpassError, TypeError):
+    """A Python function cannot be staged: what it does depends on array values or leaks them."""
+
+
+class ConcretizationError(TraceError, jax.errors.ConcretizationTypeError):
+    """Python control flow asked for the value of a traced array."""
+
+    def __init__(self, message: str) -> None:
+        """Keep `message` as it is; JAX's own class would wrap a tracer."""
+        Exception.__init__(self, message)
+
+
+class LeakError(TraceError, jax.errors.UnexpectedTracerError):
+    """A tracer outlived the trace that made it, through a side effect."""
+
+    def __init__(self, message: str) -> None:
+        """Keep `message` as it is."""
+        Exception.__init__(self, message)
+
+
+class ArgumentError(BackpassError, TypeError):
+    """An argument is not an array, or a tree, dtype or index does not fit the function."""
+
+
+class DonationError(BackpassError, RuntimeError):
+    """A buffer that was donated to an earlier call is used again."""
+
+
+class DifferentiationError(BackpassError, TypeError):
+    """The gradient that was asked for does not exist: non-scalar loss, integer input, ..."""
+
+
+class MissingRuleError(DifferentiationError, NotImplementedError):
+    """An op on the way from inputs to loss has no VJP rule."""

@@ -1,0 +1,138 @@
+"""The one place that knows JAX's versions (0.10 to 0.12) and its private corners.
+
+Everything else speaks to `jax`, `jax.lax`, `jax.numpy`, `jax.extend` alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import jax
+import jax.extend.core as jec
+import numpy as np
+from jax.extend import source_info_util
+
+JAX_VERSION: tuple[int, ...] = tuple(int(part) for part in jax.__version__.split(".")[:3])
+
+_JAX_FOLDER = os.path.dirname(os.path.abspath(jax.__file__))
+
+# Parameters that JAX's primitives need and that are plain in almost every program: the importer
+# leaves them out of a node's attrs when they have the value given here, binding puts them back.
+_ACCURACY = ("cbrt cos exp exp2 expm1 log log1p logistic rsqrt sin sqrt tan tanh").split()
+_SHARDING = ("broadcast_in_dim convert_element_type iota reshape").split()
+_OUT_SHARDING = ("dot_general conv_general_dilated reduce_sum ragged_dot_general").split()
+_NEW_OUT_SHARDING = ("reduce_max reduce_min").split()
+
+IMPLIED: dict[str, dict[str, Any]] = {
+    **{name: {"accuracy": None} for name in _ACCURACY},
+    **{name: {"sharding": None} for name in _SHARDING},
+    **{name: {"out_sharding": None} for name in _OUT_SHARDING},
+    "mul": {"out_dtype": None},
+}
+IMPLIED["reshape"]["dimensions"] = None
+if JAX_VERSION >= (0, 11):
+    IMPLIED |= {name: {"out_sharding": None} for name in _NEW_OUT_SHARDING}
+    IMPLIED["top_k"] = {"is_stable": True}
+
+
+@cache
+def primitive(name: str) -> Any:
+    """Return JAX's primitive called `name`. Raises `KeyError` when no public name leads to it."""
+    for attribute in dir(jec.primitives):
+        found = getattr(jec.primitives, attribute)
+        if isinstance(found, jec.Primitive) and found.name == name:
+            return found
+    raise KeyError(f"JAX {jax.__version__} has no public primitive named {name!r}")
+
+
+def bind(name: str, args: Sequence[Any], attrs: Mapping[str, Any]) -> list[Any]:
+    """Bind the primitive `name` to arrays or tracers, the implied parameters put back."""
+    prim = primitive(name)
+    implied = IMPLIED.get(name)
+    out = prim.bind(*args, **(implied | dict(attrs) if implied else attrs))
+    return list(out) if prim.multiple_results else [out]
+
+
+def is_jaxpr(x: Any) -> bool:
+    """True for open and closed jaxprs (one class from 0.11 on)."""
+    return isinstance(x, jec.Jaxpr | jec.ClosedJaxpr)
+
+
+def jaxpr_parts(jaxpr: Any) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any], Any, Any]:
+    """`(constvars, consts, invars, eqns, outvars)` of an open or closed jaxpr."""
+    inner = getattr(jaxpr, "jaxpr", jaxpr)
+    consts = getattr(jaxpr, "consts", ())
+    return inner.constvars, consts, inner.invars, inner.eqns, inner.outvars
+
+
+def jaxpr_name(jaxpr: Any) -> str:
+    """Name of the function that a jaxpr was traced from."""
+    info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
+    return getattr(info, "func_name", None) or "body"
+
+
+def is_library(jaxpr: Any) -> bool:
+    """True when a jaxpr was traced from a function of JAX's own."""
+    info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
+    return str(getattr(info, "func_filename", None) or "").startswith(_JAX_FOLDER)
+
+
+def custom_name(params: Mapping[str, Any]) -> str:
+    """Name of the function that a custom rule belongs to."""
+    return jaxpr_name(params["call_jaxpr"])
+
+
+def scan_layout(params: Mapping[str, Any]) -> tuple[int, int]:
+    """`(number of constants, number of carries)` of a scan equation."""
+    if "ft_in" in params:
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return params["num_consts"], params["num_carry"]
+
+
+def user_line(traceback: Any) -> str:
+    """`file:line` of the innermost frame outside JAX and backpass, or an empty string."""
+    if traceback is None:
+        return ""
+    info = source_info_util.new_source_info().replace(traceback=traceback)
+    where = source_info_util.summarize(info)
+    file, _, line = where.split(" (")[0].rsplit(":", 1)[0].rpartition(":")
+    return shortened(file, line) if file else ""
+
+
+def shortened(file: str, line: object) -> str:
+    """`file:line`, relative where the file lies below the working directory."""
+    relative = os.path.relpath(file) if os.path.isabs(file) else file
+    return f"{file if relative.startswith('..') else relative}:{line}"
+
+
+def policy_saves(policy: Any, node: Any) -> bool:
+    """Ask a `jax.checkpoint_policies` predicate whether the outputs of `node` are kept."""
+    try:
+        prim = primitive(node.op.name)
+    except KeyError:
+        return False
+    avals = [jax.core.ShapedArray(v.type.shape, v.type.dtype) for v in node.inputs]
+    answer = policy(prim, *avals, **node.attrs)
+    return bool(answer) if isinstance(answer, bool) else answer is not None and "save" in str(
+        answer
+    ).lower()
+
+
+@contextmanager
+def source_context(traceback: Any, scope: str) -> Iterator[None]:
+    """Bind under the user's traceback and name stack, so that both reach the HLO."""
+    stack = source_info_util.current_name_stack()
+    for part in scope.split("/") if scope else ():
+        stack = stack.extend(part)
+    with source_info_util.user_context(traceback, name_stack=stack):
+        yield
+
+
+def as_numpy_scalar(x: Any, dtype: Any) -> Any:
+    """A Python or NumPy scalar as a NumPy scalar of `dtype` (bfloat16 and float8 included)."""
+    return np.asarray(x).astype(dtype)[()]

@@ -1,0 +1,44 @@
+"""The table of all ops. An op exists because it stands in one of the tuples joined here."""
+
+from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from ..op import Op
+from . import (
+    contraction,
+    control,
+    cumulative,
+    dialect,
+    elementwise,
+    indexing,
+    linalg,
+    random,
+    reductions,
+    structural,
+    windows,
+)
+
+ALL: tuple[Op, ...] = (
+    *elementwise.OPS,
+    *structural.OPS,
+    *reductions.OPS,
+    *cumulative.OPS,
+    *indexing.OPS,
+    *windows.OPS,
+    *contraction.OPS,
+    *linalg.OPS,
+    *random.OPS,
+    *control.OPS,
+    *dialect.OPS,
+)
+
+
+def _by_name(ops: tuple[Op, ...]) -> Mapping[str, Op]:
+    twice = [name for name, count in Counter(op.name for op in ops).items() if count > 1]
+    if twice:
+        raise ValueError(f"ops listed twice: {', '.join(twice)}")
+    return MappingProxyType({op.name: op for op in ops})
+
+
+OPS: Mapping[str, Op] = _by_name(ALL)

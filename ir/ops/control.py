@@ -1,0 +1,290 @@
+"""Ops with regions: calls, custom rules, checkpoint, cond, while.
+
+Reverse mode of such an op is a `linearise` rule: it emits the op's outputs, with whatever the
+backward pass has to read besides, and returns the pullback. `scan` has a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax import lax
+
+from .. import jax_compat
+from ..errors import DifferentiationError
+from ..op import Attrs, Cts, Differentiator, Op, Pullback
+from ..types import ArrayType
+from .scan import SCAN
+
+if TYPE_CHECKING:
+    from ..builder import Builder
+    from ..graph import Graph, Node, Value
+
+Run = Callable[..., list[Any]]
+
+
+def _region_types(position: int) -> Callable[..., tuple[ArrayType, ...]]:
+    """Shape rule: the outputs of one region."""
+
+    def shape(
+        inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
+    ) -> tuple[ArrayType, ...]:
+        return tuple(value.type for value in regions[position].outputs)
+
+    return shape
+
+
+def _call(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run) -> list[Any]:
+    return run(regions[0], *args)
+
+
+def _linearise_call(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    return ad.inline(b, node.regions[0], node.inputs, needs)
+
+
+# jax.checkpoint: `remat2(x) {prevent_cse, policy} body`
+
+
+def _linearise_checkpoint(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    """Save the inputs and what the policy names; run the body again when the cotangent comes."""
+    (body,) = node.regions
+    outputs, env = b.inline(body, node.inputs, node.origin)
+    saved = _saved_by_policy(body, node.attrs.get("policy"))
+
+    def pullback(b: Builder, cts: Cts) -> Cts:
+        known = [ct for ct in cts if ct is not None]
+        kept = [env[value] for value in saved]
+        fenced = b.optimization_barrier(*node.inputs, *kept, *known)
+        inputs = fenced[: len(node.inputs)]
+        known_again = iter(fenced[len(inputs) + len(kept) :])
+        substitutes = dict(zip(saved, fenced[len(inputs) :], strict=False))
+        _, pull = ad.inline(b, body, inputs, needs, substitutes)
+        return pull(b, [None if ct is None else next(known_again) for ct in cts])
+
+    return outputs, pullback
+
+
+def _saved_by_policy(body: Graph, policy: Any) -> list[Value]:
+    """Outputs of the nodes that a `jax.checkpoint_policies` predicate wants kept."""
+    if policy is None:
+        return []
+    return [
+        value
+        for node in body.nodes
+        if not node.regions and jax_compat.policy_saves(policy, node)
+        for value in node.outputs
+    ]
+
+
+# Custom rules: `custom_jvp_call(x) call, jvp` and `custom_vjp_call(x) call, fwd, bwd`
+
+
+def _custom_jvp(
+    args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run
+) -> list[Any]:
+    """Rebind as `jax.custom_jvp`, so that a caller's own `jax.grad` still meets the rule."""
+    call, rule = regions
+
+    def function(*xs: Any) -> list[Any]:
+        return run(call, *xs)
+
+    def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+        inexact = [t for t, v in zip(tangents, call.inputs, strict=True) if v.type.is_inexact]
+        found = run(rule, *primals, *inexact)
+        outs, rest = found[: len(call.outputs)], iter(found[len(call.outputs) :])
+        return outs, [
+            next(rest) if v.type.is_inexact else np.zeros(v.shape, jax.dtypes.float0)
+            for v in call.outputs
+        ]
+
+    wrapped = jax.custom_jvp(function)
+    wrapped.defjvp(jvp)
+    return list(wrapped(*args))
+
+
+def _linearise_custom_jvp(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    """Transpose the user's JVP: it is linear in the tangents, whatever it is in the primals."""
+    call, rule = node.regions
+    inexact = [i for i, value in enumerate(node.inputs) if value.type.is_inexact]
+    outputs, pull_tangents = ad.linear_tape(b, rule, [*node.inputs, *([None] * len(inexact))])
+    primals = [value for value in outputs[: len(call.outputs)] if value is not None]
+
+    def pullback(b: Builder, cts: Cts) -> Cts:
+        seeds = [ct for ct, v in zip(cts, call.outputs, strict=True) if v.type.is_inexact]
+        tangents = pull_tangents(b, [*([None] * len(primals)), *seeds])[len(node.inputs) :]
+        found: list[Value | None] = [None] * len(node.inputs)
+        for i, ct in zip(inexact, tangents, strict=True):
+            found[i] = ct if needs[i] else None
+        return found
+
+    return primals, pullback
+
+
+def _custom_vjp(
+    args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run
+) -> list[Any]:
+    """Rebind as `jax.custom_vjp`, so that a caller's own `jax.grad` still meets the rule."""
+    call, forward, backward = regions
+
+    def function(*xs: Any) -> list[Any]:
+        return run(call, *xs)
+
+    def fwd(*xs: Any) -> tuple[list[Any], list[Any]]:
+        found = run(forward, *xs)
+        return found[: len(call.outputs)], found[len(call.outputs) :]
+
+    def bwd(residuals: list[Any], cts: list[Any]) -> tuple[Any, ...]:
+        inexact = [ct for ct, v in zip(cts, call.outputs, strict=True) if v.type.is_inexact]
+        found = iter(run(backward, *residuals, *inexact))
+        return tuple(next(found) if v.type.is_inexact else None for v in call.inputs)
+
+    wrapped = jax.custom_vjp(function)
+    wrapped.defvjp(fwd, bwd)
+    return list(wrapped(*args))
+
+
+def _linearise_custom_vjp(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    """The user's forward in place of the function, the user's backward as its pullback."""
+    call, forward, backward = node.regions
+    found, _ = b.inline(forward, node.inputs, node.origin)
+    outputs, residuals = found[: len(call.outputs)], found[len(call.outputs) :]
+
+    def pullback(b: Builder, cts: Cts) -> Cts:
+        seeds = [
+            ct if ct is not None else b.zeros(v)
+            for ct, v in zip(cts, call.outputs, strict=True)
+            if v.type.is_inexact
+        ]
+        given, _ = b.inline(backward, (*residuals, *seeds), node.origin)
+        each = iter(given)
+        return [next(each) if value.type.is_inexact else None for value in node.inputs]
+
+    return outputs, pullback
+
+
+# `cond(index, x) branches`
+
+
+def _cond(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run) -> list[Any]:
+    index, *operands = args
+    branches = [lambda *xs, region=region: run(region, *xs) for region in regions]
+    return list(lax.switch(index, branches, *operands))
+
+
+def _linearise_cond(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    """Each branch stores its own residuals; the others store zeros in their place."""
+    index, *operands = node.inputs
+    splits = [ad.split(branch, needs[1:]) for branch in node.regions]
+    count = len(node.outputs)
+    sizes = [len(split.forward.outputs) - count for split in splits]
+    stored_types = [v.type for split in splits for v in split.forward.outputs[count:]]
+    forwards = [
+        _branch_forward(b, split.forward, count, sum(sizes[:i]), stored_types)
+        for i, split in enumerate(splits)
+    ]
+    found = b.emit("cond", node.inputs, node.attrs, forwards)
+    outputs, stored = found[:count], found[count:]
+
+    def pullback(b: Builder, cts: Cts) -> Cts:
+        seeds = [
+            ct if ct is not None else b.zeros(out)
+            for ct, out in zip(cts, outputs, strict=True)
+            if out.type.is_inexact
+        ]
+        shared = (*operands, *stored, *seeds)
+        backwards = [
+            _branch_backward(b, split, len(operands), len(stored), sum(sizes[:i]), shared)
+            for i, split in enumerate(splits)
+        ]
+        grads = iter(b.emit("cond", (index, *shared), node.attrs, backwards))
+        return [next(grads) if needed else None for needed in needs]
+
+    return outputs, pullback
+
+
+def _branch_forward(
+    b: Builder, forward: Graph, count: int, at: int, stored: Sequence[ArrayType]
+) -> Graph:
+    """A branch's forward graph with room for the residuals of all branches; its own start `at`."""
+    inputs, sub = b.fresh(forward.inputs), b.nested()
+    outs, _ = sub.inline(forward, inputs)
+    room: list[Value | None] = [None] * len(stored)
+    room[at : at + len(outs) - count] = outs[count:]
+    filled = [sub.empty(t) if v is None else v for v, t in zip(room, stored, strict=True)]
+    return sub.graph(forward.name, inputs, (*outs[:count], *filled))
+
+
+def _branch_backward(
+    b: Builder, split: Any, operands: int, stored: int, at: int, shared: Sequence[Value]
+) -> Graph:
+    """A branch's backward graph, reading its own share of what all branches are given."""
+    inputs = b.fresh(shared)
+    own = {"input": 0, "stored": operands + at}
+    seeds = inputs[operands + stored :]
+    chosen = [inputs[own[kind] + i] for kind, i in split.residuals]
+    sub = b.nested()
+    outs, _ = sub.inline(split.backward, (*chosen, *seeds))
+    return sub.graph(split.backward.name, inputs, outs)
+
+
+# `while(cond_consts, body_consts, carry) cond, body`
+
+
+def _while(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run) -> list[Any]:
+    test, body = regions
+    nc, nb = attrs["cond_nconsts"], attrs["body_nconsts"]
+    test_consts, consts, init = args[:nc], args[nc : nc + nb], args[nc + nb :]
+    out = lax.while_loop(
+        lambda carry: run(test, *test_consts, *carry)[0],
+        lambda carry: run(body, *consts, *carry),
+        list(init),
+    )
+    return list(out)
+
+
+def _while_types(
+    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
+) -> tuple[ArrayType, ...]:
+    return tuple(value.type for value in regions[1].outputs)
+
+
+def _linearise_while(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    """The number of steps is unknown, so there is no room to save what each step needs."""
+    outputs = b.emit("while", node.inputs, node.attrs, node.regions)
+
+    def pullback(b: Builder, cts: Cts) -> Cts:
+        raise DifferentiationError(
+            "reverse mode needs a loop with a fixed number of steps, got `while`"
+            f"\n  at {node.source or 'unknown line'}{f' in {node.scope}' if node.scope else ''}"
+            "\n  use jax.lax.scan or a fori_loop with static bounds; for a loop that may stop "
+            "early, scan to the largest count and select the old carry once it is done"
+        )
+
+    return outputs, pullback
+
+
+OPS: tuple[Op, ...] = (
+    SCAN,
+    Op("jit", _region_types(0), _call, linearise=_linearise_call),
+    Op("closed_call", _region_types(0), _call, linearise=_linearise_call),
+    Op("remat2", _region_types(0), _call, linearise=_linearise_checkpoint),
+    Op("custom_jvp_call", _region_types(0), _custom_jvp, linearise=_linearise_custom_jvp),
+    Op("custom_vjp_call", _region_types(0), _custom_vjp, linearise=_linearise_custom_vjp),
+    Op("cond", _region_types(0), _cond, linearise=_linearise_cond),
+    Op("while", _while_types, _while, linearise=_linearise_while),
+)

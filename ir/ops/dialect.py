@@ -1,0 +1,65 @@
+"""Our own small dialect, and ops that only mark something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..errors import GraphError
+from ..op import Attrs, Cts, Op, primitive_op, same_type
+from ..types import ArrayType, type_of
+
+if TYPE_CHECKING:
+    from ..builder import Builder
+    from ..graph import Graph, Node, Value
+
+
+def _constant_shape(
+    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
+) -> tuple[ArrayType, ...]:
+    return (type_of(attrs["value"]),)
+
+
+def _constant(
+    args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Callable[..., list[Any]]
+) -> list[Any]:
+    return [attrs["value"]]
+
+
+def _gradients_shape(
+    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
+) -> tuple[ArrayType, ...]:
+    (function,) = regions
+    outputs = [value.type for value in function.outputs]
+    return (*outputs, *(inputs[i].type.strong() for i in attrs["wrt"]))
+
+
+def _gradients(
+    args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Callable[..., list[Any]]
+) -> list[Any]:
+    raise GraphError("a gradients node reached lowering: passes.autodiff expands it first")
+
+
+def _barrier_shape(
+    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
+) -> tuple[ArrayType, ...]:
+    return tuple(value.type for value in inputs)
+
+
+def _barrier_vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    """The cotangents pass a barrier of their own."""
+    known = [ct for ct in cts if ct is not None]
+    fenced = iter(b.optimization_barrier(*known))
+    return [None if ct is None else next(fenced) for ct in cts]
+
+
+def _name_vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    return cts
+
+
+OPS: tuple[Op, ...] = (
+    Op("constant", _constant_shape, _constant),
+    Op("gradients", _gradients_shape, _gradients),
+    primitive_op("optimization_barrier", _barrier_shape, vjp=_barrier_vjp, effect="barrier"),
+    primitive_op("name", same_type, vjp=_name_vjp),
+)

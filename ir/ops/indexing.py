@@ -1,0 +1,320 @@
+"""Gather, scatter, dynamic slices, sort and top-k.
+
+A gather's gradient is a scatter-add, right for embedding tables. Where one element is picked
+from each row (a label's logit, `take_along_axis`), it is a compare and a select instead, which
+XLA fuses with what stands around it: (iota = index) ? g : 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jax import lax
+
+from ..errors import DifferentiationError
+from ..op import Cts, Op, VjpRule, call, flop_per_input, primitive_op, shape_by_jax
+from .structural import replaced, without
+
+if TYPE_CHECKING:
+    from ..builder import Builder
+    from ..graph import Node, Value
+
+Dims = tuple[int, ...]
+Mode = lax.GatherScatterMode
+# Up to this many picks for each row, compares and selects over the row beat a scatter.
+FEW = 4
+
+
+def _gather(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    (g,), (x, indices) = cts, node.inputs
+    assert g is not None
+    if not needs[0]:
+        return [None, None]
+    axis = _picked_axis(node)
+    if axis is None:
+        attrs = _scatter_attrs(node.attrs)
+        return [b.one("scatter-add", b.zeros(x), indices, g, **attrs), None]
+    return [_one_hot(b, g, x, indices, axis, node.attrs), None]
+
+
+def _picked_axis(node: Node) -> int | None:
+    """The axis along which few elements are picked from each row, the rest being in order."""
+    x, indices = node.inputs
+    numbers, sizes = node.attrs["dimension_numbers"], node.attrs["slice_sizes"]
+    batching = numbers.operand_batching_dims
+    if len(numbers.start_index_map) != 1 or _picks(node) > FEW:
+        return None
+    (axis,) = numbers.start_index_map
+    others = (i for i in range(x.ndim) if i != axis and i not in batching)
+    whole = all(sizes[i] == x.shape[i] and i not in numbers.collapsed_slice_dims for i in others)
+    return int(axis) if whole and sizes[axis] == 1 and x.shape[axis] else None
+
+
+def _picks(node: Node) -> int:
+    """Number of index positions for each element of the batching dimensions."""
+    batching = node.attrs["dimension_numbers"].start_indices_batching_dims
+    return prod(without(node.inputs[1].shape[:-1], batching))
+
+
+def _one_hot(
+    b: Builder, g: Value, x: Value, indices: Value, axis: int, attrs: Any
+) -> Value:
+    """Sum over the picks p of (iota = index_p) ? g_p : 0, in the operand's layout.
+
+    An index out of bounds meets no element of the iota; with mode CLIP it is clamped first.
+    """
+    numbers = attrs["dimension_numbers"]
+    batching = dict(zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims, strict=True))
+    offsets = [int(i) for i in numbers.offset_dims]
+    collapsed = {*numbers.collapsed_slice_dims, *batching.values()}
+    windows = dict(zip(offsets, (i for i in range(x.ndim) if i not in collapsed), strict=True))
+    index_dims = dict(zip((i for i in range(g.ndim) if i not in offsets), range(indices.ndim), strict=False))
+    home = {i: windows.get(i, batching.get(index_dims.get(i, -1), -1)) for i in range(g.ndim)}
+    rows = _in_rows(b, g, {i: d for i, d in home.items() if d not in (axis, -1)})
+    picks = _in_rows(b, b.reshape(indices, indices.shape[:-1]), batching)
+    picks = _bounded(b, picks, x.shape[axis], attrs["mode"])
+    iota = b.iota(picks.dtype, x.shape, axis)
+    row_dims = [d for d in range(x.ndim) if d != axis]
+    parts = [
+        b.select(
+            b.eq(iota, b.broadcast_in_dim(_row(b, picks, p), x.shape, sorted(batching.values()))),
+            b.broadcast_in_dim(_row(b, rows, p), x.shape, row_dims),
+            b.full(x.shape, 0, g.dtype),
+        )
+        for p in range(rows.shape[0])
+    ]
+    return b.sum(parts)
+
+
+def _in_rows(b: Builder, v: Value, home: dict[int, int]) -> Value:
+    """Lay out `v` as [picks, dims of the operand in order]; `home` maps dims of v to those."""
+    kept = sorted(home, key=lambda i: home[i])
+    free = [i for i in range(v.ndim) if i not in home]
+    moved = b.transpose(v, (*free, *kept))
+    return b.reshape(moved, (prod(v.shape[i] for i in free), *(v.shape[i] for i in kept)))
+
+
+def _row(b: Builder, v: Value, p: int) -> Value:
+    return b.reshape(b.slice_in_dim(v, p, p + 1, 0), v.shape[1:])
+
+
+def _bounded(b: Builder, indices: Value, size: int, mode: Any) -> Value:
+    """Indices as an iota of `size` can meet them: wide enough, and clamped in mode CLIP."""
+    if np.dtype(indices.dtype).itemsize < 4:
+        indices = b.convert(indices, np.dtype(np.int32))
+    if mode != Mode.CLIP:
+        return indices
+    low, high = b.literal(0, indices.dtype), b.literal(size - 1, indices.dtype)
+    return b.one("clamp", low, indices, high)
+
+
+def _scatter_attrs(attrs: Any) -> dict[str, Any]:
+    """Attributes of the scatter that puts back what a gather read."""
+    numbers = attrs["dimension_numbers"]
+    back = lax.ScatterDimensionNumbers(
+        update_window_dims=numbers.offset_dims,
+        inserted_window_dims=numbers.collapsed_slice_dims,
+        scatter_dims_to_operand_dims=numbers.start_index_map,
+        operand_batching_dims=numbers.operand_batching_dims,
+        scatter_indices_batching_dims=numbers.start_indices_batching_dims,
+    )
+    return _common(attrs) | {"dimension_numbers": back}
+
+
+def _common(attrs: Any) -> dict[str, Any]:
+    return {key: attrs[key] for key in ("indices_are_sorted", "unique_indices", "mode")}
+
+
+def _read(b: Builder, v: Value, node: Node) -> Value:
+    """Read from `v`, shaped as a scatter's operand, at the places of the scatter's updates."""
+    _, indices, updates = node.inputs
+    numbers = node.attrs["dimension_numbers"]
+    window = (updates.shape[i] for i in numbers.update_window_dims)
+    points = {*numbers.inserted_window_dims, *numbers.operand_batching_dims}
+    sizes = tuple(1 if i in points else int(next(window)) for i in range(v.ndim))
+    forth = lax.GatherDimensionNumbers(
+        offset_dims=numbers.update_window_dims,
+        collapsed_slice_dims=numbers.inserted_window_dims,
+        start_index_map=numbers.scatter_dims_to_operand_dims,
+        operand_batching_dims=numbers.operand_batching_dims,
+        start_indices_batching_dims=numbers.scatter_indices_batching_dims,
+    )
+    attrs = _common(node.attrs) | {"dimension_numbers": forth, "slice_sizes": sizes}
+    return b.one("gather", v, indices, **attrs, fill_value=0)
+
+
+def _write(b: Builder, op: str, v: Value, updates: Value, node: Node) -> Value:
+    """Scatter `updates` into `v` as `node` does."""
+    return b.one(op, v, node.inputs[1], updates, **node.attrs)
+
+
+def _scatter_add(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    (g,) = cts
+    assert g is not None
+    return [g if needs[0] else None, None, _read(b, g, node) if needs[2] else None]
+
+
+def _scatter_sub(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    (g,) = cts
+    assert g is not None
+    return [g if needs[0] else None, None, b.neg(_read(b, g, node)) if needs[2] else None]
+
+
+def _is_unique(node: Node) -> bool:
+    return bool(node.attrs["unique_indices"]) or prod(node.inputs[1].shape[:-1]) == 1
+
+
+def _scatter(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    """To the update that was written, to the operand where nothing was.
+
+    Where several updates may have met, each one's number is scattered in the same way: that
+    tells which was the last.
+    """
+    (g,), (x, _, updates) = cts, node.inputs
+    assert g is not None
+    if _is_unique(node):
+        hidden = _write(b, "scatter", g, b.zeros(updates), node) if needs[0] else None
+        return [hidden, None, _read(b, g, node) if needs[2] else None]
+    number = _numbers(b, node)
+    winner = _write(b, "scatter", b.full(x.shape, 0, number.dtype), number, node)
+    kept = b.select(b.eq(winner, 0), g, b.zeros(g)) if needs[0] else None
+    if not needs[2]:
+        return [kept, None, None]
+    won = b.eq(_read(b, winner, node), number)
+    return [kept, None, b.select(won, _read(b, g, node), b.zeros(updates))]
+
+
+def _numbers(b: Builder, node: Node) -> Value:
+    """1, 2, 3, ... for each index position, in the shape of the updates."""
+    updates = node.inputs[2]
+    window = node.attrs["dimension_numbers"].update_window_dims
+    places = [i for i in range(updates.ndim) if i not in window]
+    shape = [updates.shape[i] for i in places]
+    flat = b.add(b.iota(np.int32, (prod(shape),), 0), 1)
+    return b.broadcast_in_dim(b.reshape(flat, shape), updates.shape, places)
+
+
+def _scatter_mul(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    """g times the product of all others; for the updates only where their places are unique."""
+    (g,), (x, _, updates) = cts, node.inputs
+    assert g is not None
+    if needs[2] and not _is_unique(node):
+        raise DifferentiationError(
+            "scatter-mul is differentiable by its updates only with unique indices, got "
+            f"{updates.type} at indices that may repeat; pass unique_indices=True if they do not"
+        )
+    kept = _write(b, "scatter-mul", g, updates, node) if needs[0] else None
+    return [kept, None, _read(b, b.mul(g, x), node) if needs[2] else None]
+
+
+def _scatter_extremum(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    """Equal shares to the operand and to all updates that attain the extremum."""
+    (g,), (x, _, updates), (o,) = cts, node.inputs, node.outputs
+    assert g is not None
+    kept = b.convert(b.eq(x, o), g.dtype)
+    attained = b.convert(b.eq(updates, _read(b, o, node)), g.dtype)
+    share = b.div(g, _write(b, "scatter-add", kept, attained, node))
+    return [
+        b.mul(kept, share) if needs[0] else None,
+        None,
+        b.mul(attained, _read(b, share, node)) if needs[2] else None,
+    ]
+
+
+def _dynamic_slice(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    (g,), (x, *starts) = cts, node.inputs
+    assert g is not None
+    back = b.one("dynamic_update_slice", b.zeros(x), g, *starts) if needs[0] else None
+    return [back, *[None] * len(starts)]
+
+
+def _dynamic_update_slice(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    (g,), (_, update, *starts) = cts, node.inputs
+    assert g is not None
+    hidden = b.one("dynamic_update_slice", g, b.zeros(update), *starts) if needs[0] else None
+    part = b.one("dynamic_slice", g, *starts, slice_sizes=update.shape) if needs[1] else None
+    return [hidden, part, *[None] * len(starts)]
+
+
+def put_along_axis(b: Builder, g: Value, indices: Value, axis: int, size: int) -> Value:
+    """Zeros with `g` added at `indices` along one axis, that axis getting `size` elements.
+
+    The transpose of `take_along_axis`: g and indices have one shape. Few picks for each row
+    are compares and selects, many are a scatter-add. All indices are in bounds.
+    """
+    shape, picks = replaced(g.shape, axis, size), g.shape[axis]
+    if picks > FEW:
+        rows = tuple(i for i in range(g.ndim) if i != axis)
+        numbers = lax.ScatterDimensionNumbers(
+            update_window_dims=(),
+            inserted_window_dims=(axis,),
+            scatter_dims_to_operand_dims=(axis,),
+            operand_batching_dims=rows,
+            scatter_indices_batching_dims=rows,
+        )
+        attrs = {"dimension_numbers": numbers, "mode": Mode.PROMISE_IN_BOUNDS}
+        attrs |= {"indices_are_sorted": False, "unique_indices": True}
+        places = b.reshape(indices, (*indices.shape, 1))
+        return b.one("scatter-add", b.full(shape, 0, g.dtype), places, g, **attrs)
+    iota, zeros = b.iota(indices.dtype, shape, axis), b.full(shape, 0, g.dtype)
+
+    def pick(v: Value, p: int) -> Value:
+        return b.broadcast(b.slice_in_dim(v, p, p + 1, axis), shape)
+
+    return b.sum(
+        [b.select(b.eq(iota, pick(indices, p)), pick(g, p), zeros) for p in range(picks)]
+    )
+
+
+def _top_k(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    (g, _), (_, indices), (x,) = cts, node.outputs, node.inputs
+    axis = node.attrs.get("axis", node.attrs.get("reduction_dimension")) % x.ndim
+    if g is None:
+        return [None]
+    return [put_along_axis(b, g, indices, axis, x.shape[axis])]
+
+
+def _sort(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    """Put each cotangent where the element came from: a sorted iota tells."""
+    axis, inputs = node.attrs["dimension"], node.inputs
+    iota = b.iota(np.int32, inputs[0].shape, axis)
+    *_, places = b.emit("sort", (*inputs, iota), node.attrs)
+    return [
+        put_along_axis(b, g, places, axis, x.shape[axis]) if needed and g is not None else None
+        for x, g, needed in zip(inputs, cts, needs, strict=True)
+    ]
+
+
+def _scatter_op(name: str, function: Callable[..., Any], rule: VjpRule) -> Op:
+    """Lowered by `jax.lax`, which makes the update function that the primitive carries."""
+    lower = call(function)
+    return Op(name, shape_by_jax(lower), lower, vjp=rule, flops=_updates)
+
+
+def _updates(node: Node) -> int:
+    return node.inputs[2].type.size
+
+
+def _comparisons(node: Node) -> int:
+    """n log n for each row."""
+    size, n = node.inputs[0].type.size, node.inputs[0].shape[node.attrs["dimension"]]
+    return size * max(1, n - 1).bit_length()
+
+
+OPS: tuple[Op, ...] = (
+    primitive_op("gather", vjp=_gather),
+    _scatter_op("scatter", lax.scatter, _scatter),
+    _scatter_op("scatter-add", lax.scatter_add, _scatter_add),
+    _scatter_op("scatter-sub", lax.scatter_sub, _scatter_sub),
+    _scatter_op("scatter-mul", lax.scatter_mul, _scatter_mul),
+    _scatter_op("scatter-min", lax.scatter_min, _scatter_extremum),
+    _scatter_op("scatter-max", lax.scatter_max, _scatter_extremum),
+    primitive_op("dynamic_slice", vjp=_dynamic_slice),
+    primitive_op("dynamic_update_slice", vjp=_dynamic_update_slice),
+    primitive_op("sort", vjp=_sort, flops=_comparisons),
+    primitive_op("top_k", vjp=_top_k, flops=flop_per_input),
+    primitive_op("approx_top_k", vjp=_top_k, flops=flop_per_input),
+)

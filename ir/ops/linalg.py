@@ -1,0 +1,5 @@
+"""Linear algebra."""
+
+from ..op import Op
+
+OPS: tuple[Op, ...] = ()

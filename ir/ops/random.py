@@ -1,0 +1,5 @@
+"""Random bits and keys: data without derivatives."""
+
+from ..op import Op
+
+OPS: tuple[Op, ...] = ()

@@ -1,0 +1,153 @@
+"""`scan(consts, carry, xs) {num_consts, num_carry, length, reverse, unroll} body`.
+
+    body: consts ++ carry ++ x   ->  carry ++ y ++ ...
+
+Reverse mode runs a second scan the other way round. What it reads of a step is passed as cheaply
+as can be: a constant as a constant, a slice of an input as that input, and only what the body
+computed itself (or its carry) is stacked by the forward scan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from jax import lax
+
+from ..op import Attrs, Cts, Differentiator, Op, Pullback
+from ..types import ArrayType
+
+if TYPE_CHECKING:
+    from ..builder import Builder
+    from ..graph import Graph, Node, Value
+
+
+def _types(
+    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
+) -> tuple[ArrayType, ...]:
+    carry = attrs["num_carry"]
+    outs = [value.type for value in regions[0].outputs]
+    stacked = [t.with_shape((attrs["length"], *t.shape)).strong() for t in outs[carry:]]
+    return (*outs[:carry], *stacked)
+
+
+def _lower(
+    args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Callable[..., list[Any]]
+) -> list[Any]:
+    n, k = attrs["num_consts"], attrs["num_carry"]
+    consts, init, xs = args[:n], args[n : n + k], args[n + k :]
+
+    def body(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+        outs = run(regions[0], *consts, *carry, *x)
+        return outs[:k], outs[k:]
+
+    options = {"length": attrs["length"], "reverse": attrs["reverse"], "unroll": attrs["unroll"]}
+    carry, ys = lax.scan(body, list(init), list(xs), **options)
+    return [*carry, *ys]
+
+
+def _active_carry(
+    node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[list[bool], Sequence[bool]]:
+    """Fixed point of `a carry is active if it starts or becomes active`: (inputs, outputs)."""
+    n, k = node.attrs["num_consts"], node.attrs["num_carry"]
+    active = list(needs)
+    while True:
+        outs = ad.activity(node.regions[0], active)
+        grown = [a or b for a, b in zip(active[n : n + k], outs[:k], strict=True)]
+        if grown == active[n : n + k]:
+            return active, outs
+        active[n : n + k] = grown
+
+
+def _linearise(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    n, k = node.attrs["num_consts"], node.attrs["num_carry"]
+    (body,) = node.regions
+    active, active_outs = _active_carry(node, needs, ad)
+    stored_inputs = range(n, n + k)
+    split = ad.split(body, active, store=stored_inputs, seeds=active_outs)
+    found = b.emit("scan", node.inputs, node.attrs, (split.forward,))
+    outputs, stored = found[: len(body.outputs)], found[len(body.outputs) :]
+
+    def pullback(b: Builder, cts: Cts) -> Cts:
+        return _backward(b, node, split, active, stored, cts)
+
+    return outputs, pullback
+
+
+def _backward(
+    b: Builder, node: Node, split: Any, active: Sequence[bool], stored: Sequence[Value], cts: Cts
+) -> Cts:
+    """The reversed scan: constants' cotangents and the carry's are its carry."""
+    n, k = node.attrs["num_consts"], node.attrs["num_carry"]
+    (body,) = node.regions
+    consts, xs = node.inputs[:n], node.inputs[n + k :]
+    wrt = [i for i, is_active in enumerate(active) if is_active]
+    sums = [i for i in wrt if i < n]
+    carried = [i for i in wrt if n <= i < n + k]
+    seeds = {i: cts[i] for i in split.seeds}
+
+    sub = b.nested()
+    new: dict[str, list[tuple[Value, Value]]] = {"consts": [], "carry": [], "xs": []}
+
+    def take(kind: str, outer: Value, type: ArrayType) -> Value:
+        inner = sub.value(type)
+        new[kind].append((inner, outer))
+        return inner
+
+    def residual(kind: str, i: int) -> Value:
+        if kind == "stored":
+            return take("xs", stored[i], split.forward.outputs[len(body.outputs) + i].type)
+        if i < n:
+            return take("consts", consts[i], consts[i].type)
+        return take("xs", xs[i - n - k], body.inputs[i].type)
+
+    totals = [take("carry", b.zeros(consts[i]), consts[i].type.strong()) for i in sums]
+    carry_cts = {
+        i: take("carry", _or_zeros(b, cts[i - n], node.inputs[i]), body.inputs[i].type.strong())
+        for i in carried
+    }
+    chosen = [residual(kind, i) for kind, i in split.residuals]
+    given = [
+        carry_cts[n + i] if i < k else _seed(sub, take, seeds[i], body.outputs[i])
+        for i in split.seeds
+    ]
+    found, _ = sub.inline(split.backward, (*chosen, *given))
+    ct_of = dict(zip(wrt, found, strict=True))
+    outs = [sub.add_any(total, ct_of[i]) for total, i in zip(totals, sums, strict=True)]
+    outs += [ct_of[i] for i in wrt if i >= n]
+
+    sides = [new["consts"], new["carry"], new["xs"]]
+    graph = sub.graph(f"{body.name}_backward", [v for side in sides for v, _ in side], outs)
+    attrs = {
+        **node.attrs,
+        "num_consts": len(new["consts"]),
+        "num_carry": len(new["carry"]),
+        "reverse": not node.attrs["reverse"],
+    }
+    grads = b.emit("scan", [v for side in sides for _, v in side], attrs, (graph,))
+    result: list[Value | None] = [None] * len(node.inputs)
+    for i, ct in zip([*sums, *carried, *(i for i in wrt if i >= n + k)], grads, strict=True):
+        result[i] = ct
+    return result
+
+
+def _or_zeros(b: Builder, ct: Value | None, like: Value) -> Value:
+    return b.zeros(like) if ct is None else ct
+
+
+def _seed(
+    sub: Builder, take: Callable[..., Value], ct: Value | None, output: Value
+) -> Value:
+    """Return a slice of an output's cotangent, or zeros made inside where there is none."""
+    return sub.zeros(output) if ct is None else take("xs", ct, output.type.strong())
+
+
+def _flops(node: Node) -> int:
+    """Length times the body's."""
+    return int(node.attrs["length"]) * sum(n.op.flops(n) for n in node.regions[0].nodes)
+
+
+SCAN = Op("scan", _types, _lower, linearise=_linearise, flops=_flops)

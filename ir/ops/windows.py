@@ -1,0 +1,5 @@
+"""Windows."""
+
+from ..op import Op
+
+OPS: tuple[Op, ...] = ()

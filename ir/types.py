@@ -1,0 +1,121 @@
+"""Types of the IR: dtype, shape and JAX's weak-type bit.
+
+    type  ::= dtype '[' dim (',' dim)* ']' '*'?        f32[8,16]   i32[]   f32[]*
+    dtype ::= 'f32' | 'bf16' | 'i32' | 'bool' | 'c64' | 'key<fry>' | ...
+
+The trailing star marks a weak type (a Python scalar's), which does not promote others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
+_KEY_IMPLEMENTATIONS = {"fry": "threefry2x32", "rbg": "rbg", "urbg": "unsafe_rbg"}
+
+
+def _names() -> dict[str, Any]:
+    kinds = {"float": (16, 32, 64), "bfloat": (16,), "complex": (64, 128)}
+    kinds |= {"int": (2, 4, 8, 16, 32, 64), "uint": (2, 4, 8, 16, 32, 64)}
+    table = {
+        f"{_SHORT[kind]}{bits}": jnp.dtype(f"{kind}{bits}")
+        for kind, sizes in kinds.items()
+        for bits in sizes
+    }
+    eights = [name for name in dir(jnp) if name.startswith(("float8_", "float4_"))]
+    table |= {name.replace("float", "f"): jnp.dtype(getattr(jnp, name)) for name in eights}
+    return table | {"bool": np.dtype(bool)}
+
+
+_BY_NAME: dict[str, Any] = _names()
+_BY_DTYPE: dict[Any, str] = {dtype: name for name, dtype in _BY_NAME.items()}
+
+
+def dtype_name(dtype: Any) -> str:
+    """Short name of a dtype: `f32`, `bf16`, `i32`, `bool`, `key<fry>`."""
+    return _BY_DTYPE.get(dtype) or str(dtype)
+
+
+def dtype_from_name(name: str) -> Any:
+    """Inverse of `dtype_name`. Raises `KeyError` for an unknown name."""
+    if name.startswith("key<") and name.endswith(">"):
+        implementation = _KEY_IMPLEMENTATIONS[name[4:-1]]
+        return jax.eval_shape(lambda: jax.random.key(0, impl=implementation)).dtype
+    return _BY_NAME[name]
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayType:
+    """The type of a value: `dtype[shape]`, a star when weak."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    weak: bool = False
+
+    def __str__(self) -> str:
+        """Text form, for instance `f32[8,16]`."""
+        dims = ",".join(map(str, self.shape))
+        return f"{dtype_name(self.dtype)}[{dims}]{'*' if self.weak else ''}"
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes, as XLA lays the array out (sub-byte types are packed by XLA, not here)."""
+        return self.size * int(self.dtype.itemsize)
+
+    @property
+    def is_inexact(self) -> bool:
+        """True for floating and complex dtypes: those that have gradients."""
+        return is_inexact(self.dtype)
+
+    def with_shape(self, shape: Sequence[int]) -> ArrayType:
+        """Return the same dtype with another shape."""
+        return ArrayType(tuple(shape), self.dtype, self.weak)
+
+    def with_dtype(self, dtype: Any) -> ArrayType:
+        """Return the same shape with another (strong) dtype."""
+        return ArrayType(self.shape, dtype)
+
+    def strong(self) -> ArrayType:
+        """Return the type without the weak bit."""
+        return ArrayType(self.shape, self.dtype) if self.weak else self
+
+
+_INEXACT: dict[Any, bool] = {}
+
+
+def is_inexact(dtype: Any) -> bool:
+    """True for floating and complex dtypes (bfloat16 and the float8 family included)."""
+    known = _INEXACT.get(dtype)
+    if known is None:
+        known = _INEXACT[dtype] = bool(jnp.issubdtype(dtype, np.inexact))
+    return known
+
+
+def is_complex(dtype: Any) -> bool:
+    """True for complex64 and complex128."""
+    return bool(jnp.issubdtype(dtype, np.complexfloating))
+
+
+def type_of(x: Any) -> ArrayType:
+    """Type of an array, a tracer, a `jax.ShapeDtypeStruct`, an aval or a Python scalar."""
+    aval = getattr(x, "aval", x)
+    if isinstance(aval, bool | int | float | complex):
+        aval = jax.typeof(aval)
+    return ArrayType(tuple(aval.shape), aval.dtype, bool(getattr(aval, "weak_type", False)))

@@ -1,0 +1,33 @@
+"""Graph -> Graph, one pass a file or folder."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from .autodiff import Autodiff
+from .canonicalise import Canonicalise
+from .cse import Cse
+from .dce import Dce
+from .fold import Fold
+from .pipeline import Pass, Stage, parse_pipeline, run_passes
+from .simplify import Simplify
+
+PASSES: Mapping[str, type[Any]] = MappingProxyType(
+    {each.name: each for each in (Canonicalise, Autodiff, Fold, Simplify, Cse, Dce)}
+)
+DEFAULT: tuple[Pass, ...] = (Canonicalise(), Autodiff(), Fold(), Simplify(), Cse(), Dce())
+
+__all__ = [
+    "DEFAULT",
+    "PASSES",
+    "Autodiff",
+    "Canonicalise",
+    "Cse",
+    "Dce",
+    "Fold",
+    "Pass",
+    "Simplify",
+    "Stage",
+    "parse_pipeline",
+    "run_passes",
+]

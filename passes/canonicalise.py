@@ -1,0 +1,76 @@
+"""One form for each thing: calls inlined, matrix products two-dimensional."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+from ..ir.builder import Builder
+from ..ir.graph import Graph, Node, Value
+from ..ir.ops.contraction import free_dims
+from .rewriter import rewrite
+
+
+@dataclass(frozen=True)
+class Canonicalise:
+    """Inline calls; give each unbatched product the form x2[M,K] . y2[K,N].
+
+    Runs before autodiff, so that both gradients of a product are two-dimensional as well: XLA's
+    CPU backend runs x[B,T,D] . w[D,F] and its gradients far slower than the collapsed form.
+    """
+
+    name: ClassVar[str] = "canonicalise"
+
+    def __call__(self, graph: Graph) -> Graph:
+        """Return the canonical graph, or `graph` itself when it is canonical."""
+        return rewrite(graph, _rule)
+
+
+def _rule(b: Builder, node: Node) -> Sequence[Value] | None:
+    if node.op.name in ("jit", "closed_call"):
+        outputs, _ = b.inline(node.regions[0], node.inputs, node.origin)
+        return outputs
+    if node.op.name == "dot_general":
+        return collapse_dot(b, node)
+    return None
+
+
+def collapse_dot(b: Builder, node: Node) -> Sequence[Value] | None:
+    """x[f.., c..] . y[c.., h..]  ->  reshape(x[F,C] . y[C,H]); the reshapes move no data.
+
+    Needs no batch dimensions, and in each operand the free and the contracted dimensions side by
+    side, the contracted ones in the same order.
+    """
+    (xc, yc), (xn, yn) = node.attrs["dimension_numbers"]
+    x, y = node.inputs
+    if xn or yn or max(x.ndim, y.ndim) <= 2 or not xc:
+        return None
+    pairs = sorted(zip(xc, yc, strict=True))
+    xc, yc = tuple(i for i, _ in pairs), tuple(j for _, j in pairs)
+    x_free, y_free = free_dims(x, xc, ()), free_dims(y, yc, ())
+    if not (_side_by_side(xc, x_free) and _side_by_side(yc, y_free)):
+        return None
+    left, x_axis = _matrix(b, x, xc, x_free)
+    right, y_axis = _matrix(b, y, yc, y_free)
+    attrs = {**node.attrs, "dimension_numbers": (((x_axis,), (y_axis,)), ((), ()))}
+    out = b.emit("dot_general", (left, right), attrs)[0]
+    return [b.reshape(out, node.output.shape)]
+
+
+def _side_by_side(contract: Sequence[int], free: Sequence[int]) -> bool:
+    """True when one group follows the other, each in order."""
+    both = list(range(len(contract) + len(free)))
+    return [*contract, *free] == both or [*free, *contract] == both
+
+
+def _matrix(
+    b: Builder, x: Value, contract: Sequence[int], free: Sequence[int]
+) -> tuple[Value, int]:
+    """Return the operand with its two groups of dimensions merged, and the contracted one."""
+    k, m = prod(x.shape[i] for i in contract), prod(x.shape[i] for i in free)
+    first = contract[0] == 0 and bool(free)
+    if not free:
+        return b.reshape(x, (k,)), 0
+    return b.reshape(x, (k, m) if first else (m, k)), 0 if first else 1

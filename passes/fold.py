@@ -1,0 +1,109 @@
+"""Constant folding of small values, by NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ..ir.builder import Builder
+from ..ir.graph import Graph, Literal, Node, Value
+from .rewriter import rewrite
+
+LARGEST = 64  # elements; a larger result is cheaper computed than carried in the program
+
+
+def _divide(x: Any, y: Any) -> Any:
+    if np.issubdtype(x.dtype, np.integer):
+        return np.trunc(np.true_divide(x, y)).astype(x.dtype) if np.all(y != 0) else None
+    return np.true_divide(x, y)
+
+
+def _select(which: Any, *cases: Any) -> Any:
+    return np.choose(which.astype(np.int32), cases)
+
+
+FOLDABLE: Mapping[str, Callable[..., Any]] = {
+    "add": np.add,
+    "add_any": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": _divide,
+    "neg": np.negative,
+    "max": np.maximum,
+    "min": np.minimum,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "not": np.invert,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "square": np.square,
+    "sign": np.sign,
+    "select_n": _select,
+    "stop_gradient": lambda x: x,
+    "copy": lambda x: x,
+    "convert_element_type": lambda x, new_dtype, weak_type: x.astype(new_dtype),
+    "reshape": lambda x, new_sizes: np.reshape(x, new_sizes),
+    "squeeze": lambda x, dimensions: np.squeeze(x, dimensions),
+    "transpose": lambda x, permutation: np.transpose(x, permutation),
+    "integer_pow": lambda x, y: np.power(x, np.asarray(y, x.dtype)) if y >= 0 else None,
+}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """f(constants) -> constant, where the result is small."""
+
+    name: ClassVar[str] = "fold"
+
+    def __call__(self, graph: Graph) -> Graph:
+        """Return the folded graph, or `graph` itself when nothing folds."""
+        return rewrite(graph, _folder(graph))
+
+
+def _folder(graph: Graph) -> Callable[[Builder, Node], Sequence[Value] | None]:
+    known: dict[Value, np.ndarray[Any, Any]] = {}
+
+    def constant(value: Value) -> Any:
+        return np.asarray(value.data) if isinstance(value, Literal) else known.get(value)
+
+    def rule(b: Builder, node: Node) -> Sequence[Value] | None:
+        if node.op.name == "constant":
+            value = node.attrs["value"]
+            if isinstance(value, np.ndarray | np.generic) and value.size <= LARGEST:
+                known[node.output] = np.asarray(value)
+            return None
+        function = FOLDABLE.get(node.op.name)
+        if function is None or not node.inputs or node.output.type.size > LARGEST:
+            return None
+        operands = [constant(value) for value in node.inputs]
+        if any(operand is None for operand in operands):
+            return None
+        return _result(b, node, _quietly(function, operands, node.attrs), known)
+
+    return rule
+
+
+def _quietly(function: Callable[..., Any], operands: Sequence[Any], attrs: Any) -> Any:
+    with np.errstate(all="ignore"):
+        return function(*operands, **attrs)
+
+
+def _result(
+    b: Builder, node: Node, found: Any, known: dict[Value, np.ndarray[Any, Any]]
+) -> Sequence[Value] | None:
+    kind = node.output.type
+    if found is None or np.shape(found) != kind.shape:
+        return None
+    data = np.asarray(found).astype(kind.dtype)
+    if not kind.shape:
+        return [Literal(data[()], kind)]
+    out = b.constant(data)
+    known[out] = data
+    return [out]

@@ -1,0 +1,96 @@
+"""The pass manager: a sequence of passes, and the record of what each did.
+
+    pipeline ::= pass (',' pass)*
+    pass     ::= name [ '{' option '=' value (',' option '=' value)* '}' ]
+
+The same spelling serves Python, the command line and cache keys: `autodiff,cse,dce`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from time import perf_counter
+from typing import Any, Protocol
+
+from ..ir.errors import ArgumentError
+from ..ir.graph import Graph
+from ..ir.verifier import verify
+
+
+class Pass(Protocol):
+    """A pure function of a graph that returns the same object when it changes nothing."""
+
+    name: Any
+
+    def __call__(self, graph: Graph) -> Graph:
+        """Return the rewritten graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """The program after one step: `traced`, then each pass by its name; `seconds` it took."""
+
+    name: str
+    graph: Graph
+    seconds: float
+
+    def __repr__(self) -> str:
+        """Name, size and time."""
+        return f"<Stage {self.name}: {len(self.graph.nodes)} nodes, {self.seconds:.3f} s>"
+
+
+def run_passes(
+    graph: Graph, passes: Iterable[Pass], *, seconds: float = 0.0, check: bool = False
+) -> tuple[Stage, ...]:
+    """Run `passes` in order; the first stage is `traced`, which took `seconds`.
+
+    With `check` every graph is verified. Raises `GraphError` when a pass breaks it.
+    """
+    stages = [Stage("traced", graph, seconds)]
+    if check:
+        verify(graph)
+    for each in passes:
+        start = perf_counter()
+        graph = each(graph)
+        stages.append(Stage(each.name, graph, perf_counter() - start))
+        if check:
+            verify(graph)
+    return tuple(stages)
+
+
+_PASS = re.compile(r"\s*([a-z_]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
+
+
+def parse_pipeline(text: str, known: Mapping[str, type[Any]]) -> tuple[Pass, ...]:
+    """Read a pipeline such as `canonicalise,autodiff,cse`.
+
+    Raises `ArgumentError` for an unknown pass or option, naming the known ones.
+    """
+    found: list[Pass] = []
+    position = 0
+    while position < len(text):
+        match = _PASS.match(text, position)
+        if match is None:
+            raise ArgumentError(f"expected a pass name at {text[position:]!r} in passes={text!r}")
+        name, options = match[1], match[2] or ""
+        if name not in known:
+            raise ArgumentError(f"there is no pass {name!r}; the passes are {', '.join(known)}")
+        found.append(_configured(known[name], options))
+        position = match.end()
+    return tuple(found)
+
+
+def _configured(kind: type[Any], text: str) -> Pass:
+    options = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    types = {field.name: field.type for field in fields(kind)}
+    unknown = sorted(options.keys() - types.keys())
+    if unknown:
+        raise ArgumentError(f"pass {kind.name!r} has no option {unknown[0]!r}; it has {[*types]}")
+    return kind(**{name.strip(): value.strip() for name, value in options.items()})  # type: ignore[no-any-return]
+
+
+def spelled(passes: Sequence[Pass]) -> str:
+    """Return the pipeline's text form."""
+    return ",".join(each.name for each in passes)

@@ -1,0 +1,47 @@
+"""What rewriting passes share: one walk over a graph that replaces nodes as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from ..ir.builder import Builder
+from ..ir.graph import Graph, Node, Value
+from ..ir.ops import OPS
+
+Rule = Callable[[Builder, Node], Sequence[Value] | None]
+
+
+def rewrite(graph: Graph, rule: Rule) -> Graph:
+    """Offer each node, inputs already rewritten, to `rule`; the same graph when none is changed.
+
+    `rule(b, node)` returns the values that take the place of the node's outputs, having emitted
+    on `b` what it needs, or None to keep the node. Regions are rewritten first.
+    """
+    b = Builder(OPS)
+    env: dict[Value, Value] = {}
+    changed = False
+    for node in graph.nodes:
+        node = substituted(node, env)
+        regions = tuple(rewrite(region, rule) for region in node.regions)
+        if any(new is not old for new, old in zip(regions, node.regions, strict=True)):
+            node, changed = replace(node, regions=regions), True
+        b.origin, b.phase = node.origin, node.phase
+        start = len(b.nodes)
+        values = rule(b, node)
+        if values is None:
+            del b.nodes[start:]
+            b.nodes.append(node)
+        else:
+            changed = True
+            env.update(zip(node.outputs, values, strict=True))
+    if not changed:
+        return graph
+    return b.graph(graph.name, graph.inputs, [env.get(v, v) for v in graph.outputs])
+
+
+def substituted(node: Node, env: dict[Value, Value]) -> Node:
+    """Return the node with its inputs replaced as `env` says; the same node when none is."""
+    if not env or env.keys().isdisjoint(node.inputs):
+        return node
+    return replace(node, inputs=tuple(env.get(value, value) for value in node.inputs))

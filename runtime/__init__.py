@@ -1,0 +1,1 @@
+"""What runs: lowering, executables, progress."""

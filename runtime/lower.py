@@ -1,0 +1,34 @@
+"""Graph -> a function of arrays, to be staged by `jax.jit`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..ir.evaluate import run
+from ..ir.graph import Graph
+from ..ir.jax_compat import bind
+from ..ir.types import ArrayType, type_of
+
+
+def lowered(graph: Graph, types: Sequence[ArrayType]) -> Callable[..., list[Any]]:
+    """Return a function that binds JAX's primitives for `graph`, one call for each node.
+
+    The user's lines and scopes go with them into the HLO. `types` are the outputs' types as they
+    were traced: passes may lose a weak bit, which is put back here.
+    """
+
+    def call(*args: Any) -> list[Any]:
+        outs = run(graph, args, annotate=True)
+        return [_as_traced(out, kind) for out, kind in zip(outs, types, strict=True)]
+
+    return call
+
+
+def _as_traced(out: Any, kind: ArrayType) -> Any:
+    if type_of(out) == kind:
+        return out
+    (restored,) = bind(
+        "convert_element_type", [out], {"new_dtype": kind.dtype, "weak_type": kind.weak}
+    )
+    return restored

@@ -1,0 +1,27 @@
+"""What holds for every test: how the tree is collected, and how hypothesis draws."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("test", deadline=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile("test")
+
+
+class PlainCheckout:
+    """Collects the repository's root as a folder, though it has an `__init__.py`.
+
+    pytest would import it under the name of the folder that it was cloned into, as a second copy
+    of the package.
+    """
+
+    @staticmethod
+    @pytest.hookimpl
+    def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Dir | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == parent.config.rootpath else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(PlainCheckout())
