@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -30,6 +31,17 @@ gradients_p = jec.Primitive("gradients")
 gradients_p.multiple_results = True
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A graph as a parameter of the primitive: compared by identity, which JAX's caches do."""
+
+    graph: Graph
+
+    def __repr__(self) -> str:
+        """Name and size of the graph."""
+        return repr(self.graph)
+
+
 def gradients_graph(graph: Graph, wrt: tuple[int, ...]) -> Graph:
     """Return a graph of one `gradients` node that differentiates `graph`."""
     inputs = tuple(Value(value.type, value.name) for value in graph.inputs)
@@ -40,15 +52,16 @@ def gradients_graph(graph: Graph, wrt: tuple[int, ...]) -> Graph:
     return Graph(f"grad_{graph.name}", inputs, (node,), node.outputs)
 
 
-def _expanded(*args: Any, graph: Graph, wrt: tuple[int, ...]) -> list[Any]:
+def _expanded(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
     """Run the joint graph of forward and backward nodes."""
-    joint = gradients_graph(graph, wrt)
+    joint = gradients_graph(held.graph, wrt)
     for step in (Canonicalise(), Autodiff(), Dce()):
         joint = step(joint)
     return evaluate(joint, *args)
 
 
-def _abstract(*avals: Any, graph: Graph, wrt: tuple[int, ...]) -> list[Any]:
+def _abstract(*avals: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
+    graph = held.graph
     outs = [value.type for value in graph.outputs]
     grads = [graph.inputs[i].type.strong() for i in wrt]
     return [jax.core.ShapedArray(t.shape, t.dtype, weak_type=t.weak) for t in (*outs, *grads)]
@@ -120,7 +133,7 @@ def value_and_grad(
         graph, consts = import_open(jaxpr, getattr(fun, "__name__", "fun"), paths)
         wrt = [i for i, x in enumerate(leaves) if is_inexact(type_of(x).dtype)]
         at = tuple(len(consts) + i for i in wrt)
-        found = gradients_p.bind(*consts, *leaves, graph=graph, wrt=at)
+        found = gradients_p.bind(*consts, *leaves, held=Held(graph), wrt=at)
         count = len(found) - len(wrt)
         given = dict(zip(wrt, found[count:], strict=True))
         grads = [given[i] if i in given else _float0(x) for i, x in enumerate(leaves)]

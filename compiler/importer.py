@@ -33,6 +33,7 @@ class Importer:
     def __init__(self) -> None:
         """Start with nothing remembered."""
         self._regions: dict[tuple[int, int], tuple[Any, Graph]] = {}
+        self._library_rules: dict[tuple[str, int, Graph], tuple[Graph, ...]] = {}
 
     def graph(
         self,
@@ -100,13 +101,22 @@ class Importer:
         name = jax_compat.custom_name(eqn.params)
         if depth >= RULE_DEPTH:
             return OPS["jit"], {"name": name}, (call,)
+        regions = (call, *self._rules(eqn, name, call, depth))
+        return OPS[eqn.primitive.name], {"name": name}, regions
+
+    def _rules(self, eqn: Any, name: str, call: Graph, depth: int) -> tuple[Graph, ...]:
+        """Import the rule; for JAX's own functions once for all calls with an equal body."""
         library = jax_compat.is_library(eqn.params["call_jaxpr"])
-        rules = _CUSTOM[eqn.primitive.name](eqn)
-        regions = tuple(
+        key = (name, depth, call)
+        if library and key in self._library_rules:
+            return self._library_rules[key]
+        rules = tuple(
             self.graph(jaxpr, f"{name}_{part}", depth=depth + 1, library=library)
-            for part, jaxpr in rules.items()
+            for part, jaxpr in _CUSTOM[eqn.primitive.name](eqn).items()
         )
-        return OPS[eqn.primitive.name], {"name": name}, (call, *regions)
+        if library:
+            self._library_rules[key] = rules
+        return rules
 
 
 def _origin(info: Any, library: bool) -> tuple[Origin, Phase]:
@@ -226,7 +236,7 @@ _NORMALISE: dict[str, Normalise] = {
     "scan": _scan,
     "while": _keeping("cond_nconsts", "body_nconsts", bodies=["cond_jaxpr", "body_jaxpr"]),
     "cond": _cond,
-    "gradients": _keeping("wrt", bodies=["graph"]),
+    "gradients": lambda params: ({"wrt": params["wrt"]}, (params["held"].graph,)),
     **dict.fromkeys(
         ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"),
         _scatter,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from .attrs import ENUMS, PLAIN, POLICIES, PRNGS, RECORDS
+from .attrs import ENUMS, POLICIES, PRNGS, RECORDS
 from .graph import Graph
 from .lexer import NAME, STRING, Cursor
 from .numbers import NUMBER, read_number
@@ -34,10 +34,13 @@ class AttrReader:
         self.depth = depth
         self.owner = ""
 
-    def attrs(self, op: str) -> dict[str, Any]:
-        """Read `{key=value, ...}` of an `op`; the cursor stands behind the brace."""
+    def attrs(self, op: str, plain: Mapping[str, Any]) -> dict[str, Any]:
+        """Read `{key=value, ...}` of an `op`; the cursor stands behind the brace.
+
+        `plain` has the attributes that are there where the text says nothing.
+        """
         cursor = self.cursor
-        found = dict(PLAIN.get(op, {}))
+        found = dict(plain)
         seen: set[str] = set()
         while not cursor.at("}"):
             absent = cursor.at("-")

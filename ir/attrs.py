@@ -20,15 +20,16 @@ from __future__ import annotations
 import dataclasses
 import enum
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.extend.random
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from .graph import Graph
+from .graph import Graph, Node, Value, same_attr
 from .lexer import NAME, quote, word
 from .numbers import format_number
 from .resources import Writer, is_plain
@@ -69,41 +70,40 @@ PRNGS: Mapping[str, Any] = {
     "urbg": jax.extend.random.unsafe_rbg_prng_impl,
 }
 
-# Attributes with the value that almost every program has: left out of the text. `-key` in the
-# text tells that a node has no such attribute at all.
-_SCATTER = {
-    "indices_are_sorted": False,
-    "unique_indices": False,
-    "update_consts": (),
-    "update_jaxpr": None,
-}
-PLAIN: Mapping[str, Mapping[str, Any]] = {
+# Attributes that the text leaves out where they have this value, which is that of almost every
+# program or follows from the type of the first output. `-key` in the text tells that a node has
+# no such attribute at all.
+_SCATTER = {"indices_are_sorted": False, "unique_indices": False}
+_PLAIN: Mapping[str, Mapping[str, Any]] = {
+    "broadcast_in_dim": {"shape": lambda out: out.shape},
     "conv_general_dilated": {
         "batch_group_count": 1,
         "feature_group_count": 1,
         "precision": None,
-        "preferred_element_type": None,
+        "preferred_element_type": lambda out: out.dtype,
     },
-    "convert_element_type": {"weak_type": False},
-    "dot_general": {"precision": None, "preferred_element_type": None},
-    "gather": {"fill_value": None, "indices_are_sorted": False, "unique_indices": False},
+    "convert_element_type": {"new_dtype": lambda out: out.dtype, "weak_type": False},
+    "dot_general": {"precision": None, "preferred_element_type": lambda out: out.dtype},
+    "gather": {"fill_value": None, **_SCATTER},
+    "iota": {"dtype": lambda out: out.dtype, "shape": lambda out: out.shape},
+    "reshape": {"new_sizes": lambda out: out.shape},
     "scan": {"reverse": False, "unroll": 1},
     "slice": {"strides": None},
-    **{f"scatter{kind}": _SCATTER for kind in ("", "-add", "-mul", "-min", "-max", "_sub")},
+    **dict.fromkeys(("scatter", "scatter-add", "scatter-mul", "scatter_sub"), _SCATTER),
+    **dict.fromkeys(("scatter-min", "scatter-max"), _SCATTER),
 }
-_NOTHING: Mapping[str, Any] = {}
+
+
+def plain_attrs(op: str, outputs: Sequence[Value]) -> dict[str, Any]:
+    """Return the attributes of an `op` that the text leaves out, with their values."""
+    rules = _PLAIN.get(op)
+    if rules is None or not outputs:
+        return {}
+    return {k: v(outputs[0].type) if callable(v) else v for k, v in rules.items()}
+
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 _OPAQUE_WIDTH = 60
-
-
-def _plain(op: str, attrs: Mapping[str, Any]) -> tuple[set[str], list[str]]:
-    """Keys that the text leaves out, and plain keys that the node lacks."""
-    plain = PLAIN.get(op, _NOTHING)
-    same = {
-        k for k, v in plain.items() if k in attrs and type(attrs[k]) is type(v) and attrs[k] == v
-    }
-    return same, [k for k in plain if k not in attrs]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -113,12 +113,14 @@ class AttrPrinter:
     constants: Writer
     graph: PrintGraph
 
-    def attrs(self, op: str, attrs: Mapping[str, Any]) -> list[str]:
-        """Print each attribute of an `op` as `key=value`, in the order of their names."""
-        same, absent = _plain(op, attrs)
-        items = [(k, f"{word(k, NAME)}={self.value(v)}") for k, v in attrs.items() if k not in same]
-        items += [(k, f"-{k}") for k in absent]
-        return [text for _, text in sorted(items)]
+    def attrs(self, node: Node) -> list[str]:
+        """Print the attributes of `node` as `key=value`, in the order of their names."""
+        attrs, plain = node.attrs, plain_attrs(node.op.name, node.outputs)
+        items = [f"-{word(key, NAME)}" for key in plain if key not in attrs]
+        for key in sorted(attrs):
+            if key not in plain or not same_attr(attrs[key], plain[key]):
+                items.append(f"{word(key, NAME)}={self.value(attrs[key])}")
+        return items
 
     def value(self, x: Any) -> str:
         """Text of one value."""
@@ -162,7 +164,7 @@ def _scalar(p: AttrPrinter, x: np.generic) -> str:
 
 def _array(p: AttrPrinter, x: Any) -> str:
     try:
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             data = p.value(np.asarray(jax.random.key_data(x)))
             return f"keys<{quote(str(jax.random.key_impl(x)))} {data}>"
         array = np.asarray(x)
@@ -183,8 +185,22 @@ def _slice(p: AttrPrinter, x: slice) -> str:
 
 
 def _record(p: AttrPrinter, x: Any) -> str:
-    fields = ", ".join(f"{name}={p.value(getattr(x, name))}" for name in _fields(type(x)))
-    return f"{type(x).__name__}({fields})"
+    """Fields that have their default value are left out."""
+    values = {name: getattr(x, name) for name in _fields(type(x))}
+    defaults = _defaults(type(x))
+    shown = [
+        f"{name}={p.value(value)}"
+        for name, value in values.items()
+        if name not in defaults or not same_attr(value, defaults[name])
+    ]
+    return f"{type(x).__name__}({', '.join(shown)})"
+
+
+def _defaults(cls: Any) -> Mapping[str, Any]:
+    if hasattr(cls, "_field_defaults"):
+        return cast("Mapping[str, Any]", cls._field_defaults)
+    missing = dataclasses.MISSING
+    return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not missing}
 
 
 def _fields(cls: Any) -> tuple[str, ...]:
@@ -233,7 +249,7 @@ def _rule_for(x: Any) -> Callable[[AttrPrinter, Any], str]:
 
 def _is_key_dtype(x: Any) -> bool:
     try:
-        return bool(jax.dtypes.issubdtype(x, jax.dtypes.prng_key)) and not isinstance(x, type)
+        return bool(jnp.issubdtype(x, jax.dtypes.prng_key)) and not isinstance(x, type)
     except TypeError:
         return False
 

@@ -10,20 +10,20 @@ known: it counts once, and `unbounded` tells that the truth is more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 from .graph import Graph, Literal, Node
+from .tables import count_text, table
 
-# Ops that XLA gives the buffer of their operand.
+# Ops whose output XLA gives the buffer of the operand.
 VIEWS = frozenset(
-    "bitcast_convert_type copy_p expand_dims name optimization_barrier reshape squeeze"
+    "bitcast_convert_type expand_dims name optimization_barrier reshape squeeze"
     " stop_gradient".split()
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Work:
     """What some nodes cost: how many they are, FLOPs, bytes."""
 
@@ -32,16 +32,117 @@ class Work:
     bytes_read: int = 0
     bytes_written: int = 0
 
-    def __add__(self, other: Work) -> Work:
-        """Sum, part by part."""
+    @property
+    def bytes(self) -> int:
+        """Bytes read and written."""
+        return self.bytes_read + self.bytes_written
+
+    def plus(self, other: Work, count: int = 1) -> Work:
+        """Sum with `count` runs of `other`."""
         return Work(
-            self.nodes + other.nodes,
-            self.flops + other.flops,
-            self.bytes_read + other.bytes_read,
-            self.bytes_written + other.bytes_written,
+            self.nodes + count * other.nodes,
+            self.flops + count * other.flops,
+            self.bytes_read + count * other.bytes_read,
+            self.bytes_written + count * other.bytes_written,
         )
 
-    def times(self, count: int) -> Work:
-        """Work of `count` runs."""
-        parts = (self.nodes, self.flops, self.bytes_read, self.bytes_written)
-        return Work(*(part * count for part in parts))
+
+@dataclass(frozen=True)
+class Cost(Work):
+    """Work of a whole graph and its parts; `unbounded` when it holds a `while`.
+
+    `by_op` counts the nodes inside regions under their own ops, `by_phase` under the phase of
+    the node that holds the region.
+    """
+
+    by_op: Mapping[str, Work] = field(default_factory=dict)
+    by_phase: Mapping[str, Work] = field(default_factory=dict)
+    unbounded: bool = False
+
+    def __str__(self) -> str:
+        """Table of the ops, the dearest first, and of the phases."""
+        by_op = sorted(self.by_op.items(), key=lambda item: (-item[1].flops, -item[1].bytes))
+        rows = [_row(name, work) for name, work in by_op]
+        phases = [_row(name, work) for name, work in self.by_phase.items()]
+        total = _row("at least, a while counts once" if self.unbounded else "total", self)
+        return table(("op", "nodes", "FLOPs", "bytes read", "bytes written"), rows, phases, [total])
+
+
+def _row(name: str, work: Work) -> tuple[str, ...]:
+    counts = (work.nodes, work.flops, work.bytes_read, work.bytes_written)
+    return (name, *map(count_text, counts))
+
+
+def node_cost(node: Node) -> Work:
+    """Work of one node, its regions included."""
+    return _sum(_Tally().node(node).values())
+
+
+def cost(graph: Graph) -> Cost:
+    """Work of `graph`, by op and by phase."""
+    tally = _Tally()
+    by_op: dict[str, Work] = {}
+    by_phase: dict[str, Work] = {}
+    for node in graph.nodes:
+        parts = tally.node(node)
+        _add(by_op, parts)
+        by_phase[node.phase] = by_phase.get(node.phase, Work()).plus(_sum(parts.values()))
+    total = _sum(by_op.values())
+    counts = (total.nodes, total.flops, total.bytes_read, total.bytes_written)
+    return Cost(*counts, by_op, by_phase, tally.unbounded)
+
+
+def _sum(parts: Iterable[Work]) -> Work:
+    total = Work()
+    for part in parts:
+        total = total.plus(part)
+    return total
+
+
+def _add(parts: dict[str, Work], more: Mapping[str, Work], count: int = 1) -> None:
+    for name, work in more.items():
+        parts[name] = parts.get(name, Work()).plus(work, count)
+
+
+class _Tally:
+    """Work by op; regions that many nodes share are counted once and remembered."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, Mapping[str, Work]] = {}
+        self.unbounded = False
+
+    def graph(self, graph: Graph) -> Mapping[str, Work]:
+        if id(graph) not in self.known:
+            parts: dict[str, Work] = {}
+            for node in graph.nodes:
+                _add(parts, self.node(node))
+            self.known[id(graph)] = parts
+        return self.known[id(graph)]
+
+    def node(self, node: Node) -> Mapping[str, Work]:
+        """Work of a node: its own, or that of what it runs."""
+        name = node.op.name
+        if not node.regions:
+            return {name: _own(node)}
+        if name == "cond":
+            branches = [self.graph(region) for region in node.regions]
+            return max(branches, key=lambda parts: _dearness(_sum(parts.values())))
+        parts: dict[str, Work] = {}
+        count = int(node.attrs["length"]) if name == "scan" else 1
+        self.unbounded |= name == "while"
+        # A custom rule holds the function, then its derivatives, which do not run.
+        for region in node.regions if name == "while" else node.regions[:1]:
+            _add(parts, self.graph(region), count)
+        return parts
+
+
+def _dearness(work: Work) -> tuple[int, int]:
+    return work.flops, work.bytes
+
+
+def _own(node: Node) -> Work:
+    if node.op.name in VIEWS:
+        return Work(1)
+    read = sum(v.type.nbytes for v in set(node.inputs) if not isinstance(v, Literal))
+    written = sum(value.type.nbytes for value in node.outputs)
+    return Work(1, node.op.flops(node), read, written)

@@ -232,12 +232,15 @@ class Graph:
         return to_dot(self)
 
 
+_ARRAYS = (np.ndarray, np.generic)
+
+
 def same_attr(a: Any, b: Any) -> bool:
     """Equality of attribute values: arrays by type and bits, containers by their elements."""
-    if isinstance(a, np.ndarray | np.generic) or isinstance(b, np.ndarray | np.generic):
+    if isinstance(a, _ARRAYS) or isinstance(b, _ARRAYS):
         x, y = np.asarray(a), np.asarray(b)
         return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
-    if isinstance(a, tuple | list) and type(a) is type(b):
+    if isinstance(a, (tuple, list)) and type(a) is type(b):
         return len(a) == len(b) and all(map(same_attr, a, b))
     return type(a) is type(b) and bool(a == b)
 

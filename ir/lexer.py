@@ -1,6 +1,6 @@
-"""Words, strings and positions of the text form; what the printer quotes, the parser unquotes.
+r"""Words, strings and positions of the text form; what the printer quotes, the parser unquotes.
 
-    string ::= '"' (character | '\\"' | '\\\\' | '\\n' | '\\t' | '\\u{' hex '}')* '"'
+    string ::= '"' (character | '\"' | '\\' | '\n' | '\t' | '\u{' hex '}')* '"'
     space  ::= blank | newline | '//' any* newline
 
 A word is written bare where it holds safe characters alone, as a string elsewhere. Whatever is

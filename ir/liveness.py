@@ -1,1 +1,207 @@
-def liveness(*a, **k): return None
+"""What is in memory at each position of a graph, in bytes, before any fusion.
+
+A value lives from the node that defines it to the last node that reads it. Arguments live
+throughout, unless they are donated to an output of the same type. Outputs live to the end. A
+view (reshape, ...) shares the buffer of its operand. While a node with regions runs, what its
+body needs besides the node's own operands and results is added:
+
+    scan, while    the slices of a step and the body's temporaries; the carry is updated in place
+    others         the largest of the regions
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from typing import Literal as Either
+from typing import get_args
+
+from .cost import VIEWS
+from .graph import Graph, Node, Value
+from .tables import bytes_text, table
+
+Kind = Either["argument", "output", "temporary"]
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory of a value and its views: live at the positions `first` to `last`, both included.
+
+    Position i is the i-th node; arguments live from -1 on, outputs to the number of nodes.
+    """
+
+    value: Value
+    nbytes: int
+    kind: Kind
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Liveness:
+    """Live bytes of a graph at each position; the last position is the return.
+
+    `bytes` is arguments + outputs so far + temporaries, `temporary_bytes` the temporaries alone,
+    those inside regions included. `argument_bytes` and `output_bytes` are whole sizes, donated
+    arguments included; an output that is an argument counts as an output too, as it is copied.
+    """
+
+    graph: Graph = field(repr=False)
+    buffers: tuple[Buffer, ...] = field(repr=False)
+    bytes: tuple[int, ...] = field(repr=False)
+    temporary_bytes: tuple[int, ...] = field(repr=False)
+    argument_bytes: int
+    output_bytes: int
+    donated_bytes: int
+    peak_bytes: int
+    peak_position: int
+
+    @cached_property
+    def peak_buffers(self) -> tuple[Buffer, ...]:
+        """What is live at the peak, the largest first."""
+        here = self.peak_position
+        live = [b for b in self.buffers if b.first <= here <= b.last]
+        return tuple(sorted(live, key=lambda b: -b.nbytes))
+
+    def __str__(self) -> str:
+        """Table of what is live at the peak."""
+        live = self.peak_buffers
+        rows = [self._row(buffer) for buffer in live[:_SHOWN]]
+        if len(live) > _SHOWN:
+            rest = sum(buffer.nbytes for buffer in live[_SHOWN:])
+            rows.append((f"{len(live) - _SHOWN} more", "", "", bytes_text(rest)))
+        inside = self.peak_bytes - sum(buffer.nbytes for buffer in live)
+        if inside:
+            rows.append((f"inside {self._name(self.peak_position)}", "", "", bytes_text(inside)))
+        peak = f"peak, at {self._name(self.peak_position)}"
+        total = (peak, "", "", bytes_text(self.peak_bytes))
+        return table(("live at the peak", "type", "kind", "size"), rows, [total])
+
+    def _row(self, buffer: Buffer) -> tuple[str, ...]:
+        name = buffer.value.name or self._name(buffer.first)
+        return (name, str(buffer.value.type), buffer.kind, bytes_text(buffer.nbytes))
+
+    def _name(self, position: int) -> str:
+        if not 0 <= position < len(self.graph.nodes):
+            return "return" if position >= 0 else "an argument"
+        node = self.graph.nodes[position]
+        return f"{node.op.name} {node.source}".rstrip()
+
+
+def liveness(graph: Graph, donated: Collection[int] = ()) -> Liveness:
+    """Live bytes of `graph`; `donated` are positions of inputs whose memory may be reused.
+
+    As in JAX, a donated input is of use only to an output of its type.
+    """
+    return _liveness(graph, frozenset(donated), {})
+
+
+def _liveness(graph: Graph, donated: frozenset[int], inner: dict[int, Liveness]) -> Liveness:
+    end = len(graph.nodes)
+    given = _matched(graph, donated)
+    buffers = tuple(_buffers(graph, given))
+    changes = {kind: [0] * (end + 2) for kind in get_args(Kind)}
+    for buffer in buffers:
+        if buffer.last >= 0:
+            changes[buffer.kind][max(buffer.first, 0)] += buffer.nbytes
+            changes[buffer.kind][buffer.last + 1] -= buffer.nbytes
+    arguments, outputs, temporaries = (
+        list(accumulate(changes[kind][:-1])) for kind in ("argument", "output", "temporary")
+    )
+    for i, node in enumerate(graph.nodes):
+        if node.regions:
+            temporaries[i] += _inside(node, inner)
+    total = [sum(parts) for parts in zip(arguments, outputs, temporaries, strict=True)]
+    peak = max(total)
+    return Liveness(
+        graph,
+        buffers,
+        tuple(total),
+        tuple(temporaries),
+        sum(value.type.nbytes for value in graph.inputs),
+        sum(value.type.nbytes for value in graph.outputs),
+        sum(value.type.nbytes for value in given),
+        peak,
+        total.index(peak),
+    )
+
+
+def _matched(graph: Graph, donated: frozenset[int]) -> frozenset[Value]:
+    """The donated inputs that an output of the same type can take the memory of."""
+    free = Counter((value.shape, value.dtype) for value in graph.outputs)
+    found = []
+    for i in sorted(donated):
+        value = graph.inputs[i]
+        if free[value.shape, value.dtype]:
+            free[value.shape, value.dtype] -= 1
+            found.append(value)
+    return frozenset(found)
+
+
+def _buffers(graph: Graph, given: frozenset[Value]) -> Iterator[Buffer]:
+    """The buffers of `graph`, in the order of their definition; `given` are donated inputs."""
+    end = len(graph.nodes)
+    root: dict[Value, Value] = {value: value for value in graph.inputs}
+    first = dict.fromkeys(graph.inputs, -1)
+    last = {value: -1 if value in given else end for value in graph.inputs}
+    for i, node in enumerate(graph.nodes):
+        handed_on = _handed_on(node)
+        for k, value in enumerate(node.inputs):
+            if value in root:
+                last[root[value]] = max(last[root[value]], i - (k in handed_on))
+        for k, value in enumerate(node.outputs):
+            root[value] = _viewed(node, k, root) or value
+            if root[value] is value:
+                first[value] = last[value] = i
+    copies, returned = [], set()
+    for value in graph.outputs:
+        source = root.get(value)
+        if source is None or source in returned or (first[source] < 0 and source not in given):
+            copies.append(Buffer(value, value.type.nbytes, "output", end, end))
+        else:
+            returned.add(source)
+            last[source] = end
+    for value, start in first.items():
+        kind: Kind = "argument" if start < 0 else "output" if value in returned else "temporary"
+        yield Buffer(value, value.type.nbytes, kind, start, last[value])
+    yield from copies
+
+
+def _viewed(node: Node, position: int, root: dict[Value, Value]) -> Value | None:
+    """The value whose buffer an output shares, where its node is a view."""
+    if node.op.name not in VIEWS:
+        return None
+    return root.get(node.inputs[position])
+
+
+def _handed_on(node: Node) -> range:
+    """Positions of the operands whose buffers the results take over."""
+    name, attrs = node.op.name, node.attrs
+    if name == "scan":
+        return range(attrs["num_consts"], attrs["num_consts"] + attrs["num_carry"])
+    if name == "while":
+        return range(attrs["cond_nconsts"] + attrs["body_nconsts"], len(node.inputs))
+    return range(1 if name == "dynamic_update_slice" or name.startswith("scatter") else 0)
+
+
+def _inside(node: Node, known: dict[int, Liveness]) -> int:
+    """Bytes that the regions of a node need besides its operands and results."""
+
+    def peak(region: Graph) -> Liveness:
+        if id(region) not in known:
+            known[id(region)] = _liveness(region, frozenset(), known)
+        return known[id(region)]
+
+    if node.op.name == "scan":
+        (body,) = node.regions
+        held = body.inputs[: node.attrs["num_consts"] + node.attrs["num_carry"]]
+        return peak(body).peak_bytes - sum(value.type.nbytes for value in held)
+    if node.op.name == "while":
+        return max(found.peak_bytes - found.argument_bytes for found in map(peak, node.regions))
+    # A custom rule holds the function, then its derivatives, which do not run.
+    run = node.regions if node.op.name == "cond" else node.regions[:1]
+    return max(f.peak_bytes - f.argument_bytes - f.output_bytes for f in map(peak, run))

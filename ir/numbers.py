@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from .types import is_complex, is_inexact
@@ -101,10 +100,14 @@ def _real(text: str, dtype: Any) -> Any:
         return found
     if not re.fullmatch("-?[0-9]+", text):
         raise ValueError(f"{text} is not an integer")
-    number, limits = int(text), jnp.iinfo(dtype)
-    if not int(limits.min) <= number <= int(limits.max):
+    number = int(text)
+    try:
+        integer = np.asarray(number).astype(dtype)[()]
+    except (OverflowError, TypeError):
+        integer = None
+    if integer is None or int(integer) != number:
         raise ValueError(f"{text} does not fit {dtype}")
-    return np.asarray(number).astype(dtype)[()]
+    return integer
 
 
 def _from_bits(text: str, dtype: Any) -> Any:

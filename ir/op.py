@@ -218,8 +218,9 @@ def hashable(x: Any) -> Any:
 
     Raises `TypeError` (when hashed) for what has no such form.
     """
-    if isinstance(x, np.ndarray | np.generic):
-        return (str(x.dtype), x.shape, x.tobytes())
-    if isinstance(x, tuple | list):
+    kind = type(x)
+    if kind is tuple or kind is list:
         return tuple(map(hashable, x))
-    return (type(x), x)
+    if kind is np.ndarray or isinstance(x, np.generic):
+        return (x.dtype, x.shape, x.tobytes())
+    return (kind, x)

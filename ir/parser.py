@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, cast, get_args
 
 from .attr_reader import AttrReader
-from .attrs import PLAIN
+from .attrs import plain_attrs
 from .graph import NO_ATTRS, UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
+from .jax_compat import primitive
 from .lexer import BLANKS, LINE_END, NAME, PATH, PLACE, Cursor
 from .numbers import NUMBER, read_number
 from .op import Op
+from .ops import OPS
+from .ops.foreign import foreign
 from .printer import HEADER, VERSION
 from .resources import READ_LIMIT, TYPE, Reader, read_type
 from .types import ArrayType, dtype_from_name
@@ -44,15 +47,16 @@ class Limits:
     constant_bytes: int = READ_LIMIT
 
 
-def parse(text: str, ops: Mapping[str, Op] | None = None, limits: Limits | None = None) -> Graph:
+LIMITS = Limits()
+
+
+def parse(text: str, ops: Mapping[str, Op] = OPS, limits: Limits = LIMITS) -> Graph:
     """Read a graph from its canonical text; equal to the graph that was printed.
 
-    `ops` is the table that op names are looked up in, by default the whole of `ir.ops`.
+    `ops` is the table that op names are looked up in; a name that it lacks and that is one of
+    JAX's primitives makes a foreign op.
     Raises `ParseError` with line, column and a caret for whatever is not in the grammar.
     """
-    if ops is None:
-        from .ops import OPS as ops
-    limits = limits or Limits()
     cursor = Cursor(text)
     if len(text) > limits.characters:
         cursor.fail(f"the text has {len(text)} characters, the limit is {limits.characters}")
@@ -103,7 +107,7 @@ class _Parser:
         self.depth = self.nodes = 0
         self.reader = AttrReader(cursor, constants, lambda: self.graph("forward"), limits.depth)
         self.types: dict[str, ArrayType] = {}
-        self.attrs_by_text: dict[tuple[str, str], dict[str, Any]] = {}
+        self.known_attrs: dict[tuple[str, str, ArrayType | None], dict[str, Any]] = {}
 
     # Graphs
 
@@ -184,7 +188,7 @@ class _Parser:
             cursor.skip()
         op = self.op()
         inputs = self.operands(scope)
-        attrs = self.attrs(op.name)
+        attrs = self.attrs(op.name, [value for _, value, _ in definitions])
         outputs = tuple([self.define(scope, *found) for found in definitions])
         scope.definers.update((number, len(scope.drafts)) for number, _, _ in definitions)
         draft = _Draft(start, op, inputs, outputs, attrs, phase)
@@ -223,10 +227,15 @@ class _Parser:
         cursor = self.cursor
         start = cursor.pos
         name = cursor.word(NAME, "a node `%0: type = op(...)`, a label or `return`")
+        effectful = cursor.text.startswith("!", cursor.pos)
+        cursor.pos += effectful
         found = self.ops.get(name)
-        if found is None:
-            cursor.fail(f"unknown op {name!r}", start)
-        return found
+        if found is not None:
+            return found
+        try:
+            return foreign(primitive(name), effectful)
+        except KeyError:
+            cursor.fail(f"unknown op {name!r}, neither in the tables nor one of JAX's", start)
 
     def operands(self, scope: _Scope) -> tuple[Value, ...]:
         cursor = self.cursor
@@ -262,22 +271,22 @@ class _Parser:
         except ValueError as error:
             cursor.fail(str(error), start)
 
-    def attrs(self, op: str) -> Mapping[str, Any]:
+    def attrs(self, op: str, outputs: Sequence[Value]) -> Mapping[str, Any]:
         """Read attributes; a text without quotes and braces is read once and remembered."""
         cursor = self.cursor
-        simple = _SIMPLE_ATTRS.match(cursor.text, cursor.pos + 1)
-        known = self.attrs_by_text.get((op, simple.group())) if simple else None
-        if known is not None and simple is not None and cursor.text[cursor.pos] == " ":
-            cursor.pos = simple.end()
-            return known
         cursor.take(BLANKS)
         if not cursor.text.startswith("{", cursor.pos):
-            return dict(PLAIN[op]) if op in PLAIN else NO_ATTRS
-        cursor.pos += 1
-        found = self.reader.attrs(op)
-        if simple is not None and cursor.pos == simple.end():
-            self.attrs_by_text[op, simple.group()] = found
-        return found
+            return plain_attrs(op, outputs) or NO_ATTRS
+        simple = cursor.take(_SIMPLE_ATTRS)
+        if simple is None:
+            cursor.pos += 1
+            return self.reader.attrs(op, plain_attrs(op, outputs))
+        key = (op, simple.group(), outputs[0].type if outputs else None)
+        if key not in self.known_attrs:
+            cursor.pos = simple.start() + 1
+            self.known_attrs[key] = self.reader.attrs(op, plain_attrs(op, outputs))
+            cursor.pos = simple.end()
+        return self.known_attrs[key]
 
     def tail(self, draft: _Draft) -> None:
         """Read `of %3 @ source scope` and the end of the line."""

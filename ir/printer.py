@@ -4,7 +4,7 @@
     graph    ::= 'graph' name '(' input,* ')' '{' (label | node)* return '}'
     input    ::= value ':' type path?                        %0: f32[64,32] params['w']
     label    ::= ('forward' | 'backward' | 'update') ':'     the phase of what follows
-    node     ::= (output,+ '=')? op '(' operand,* ')' attrs? of? place? newline graph*
+    node     ::= (output,+ '=')? op '!'? '(' operand,* ')' attrs? of? place? newline graph*
     output   ::= value ':' type path?
     operand  ::= value | number ':' dtype '*'?               %3, 0.5:f32
     attrs    ::= '{' (key '=' value | '-' key),* '}'         see ir/attrs.py
@@ -15,9 +15,9 @@
     value    ::= '%' number
 
 Numbers are local to a graph: a region reads its own inputs alone. The graphs under a node are its
-regions; they begin in the node's phase. A line may be broken after a comma. Attributes stand in
-the order of their names, plain ones are left out (`PLAIN` in ir/attrs.py), so that equal graphs
-have equal text.
+regions; they begin in the node's phase. `!` marks a foreign op with effects. A line may be broken
+after a comma. Attributes stand in the order of their names, plain ones are left out (see
+ir/attrs.py), so that equal graphs have equal text.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ HEADER = f"backpass.ir {VERSION}"
 
 _COLUMNS = 120  # of code; the tail comes on top
 _TAIL = 64  # column of what a node comes from
+_TAB = 16  # longer lines have it at the next stop
 _OF_WIDTH = 8
 _SOURCE_WIDTH = 16
 
@@ -91,12 +92,12 @@ class _Body:
 
     def node(self, node: Node, indent: str) -> str:
         """Print a node without its regions; more than one line where it is long."""
-        name = word(node.op.name, NAME)
+        name = word(node.op.name, NAME) + "!" * (node.op.foreign and bool(node.op.effect))
         operands = ", ".join(map(self.operand, node.inputs))
         code = f"{indent}{name}({operands})"
         if node.outputs:
             code = f"{indent}{', '.join(map(self._definition, node.outputs))} = {name}({operands})"
-        attrs = self.printer.attrs(node.op.name, node.attrs)
+        attrs = self.printer.attrs(node)
         if attrs:
             code = f"{code} {{{', '.join(attrs)}}}"
         if len(code) > _COLUMNS:
@@ -105,7 +106,8 @@ class _Body:
         if not tail:
             return code
         width = len(code) - code.rfind("\n") - 1
-        return f"{code}{' ' * max(2, _TAIL - width)}{tail}"
+        column = _TAIL if width < _TAIL - 1 else (width + 1) // _TAB * _TAB + _TAB
+        return f"{code}{' ' * (column - width)}{tail}"
 
     def operand(self, value: Value) -> str:
         if isinstance(value, Literal):

@@ -33,7 +33,8 @@ class _Check:
 
     def run(self) -> None:
         self.define(self.graph.inputs)
-        for self.position, node in enumerate(self.graph.nodes):
+        for position, node in enumerate(self.graph.nodes):
+            self.position = position
             self.read(node.inputs, f"{node.op.name} reads")
             self.regions(node)
             self.types(node)

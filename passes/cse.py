@@ -49,7 +49,7 @@ def _key(node: Node) -> Hashable | None:
     """Equal for nodes that compute the same; None where an attribute cannot be compared."""
     try:
         attrs = tuple(sorted((name, hashable(value)) for name, value in node.attrs.items()))
-        key = (node.op, tuple(map(_operand, node.inputs)), attrs, node.regions)
+        key = (node.op, tuple(map(_operand, node.inputs)), attrs, tuple(map(id, node.regions)))
         hash(key)
     except TypeError:
         return None

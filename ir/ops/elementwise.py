@@ -42,7 +42,7 @@ def broadcast_shapes(op: str, inputs: Sequence[Value]) -> tuple[int, ...]:
     return shape
 
 
-def _broadcasting(op: str, dtype: Any = None) -> Callable[..., tuple[ArrayType]]:
+def broadcasting(op: str, dtype: Any = None) -> Callable[..., tuple[ArrayType]]:
     def shape(
         inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
     ) -> tuple[ArrayType]:
@@ -80,7 +80,7 @@ def binary(name: str, left: Rule | None, right: Rule | None) -> Op:
         return lambda b, g, o, x, y: b.unbroadcast(rule(b, g, o, x, y), (x, y)[position])
 
     vjp = per_operand(summed(0, left), summed(1, right))
-    return primitive_op(name, _broadcasting(name), vjp=vjp, flops=one_flop)
+    return primitive_op(name, broadcasting(name), vjp=vjp, flops=one_flop)
 
 
 def flat(name: str, shape: Any = same_type) -> Op:
@@ -90,13 +90,13 @@ def flat(name: str, shape: Any = same_type) -> Op:
 
 def comparison(name: str) -> Op:
     """Binary op that gives booleans."""
-    shape = _broadcasting(name, np.dtype(bool))
+    shape = broadcasting(name, np.dtype(bool))
     return primitive_op(name, shape, vjp=no_gradient, flops=one_flop)
 
 
 def bitwise(name: str) -> Op:
     """Binary op on integers or booleans."""
-    return primitive_op(name, _broadcasting(name), vjp=no_gradient, flops=one_flop)
+    return primitive_op(name, broadcasting(name), vjp=no_gradient, flops=one_flop)
 
 
 def _select_of_ties(b: Builder, g: Value, o: Value, x: Value, y: Value) -> Value:
@@ -316,7 +316,7 @@ FLAT: tuple[Op, ...] = (
     *map(flat, "sign floor ceil round not population_count clz stop_gradient".split()),
     flat("is_finite", _bool),
     primitive_op("bitcast_convert_type", vjp=no_gradient),
-    primitive_op("nextafter", _broadcasting("nextafter"), vjp=no_gradient, flops=one_flop),
+    primitive_op("nextafter", broadcasting("nextafter"), vjp=no_gradient, flops=one_flop),
     *map(comparison, "eq ne lt le gt ge eq_to lt_to le_to".split()),
     *map(bitwise, "and or xor shift_left shift_right_logical shift_right_arithmetic".split()),
 )

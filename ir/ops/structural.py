@@ -204,7 +204,7 @@ def _slice(b: Builder, g: Value, o: Value, x: Value, **attrs: Any) -> Value:
     return b.pad(g, 0, config)
 
 
-def _unpad(b: Builder, g: Value, x: Value, config: Sequence[tuple[int, int, int]]) -> Value:
+def unpad(b: Builder, g: Value, x: Value, config: Sequence[tuple[int, int, int]]) -> Value:
     """Cut the edges off, with zeros where the pad had cut; then drop what lies between."""
     whole = b.pad(g, 0, [(-lo, -hi, 0) for lo, hi, _ in config])
     steps = [mid + 1 for _, _, mid in config]
@@ -216,7 +216,7 @@ def _unpad(b: Builder, g: Value, x: Value, config: Sequence[tuple[int, int, int]
 def _pad(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     (g,), (x, _) = cts, node.inputs
     assert g is not None
-    inner = _unpad(b, g, x, node.attrs["padding_config"])
+    inner = unpad(b, g, x, node.attrs["padding_config"])
     outer = None
     if needs[1]:
         total = b.reduce_sum(g, range(g.ndim))

@@ -28,17 +28,19 @@ class Autodiff:
         """Return the joint graph, or `graph` itself when nothing asks for gradients."""
         if not any(node.op.name == "gradients" for node in graph.walk()):
             return graph
-        return mark_updates(_expand(graph))
+        return mark_updates(_expand(graph, outermost=True))
 
 
-def _expand(graph: Graph) -> Graph:
+def _expand(graph: Graph, *, outermost: bool) -> Graph:
     b = Builder(OPS)
     env: dict[Value, Value] = {}
     for node in graph.nodes:
-        regions = tuple(_expand(region) for region in node.regions)
+        asks = node.op.name == "gradients"
+        inner = outermost and not asks
+        regions = tuple(_expand(region, outermost=inner) for region in node.regions)
         inputs = [env.get(value, value) for value in node.inputs]
-        if node.op.name == "gradients":
-            outputs: Sequence[Value] = _gradients(b, node, regions[0], inputs)
+        if asks:
+            outputs = _gradients(b, node, regions[0], inputs, Reverse(outermost))
             env.update(zip(node.outputs, outputs, strict=True))
         elif inputs == list(node.inputs) and regions == node.regions:
             b.nodes.append(node)
@@ -47,11 +49,13 @@ def _expand(graph: Graph) -> Graph:
     return b.graph(graph.name, graph.inputs, [env.get(v, v) for v in graph.outputs])
 
 
-def _gradients(b: Builder, node: Node, function: Graph, inputs: Sequence[Value]) -> list[Value]:
+def _gradients(
+    b: Builder, node: Node, function: Graph, inputs: Sequence[Value], reverse: Reverse
+) -> list[Value]:
     wrt = set(node.attrs["wrt"])
     active = [i in wrt for i in range(len(inputs))]
     b.origin, b.phase = node.origin, "forward"
-    outputs, pullback = Reverse().inline(b, function, inputs, active)
+    outputs, pullback = reverse.inline(b, function, inputs, active)
     b.phase = "backward"
     seed = b.ones(outputs[0])
     cts = pullback(b, [seed, *([None] * (len(outputs) - 1))])

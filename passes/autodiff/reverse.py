@@ -38,8 +38,18 @@ def propagates(node: Node) -> bool:
     return node.op.vjp is not no_gradient and any(v.type.is_inexact for v in node.outputs)
 
 
+CUSTOM = frozenset(("custom_jvp_call", "custom_vjp_call"))
+
+
+@dataclass(frozen=True, slots=True)
 class Reverse:
-    """The differentiator that the rules of ops with regions are given; it has no state."""
+    """The differentiator that the rules of ops with regions are given.
+
+    `outermost`: nothing around will differentiate again, so a custom rule that this derivative
+    has no use for is dropped and its function inlined.
+    """
+
+    outermost: bool = False
 
     def activity(self, region: Graph, active: Sequence[bool]) -> Sequence[bool]:
         """Tell which outputs depend differentiably on the active inputs."""
@@ -94,15 +104,23 @@ class Reverse:
         origin: Origin,
         on_tape: bool,
     ) -> Step:
-        if not on_tape or node.op.linearise is None:
-            return Step(node, b.clone(node, operands, origin), None, needs, origin)
         outer = b.origin
+        if not on_tape or node.op.linearise is None:
+            return Step(node, self._clone(b, node, operands, origin), None, needs, origin)
         b.origin = origin
         asked = Node(node.op, tuple(operands), node.outputs, node.attrs, node.regions, origin)
         outputs, pullback = node.op.linearise(b, asked, needs, self)
         b.origin = outer
         emitted = Node(node.op, tuple(operands), tuple(outputs), node.attrs, node.regions, origin)
         return Step(node, emitted, pullback, needs, origin)
+
+    def _clone(
+        self, b: Builder, node: Node, operands: Sequence[Value], origin: Origin
+    ) -> Node:
+        if not (self.outermost and node.op.name in CUSTOM):
+            return b.clone(node, operands, origin)
+        outputs, _ = b.inline(node.regions[0], operands, origin)
+        return Node(node.op, tuple(operands), outputs, node.attrs, node.regions, origin)
 
     def linear_tape(
         self, b: Builder, region: Graph, inputs: Sequence[Value | None]
@@ -125,7 +143,7 @@ class Reverse:
                 absent = Node(node.op, tuple(operands), node.outputs, node.attrs, node.regions)
                 tape.append(Step(node, absent, None, needs, origin))
             elif not any(needs):
-                copy = b.clone(node, operands, origin)
+                copy = self._clone(b, node, operands, origin)
                 env.update(zip(node.outputs, copy.outputs, strict=True))
 
         def pullback(b: Builder, cts: Cts) -> Cts:

@@ -1,7 +1,8 @@
 """How the tests reach the examples, which are scripts and not part of the package."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -10,11 +11,14 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.fixture
-def load_example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports `examples/NAME.py` as Python does that runs it: with its folder on the path."""
-    monkeypatch.syspath_prepend(EXAMPLES)
+@pytest.fixture(scope="module")
+def load_example() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports `examples/NAME.py` as Python does that runs it: with its folder on the path.
 
+    Tests of a file share the module, and so what it has compiled.
+    """
+
+    @cache
     def load(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
         assert spec is not None and spec.loader is not None
@@ -22,4 +26,6 @@ def load_example(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]
         spec.loader.exec_module(module)
         return module
 
-    return load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        yield load

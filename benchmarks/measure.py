@@ -1,0 +1,152 @@
+"""What the benchmarks have in common: a fixed allocator, interleaved arms, stamps and tables."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# glibc gives large blocks back to the system and takes them afresh at each call, so that a step's
+# time is that of page faults. These keep them, in both arms.
+ALLOCATOR = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+}
+PACKAGES = ("backpass", "jax", "jaxlib", "numpy")
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks share."""
+    made = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", type=Path, metavar="PATH", help="write all numbers to PATH")
+    made.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
+    made.add_argument(
+        "--default-allocator", action="store_true", help="leave malloc as the system has it"
+    )
+    return made
+
+
+def fix_allocator(keep_default: bool) -> None:
+    """Start this script again with `ALLOCATOR` in its environment, unless it is there or refused.
+
+    malloc reads these before Python starts, so that they can't be set from within.
+    """
+    if keep_default or all(os.environ.get(name) == text for name, text in ALLOCATOR.items()):
+        return
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, cores, processor, devices and allocator."""
+    import jax
+
+    device = jax.devices()[0]
+    fixed = all(os.environ.get(name) == text for name, text in ALLOCATOR.items())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        **{name: version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "cpu": _cpu_model(),
+        "cores": cores,
+        "device": f"{len(jax.devices())} x {device.platform} ({device.device_kind})",
+        "allocator": "fixed" if fixed else "default",
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def note(text: str) -> None:
+    """Tell progress, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Seconds of one arm, one for each round: on the clock, and of all cores together."""
+
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Median over rounds of ours / theirs, and the quartiles of these ratios."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """`0.52 [0.50, 0.55]`."""
+        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
+    """Compare round by round, so that what slows a whole round cancels."""
+    each = [a / b for a, b in zip(ours, theirs, strict=True)]
+    low, _, high = statistics.quantiles(each, n=4) if len(each) > 1 else each * 3
+    return Ratio(statistics.median(each), low, high)
+
+
+def interleave(arms: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Samples]:
+    """Run every arm once a round, the first to run changing; each arm waits for its result."""
+    walls: dict[str, list[float]] = {name: [] for name in arms}
+    cpus: dict[str, list[float]] = {name: [] for name in arms}
+    names = list(arms)
+    gc.collect()
+    gc.disable()
+    try:
+        for i in range(rounds):
+            for name in names if i % 2 == 0 else names[::-1]:
+                wall, cpu = time.perf_counter(), time.process_time()
+                arms[name]()
+                walls[name].append(time.perf_counter() - wall)
+                cpus[name].append(time.process_time() - cpu)
+    finally:
+        gc.enable()
+    return {name: Samples(tuple(walls[name]), tuple(cpus[name])) for name in names}
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows under their columns, the first to the left and the rest to the right."""
+    cells = [list(columns), *map(list, rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = (
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def finish(
+    stamp: Mapping[str, Any],
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    results: Any,
+    path: Path | None,
+) -> None:
+    """Print stamp and table on stdout, and write all numbers where asked."""
+    print("  ".join(f"{name} {value}" for name, value in stamp.items()))
+    print()
+    print(table(columns, rows))
+    if path is not None:
+        path.write_text(json.dumps({"environment": stamp, "results": results}, indent=1) + "\n")
+        note(f"wrote {path}")
