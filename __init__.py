@@ -1,11 +1,11 @@
 """backpass: a JIT-compiled static-graph autodiff compiler on JAX.
 
-    import backpass as bp
+import backpass as bp
 
-    @bp.compile(donate_argnums=0)
-    def step(params, batch):
-        loss, grads = bp.value_and_grad(loss_fn)(params, batch)
-        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
+@bp.compile(donate_argnums=0)
+def step(params, batch):
+loss, grads = bp.value_and_grad(loss_fn)(params, batch)
+return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
 """
 
 from . import ir

@@ -81,7 +81,7 @@ def note(text: str) -> None:
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds of one arm, one for each round: on the clock, and of all cores together."""
+    """Seconds of a call of one arm, for each round: on the clock, and of all cores together."""
 
     wall: tuple[float, ...]
     cpu: tuple[float, ...]
@@ -107,23 +107,42 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     return Ratio(statistics.median(each), low, high)
 
 
-def interleave(arms: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Samples]:
-    """Run every arm once a round, the first to run changing; each arm waits for its result."""
+def interleave(
+    arms: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    calls: int = 1,
+    before: Callable[[], Any] | None = None,
+) -> dict[str, Samples]:
+    """Time every arm once a round, the first to run changing; each arm waits for its result.
+
+    Args:
+        arms: what to run, by name.
+        rounds: samples of each arm.
+        calls: runs that one sample is the mean of.
+        before: runs before each sample, off the clock.
+    """
     walls: dict[str, list[float]] = {name: [] for name in arms}
     cpus: dict[str, list[float]] = {name: [] for name in arms}
     names = list(arms)
     gc.collect()
-    gc.disable()
-    try:
-        for i in range(rounds):
-            for name in names if i % 2 == 0 else names[::-1]:
-                wall, cpu = time.perf_counter(), time.process_time()
+    for i in range(rounds):
+        for name in names if i % 2 == 0 else names[::-1]:
+            if before is not None:
+                before()
+            wall, cpu = time.perf_counter(), time.process_time()
+            for _ in range(calls):
                 arms[name]()
-                walls[name].append(time.perf_counter() - wall)
-                cpus[name].append(time.process_time() - cpu)
-    finally:
-        gc.enable()
+            walls[name].append((time.perf_counter() - wall) / calls)
+            cpus[name].append((time.process_time() - cpu) / calls)
     return {name: Samples(tuple(walls[name]), tuple(cpus[name])) for name in names}
+
+
+def calls_for(run: Callable[[], Any], least: float = 0.05) -> int:
+    """Return how many calls of `run` take `least` seconds, after one to warm up."""
+    run()
+    start = time.perf_counter()
+    run()
+    return max(1, round(least / (time.perf_counter() - start)))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -138,15 +157,15 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def finish(
     stamp: Mapping[str, Any],
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
+    tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]],
     results: Any,
     path: Path | None,
 ) -> None:
-    """Print stamp and table on stdout, and write all numbers where asked."""
+    """Print stamp and tables (columns and rows) on stdout, and write all numbers where asked."""
     print("  ".join(f"{name} {value}" for name, value in stamp.items()))
-    print()
-    print(table(columns, rows))
+    for columns, rows in tables:
+        print()
+        print(table(columns, rows))
     if path is not None:
         path.write_text(json.dumps({"environment": stamp, "results": results}, indent=1) + "\n")
         note(f"wrote {path}")

@@ -19,6 +19,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from layers import (
+    batch_norm,
+    conv,
+    convolve,
+    cross_entropy,
+    dense,
+    layer_norm,
+    linear,
+    max_pool,
+    norm,
+    transform,
+    transformer_block,
+)
 
 Params = Any
 Batch = Any
@@ -32,52 +45,6 @@ class Model:
     init: Callable[[jax.Array], Params]
     loss: Callable[[Params, Batch], jax.Array]
     batch: Callable[[jax.Array], Batch]
-
-
-# Layers
-
-
-def dense(key, rows, columns):
-    """`w[rows, columns]` of variance `1 / rows`, and a bias of zeros."""
-    w = rows**-0.5 * jax.random.normal(key, (rows, columns))
-    return {"w": w, "b": jnp.zeros(columns)}
-
-
-def conv(key, size, channels, filters):
-    """`w[size, size, channels, filters]` of variance `2 / fan_in`."""
-    scale = (2 / (size * size * channels)) ** 0.5
-    return scale * jax.random.normal(key, (size, size, channels, filters))
-
-
-def norm(width):
-    return {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
-
-
-def linear(p, x):
-    return x @ p["w"] + p["b"]
-
-
-def convolve(w, x, stride=1):
-    layout = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=layout)
-
-
-def layer_norm(p, x):
-    mean = x.mean(-1, keepdims=True)
-    variance = x.var(-1, keepdims=True)
-    return (x - mean) / jnp.sqrt(variance + 1e-5) * p["scale"] + p["bias"]
-
-
-def batch_norm(p, x):
-    """Normalise by the statistics of this batch, as in training."""
-    mean = x.mean((0, 1, 2))
-    variance = x.var((0, 1, 2))
-    return (x - mean) * lax.rsqrt(variance + 1e-5) * p["scale"] + p["bias"]
-
-
-def cross_entropy(logits, labels):
-    logp = jax.nn.log_softmax(logits)
-    return -jnp.take_along_axis(logp, labels[..., None], axis=-1).mean()
 
 
 def images_and_labels(key, batch, size, classes):
@@ -114,7 +81,7 @@ def mlp(batch, widths):
     return Model("mlp", init, loss, make)
 
 
-# Residual network: a stem, and one block of two convolutions a stage
+# Residual network: a stem, and a block of two convolutions in each stage
 
 
 def resnet_block(p, x, stride):
@@ -144,9 +111,7 @@ def resnet(batch, size, widths):
         return {
             "stem": conv(keys[0], 3, 3, widths[0]),
             "norm": norm(widths[0]),
-            "blocks": [
-                block(k, *c) for k, c in zip(keys[2:], zip(channels, widths, strict=False), strict=True)
-            ],
+            "blocks": [block(*sizes) for sizes in zip(keys[2:], channels, widths, strict=False)],
             "head": dense(keys[1], widths[-1], 10),
         }
 
@@ -157,40 +122,11 @@ def resnet(batch, size, widths):
             x = resnet_block(p, x, 1 if i == 0 else 2)
         return cross_entropy(linear(params["head"], x.mean((1, 2))), labels)
 
-    return Model("resnet", init, loss, partial(images_and_labels, batch=batch, size=size, classes=10))
+    make = partial(images_and_labels, batch=batch, size=size, classes=10)
+    return Model("resnet", init, loss, make)
 
 
 # Transformers
-
-
-def transformer_block(key, width):
-    keys = jax.random.split(key, 4)
-    return {
-        "norm1": norm(width),
-        "qkv": dense(keys[0], width, 3 * width),
-        "out": dense(keys[1], width, width),
-        "norm2": norm(width),
-        "up": dense(keys[2], width, 4 * width),
-        "down": dense(keys[3], 4 * width, width),
-    }
-
-
-def attention(p, x, heads, causal):
-    batch, length, width = x.shape
-    q, k, v = jnp.split(linear(p["qkv"], x), 3, axis=-1)
-    q, k, v = (t.reshape(batch, length, heads, width // heads) for t in (q, k, v))
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(width // heads)
-    if causal:
-        mask = jnp.tril(jnp.ones((length, length), bool))
-        scores = jnp.where(mask, scores, -1e9)
-    weights = jax.nn.softmax(scores, axis=-1)
-    mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-    return linear(p["out"], mixed.reshape(batch, length, width))
-
-
-def transform(p, x, heads, causal):
-    x = x + attention(p, layer_norm(p["norm1"], x), heads, causal)
-    return x + linear(p["down"], jax.nn.gelu(linear(p["up"], layer_norm(p["norm2"], x))))
 
 
 def gpt(layers, width, heads, length, batch, vocabulary, scanned=False):
@@ -243,7 +179,8 @@ def vit(batch, size, patch, layers, width, heads):
         x = layer_norm(params["norm"], x).mean(1)
         return cross_entropy(linear(params["head"], x), labels)
 
-    return Model("vit", init, loss, partial(images_and_labels, batch=batch, size=size, classes=10))
+    make = partial(images_and_labels, batch=batch, size=size, classes=10)
+    return Model("vit", init, loss, make)
 
 
 # LSTM language model
@@ -282,10 +219,6 @@ def lstm(batch, length, width, vocabulary):
 # U-Net
 
 
-def max_pool(x):
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
-
-
 def unet(batch, size, widths):
     """Two convolutions a level, max-pooling down, transposed convolutions up, and skips."""
 
@@ -310,7 +243,7 @@ def unet(batch, size, widths):
         return {
             "down": [pair(k, *step) for k, step in zip(keys, steps, strict=False)],
             "widen": [conv(k, 2, *step) for k, step in zip(keys[depth:], ups, strict=False)],
-            "up": [pair(k, 2 * out, out) for k, (_, out) in zip(keys[2 * depth :], ups, strict=False)],
+            "up": [pair(k, 2 * o, o) for k, (_, o) in zip(keys[2 * depth :], ups, strict=False)],
             "head": conv(keys[-1], 1, widths[0], 1),
         }
 
@@ -323,7 +256,7 @@ def unet(batch, size, widths):
             x = max_pool(x)
         x = apply(params["down"][-1], x)
         for widen, p in zip(params["widen"], params["up"], strict=True):
-            wide = lax.conv_transpose(x, widen, (2, 2), "SAME", ("NHWC", "HWIO", "NHWC"))
+            wide = lax.conv_transpose(x, widen, (2, 2), "SAME")
             x = apply(p, jnp.concatenate([wide, skips.pop()], axis=-1))
         logits = convolve(params["head"], x)
         return (jax.nn.softplus(logits) - target * logits).mean()
@@ -355,7 +288,7 @@ def moe(batch, width, experts, chosen, classes):
         }
 
     def route(gates):
-        """Return `combine[tokens, experts, capacity]`: weight of a token at a place of an expert."""
+        """Return `combine[tokens, experts, capacity]`: a token's weight at an expert's place."""
         weights, index = lax.top_k(gates, chosen)
         weights = weights / weights.sum(-1, keepdims=True)
         onto = jax.nn.one_hot(index, experts)

@@ -20,7 +20,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from measure import Ratio, environment, finish, fix_allocator, interleave, note, parser, ratio
+from measure import (
+    Ratio,
+    calls_for,
+    environment,
+    finish,
+    fix_allocator,
+    interleave,
+    note,
+    parser,
+    ratio,
+)
 
 COLUMNS = ("model", "time", "cpu", "temp", "compile", "loss", "grads")
 RATE = 1e-4
@@ -85,11 +95,11 @@ def differences(params: Any, ours: Any, theirs: Any) -> tuple[float, float]:
 
     leaves = [list(map(np.asarray, jax.tree.leaves(tree))) for tree in (params, ours[0], theirs[0])]
     triples = [(p.astype(np.float64), a, b) for p, a, b in zip(*leaves, strict=True)]
-    sizes = [np.abs(b - p).max() for p, _, b in triples]
-    least = max(max(sizes) * 1e-3, 1e-30)
-    each = [np.abs(a - b).max() / max(s, least) for s, (_, a, b) in zip(sizes, triples, strict=True)]
+    size = [np.abs(b - p).max() for p, _, b in triples]
+    least = max(max(size) * 1e-3, 1e-30)
+    apart = [np.abs(a - b).max() for _, a, b in triples]
     loss = abs(float(ours[1]) - float(theirs[1])) / abs(float(theirs[1]))
-    return loss, float(np.max(each))
+    return loss, max(float(a / max(s, least)) for a, s in zip(apart, size, strict=True))
 
 
 def measure(model: Any, repeats: int, options: dict[str, Any]) -> Result:
@@ -103,9 +113,7 @@ def measure(model: Any, repeats: int, options: dict[str, Any]) -> Result:
     batch = model.batch(jax.random.key(1))
     rate = jnp.float32(RATE)
     steps = {
-        "backpass": bp.compile(
-            step_of(bp.value_and_grad, model.loss), donate_argnums=0, **options
-        ),
+        "backpass": bp.compile(step_of(bp.value_and_grad, model.loss), donate_argnums=0, **options),
         "jax": jax.jit(step_of(jax.value_and_grad, model.loss), donate_argnums=0),
     }
     arms = {}
@@ -129,9 +137,7 @@ def measure(model: Any, repeats: int, options: dict[str, Any]) -> Result:
         return once
 
     runs = {name: run(name) for name in arms}
-    for warm in (*runs.values(), *runs.values()):
-        warm()
-    samples = interleave(runs, repeats)
+    samples = interleave(runs, repeats, max(map(calls_for, runs.values())))
     a, b = samples["backpass"], samples["jax"]
     return Result(
         model.name,
@@ -153,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
 
     options = parser(__doc__)
     options.add_argument("--models", nargs="+", choices=list(FULL), metavar="NAME")
-    options.add_argument("--repeats", type=int, default=11, help="rounds of one step in each arm")
+    options.add_argument("--repeats", type=int, default=11, help="rounds of both arms in turns")
     options.add_argument("--passes", help="pipeline in place of the default one")
     args = options.parse_args(argv)
     stamp = environment()
@@ -172,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
         results.append(result)
         rows.append(result.cells())
         gc.collect()
-    finish(stamp, COLUMNS, rows, [asdict(r) for r in results], args.json)
+    finish(stamp, [(COLUMNS, rows)], [asdict(r) for r in results], args.json)
     return results
 
 

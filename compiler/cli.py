@@ -96,7 +96,9 @@ def _doctor(options: argparse.Namespace) -> int:
     report = {
         "python": platform.python_version(),
         **{name: _version(name) for name in ("backpass", "jax", "jaxlib", "numpy", "networkx")},
-        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+        "devices": [
+            f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()
+        ],
     }
     if options.json:
         print(json.dumps(report, indent=2))

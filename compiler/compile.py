@@ -157,8 +157,10 @@ def compile(
             place of the default one.
         debug: verify the graph after every pass.
         max_traces: warn when the function has been traced more often than this.
-        static_argnums, static_argnames: arguments that are hashable settings of the program.
-        donate_argnums, donate_argnames: arguments whose buffers the outputs may take over.
+        static_argnums: positions of arguments that are hashable settings of the program.
+        static_argnames: their names.
+        donate_argnums: positions of arguments whose buffers the outputs may take over.
+        donate_argnames: their names.
         keep_unused: keep arguments that the function does not read.
         compiler_options: XLA's options, by name.
         shardings: `in_shardings` and `out_shardings`, as in `jax.jit`.

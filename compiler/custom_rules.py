@@ -31,9 +31,7 @@ def jvp_rule(eqn: Any) -> dict[str, Any]:
         found = jax.core.eval_jaxpr(rule, rule_consts, *primals[consts:], *given)
         count = len(out_zeros)
         outs, rest = found[:count], iter(found[count:])
-        tangents_out = [
-            None if is_zero else next(rest) for is_zero in out_zeros
-        ]
+        tangents_out = [None if is_zero else next(rest) for is_zero in out_zeros]
         return [
             *outs,
             *(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,37 +18,26 @@ from ..ir.errors import (
     DonationError,
     LeakError,
 )
-from ..ir.jax_compat import shortened
+from ..ir.source import innermost, shortened
 from ..ir.types import type_of
-
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_LAYERS = tuple(os.path.join(_PACKAGE, layer) for layer in ("compiler", "ir", "passes", "runtime"))
-_JAX = os.path.dirname(os.path.abspath(jax.__file__))
-_SKIPPED = (*_LAYERS, _JAX, "<frozen")
-
-
-def is_user_file(filename: str) -> bool:
-    """True for files outside JAX and backpass."""
-    return not filename.startswith(_SKIPPED)
 
 
 def caller_line() -> str:
     """Return `file:line` of the innermost frame of user code on the stack."""
+    return innermost(_stack()) or "unknown line"
+
+
+def _stack() -> Iterator[tuple[str, int]]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if is_user_file(frame.f_code.co_filename):
-            return shortened(frame.f_code.co_filename, frame.f_lineno)
+        yield frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back
-    return "unknown line"
 
 
 def raised_at(error: BaseException) -> str:
     """Return `file:line` of the innermost frame of user code in an error's traceback."""
-    frames = traceback.extract_tb(error.__traceback__)
-    for frame in reversed(frames):
-        if is_user_file(frame.filename):
-            return shortened(frame.filename, frame.lineno)
-    return "unknown line"
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return innermost((frame.filename, frame.lineno) for frame in frames) or "unknown line"
 
 
 def defined_at(fun: Callable[..., Any]) -> str:

@@ -46,9 +46,7 @@ def gradients_graph(graph: Graph, wrt: tuple[int, ...]) -> Graph:
     """Return a graph of one `gradients` node that differentiates `graph`."""
     inputs = tuple(Value(value.type, value.name) for value in graph.inputs)
     types = OPS["gradients"].shape(inputs, {"wrt": wrt}, (graph,))
-    node = Node(
-        OPS["gradients"], inputs, tuple(map(Value, types)), {"wrt": wrt}, (graph,)
-    )
+    node = Node(OPS["gradients"], inputs, tuple(map(Value, types)), {"wrt": wrt}, (graph,))
     return Graph(f"grad_{graph.name}", inputs, (node,), node.outputs)
 
 
@@ -204,7 +202,11 @@ def _check_inputs(
 
 
 def _check_dtype(
-    fun: Callable[..., Any], kind: ArrayType, path: str, holomorphic: bool, allow_int: bool,
+    fun: Callable[..., Any],
+    kind: ArrayType,
+    path: str,
+    holomorphic: bool,
+    allow_int: bool,
     where: str,
 ) -> None:
     if holomorphic and not is_complex(kind.dtype):
@@ -234,7 +236,7 @@ def _loss_and_aux(fun: Callable[..., Any], out: Any, has_aux: bool, where: str) 
 def _check_loss(fun: Callable[..., Any], loss: Any, holomorphic: bool, where: str) -> None:
     wanted = f"grad wants {defined_at(fun)} to return a scalar loss"
     leaves = jax.tree.leaves(loss)
-    if len(leaves) != 1 or jax.tree.structure(loss) != jax.tree.structure(0):
+    if len(leaves) != 1 or leaves[0] is not loss:
         found = f"a {type(loss).__name__} of {len(leaves)} arrays" if leaves else "no array"
         todo = "return the loss alone, or (loss, aux) with has_aux=True"
         raise DifferentiationError(f"{wanted}, got {found}\n  at {where}; {todo}")

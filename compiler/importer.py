@@ -166,7 +166,7 @@ def _constant(const: Any, kind: ArrayType) -> Node:
 
 
 def plain_scope(stack: str) -> str:
-    """Return the user's scope without the wrappers of JAX's transformations: `jvp(a)/b` -> `a/b`."""
+    """Return the user's scope without JAX's wrappers: `jvp(a)/b` -> `a/b`."""
     for wrapper in ("transpose(", "jvp(", "vmap("):
         while wrapper in stack:
             start = stack.index(wrapper)

@@ -58,9 +58,7 @@ class Arguments:
         static += [(k, kwargs[k]) for k in sorted(self.static_names) if k in kwargs]
         return (positional, named), tuple(static)
 
-    def flat(
-        self, args: Sequence[Any], kwargs: Mapping[str, Any], tree: Any
-    ) -> Callable[..., Any]:
+    def flat(self, args: Sequence[Any], kwargs: Mapping[str, Any], tree: Any) -> Callable[..., Any]:
         """Return the function of the array leaves alone, static values as in this call."""
 
         def flat(*leaves: Any) -> Any:

@@ -64,7 +64,7 @@ class Lowered:
         return self._by_jax()
 
     def as_text(self, dialect: str = "backpass") -> str:
-        """Return the program as text; `dialect` is `"backpass"`, or what JAX knows (`"stablehlo"`)."""
+        """Return the program as text; `dialect` is `"backpass"` or one of JAX's: `"stablehlo"`."""
         return str(self.graph) if dialect == "backpass" else str(self._lowered.as_text(dialect))
 
     def cost_analysis(self) -> Any:

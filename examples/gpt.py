@@ -205,7 +205,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     tiny = {"steps": 120, "layers": 1, "width": 64, "context": 64, "checks": 4, "limit": 10**6}
     if parser.parse_known_args(argv)[0].tiny:
         parser.set_defaults(**tiny)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.width % HEAD:
+        parser.error(f"--width must be a multiple of {HEAD}, got {options.width}")
+    return options
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, list[tuple[int, float]]]:

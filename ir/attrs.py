@@ -89,7 +89,7 @@ _PLAIN: Mapping[str, Mapping[str, Any]] = {
     "reshape": {"new_sizes": lambda out: out.shape},
     "scan": {"reverse": False, "unroll": 1},
     "slice": {"strides": None},
-    **dict.fromkeys(("scatter", "scatter-add", "scatter-mul", "scatter_sub"), _SCATTER),
+    **dict.fromkeys(("scatter", "scatter-add", "scatter-mul", "scatter-sub"), _SCATTER),
     **dict.fromkeys(("scatter-min", "scatter-max"), _SCATTER),
 }
 

@@ -43,9 +43,7 @@ class Builder:
         record = self.ops[op] if isinstance(op, str) else op
         types = record.shape(inputs, attrs, regions)
         outputs = tuple(map(Value, types))
-        node = Node(
-            record, tuple(inputs), outputs, attrs, tuple(regions), self.origin, self.phase
-        )
+        node = Node(record, tuple(inputs), outputs, attrs, tuple(regions), self.origin, self.phase)
         self.nodes.append(node)
         return outputs
 
@@ -59,17 +57,25 @@ class Builder:
         return copy
 
     def inline(
-        self, region: Graph, inputs: Sequence[Value], within: Origin = UNKNOWN
+        self,
+        region: Graph,
+        inputs: Sequence[Value],
+        within: Origin = UNKNOWN,
+        *,
+        merged: bool = False,
     ) -> tuple[tuple[Value, ...], dict[Value, Value]]:
         """Append copies of a region's nodes; gives its outputs, and new values by old ones.
 
-        `within` is the origin of the node that owned the region: its scope goes in front.
+        `within` is the origin of the node that owned the region: its scope goes in front. With
+        `merged` it is the origin of all the copies, as of a custom rule's.
         """
         env = dict(zip(region.inputs, inputs, strict=True))
         moved: dict[Origin, Origin] = {}
         for node in region.nodes:
             origin = node.origin
-            if within.scope or not origin.known:
+            if merged:
+                origin = within
+            elif within.scope or not origin.known:
                 if origin not in moved:
                     moved[origin] = origin.under(within)
                 origin = moved[origin]

@@ -23,9 +23,7 @@ def evaluate(graph: Graph, *args: Any) -> list[Any]:
 def run(graph: Graph, args: Sequence[Any], *, annotate: bool) -> list[Any]:
     """Evaluate; with `annotate` the user's lines and scopes reach the HLO."""
     if len(args) != len(graph.inputs):
-        raise ArgumentError(
-            f"{graph.name} takes {len(graph.inputs)} arguments, got {len(args)}"
-        )
+        raise ArgumentError(f"{graph.name} takes {len(graph.inputs)} arguments, got {len(args)}")
     env: dict[Value, Any] = dict(zip(graph.inputs, args, strict=True))
 
     def read(value: Value) -> Any:

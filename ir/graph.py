@@ -15,10 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal as Either
+from typing import TYPE_CHECKING, Any
+from typing import Literal as Either
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from .source import user_line
 from .types import ArrayType
 
 if TYPE_CHECKING:
@@ -94,8 +98,6 @@ class Origin:
     def source(self) -> str:
         """`file:line` in user code, or the empty string where none is known."""
         if self._source is None:
-            from .jax_compat import user_line
-
             self._source = user_line(self.traceback)
         return self._source
 
@@ -232,17 +234,28 @@ class Graph:
         return to_dot(self)
 
 
-_ARRAYS = (np.ndarray, np.generic)
+_ARRAYS = (np.ndarray, np.generic, jax.Array)
 
 
 def same_attr(a: Any, b: Any) -> bool:
-    """Equality of attribute values: arrays by type and bits, containers by their elements."""
+    """Equality of attribute values: numbers and arrays by their bits, containers by elements."""
+    if isinstance(a, (str, tuple, list, dict, float, complex)) and type(a) is type(b):
+        if isinstance(a, (tuple, list)):
+            return len(a) == len(b) and all(map(same_attr, a, b))
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(same_attr(a[key], b[key]) for key in a)
+        return a == b if isinstance(a, str) else repr(a) == repr(b)  # nan is nan, 0 is not -0
     if isinstance(a, _ARRAYS) or isinstance(b, _ARRAYS):
-        x, y = np.asarray(a), np.asarray(b)
-        return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
-    if isinstance(a, (tuple, list)) and type(a) is type(b):
-        return len(a) == len(b) and all(map(same_attr, a, b))
+        return _same_array(a, b)
     return type(a) is type(b) and bool(a == b)
+
+
+def _same_array(a: Any, b: Any) -> bool:
+    if isinstance(a, jax.Array) and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+        same = isinstance(b, jax.Array) and a.dtype == b.dtype
+        return same and same_attr(jax.random.key_data(a), jax.random.key_data(b))
+    x, y = np.asarray(a), np.asarray(b)
+    return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
 
 
 def _same_graph(a: Graph, b: Graph) -> bool:

@@ -5,7 +5,6 @@ Everything else speaks to `jax`, `jax.lax`, `jax.numpy`, `jax.extend` alone.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -16,9 +15,9 @@ import jax.extend.core as jec
 import numpy as np
 from jax.extend import source_info_util
 
-JAX_VERSION: tuple[int, ...] = tuple(int(part) for part in jax.__version__.split(".")[:3])
+from .source import JAX_FOLDER
 
-_JAX_FOLDER = os.path.dirname(os.path.abspath(jax.__file__))
+JAX_VERSION: tuple[int, ...] = tuple(int(part) for part in jax.__version__.split(".")[:3])
 
 # Parameters that JAX's primitives need and that are plain in almost every program: the importer
 # leaves them out of a node's attrs when they have the value given here, binding puts them back.
@@ -78,7 +77,7 @@ def jaxpr_name(jaxpr: Any) -> str:
 def is_library(jaxpr: Any) -> bool:
     """True when a jaxpr was traced from a function of JAX's own."""
     info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
-    return str(getattr(info, "func_filename", None) or "").startswith(_JAX_FOLDER)
+    return str(getattr(info, "func_filename", None) or "").startswith(JAX_FOLDER)
 
 
 def custom_name(params: Mapping[str, Any]) -> str:
@@ -94,22 +93,6 @@ def scan_layout(params: Mapping[str, Any]) -> tuple[int, int]:
     return params["num_consts"], params["num_carry"]
 
 
-def user_line(traceback: Any) -> str:
-    """`file:line` of the innermost frame outside JAX and backpass, or an empty string."""
-    if traceback is None:
-        return ""
-    info = source_info_util.new_source_info().replace(traceback=traceback)
-    where = source_info_util.summarize(info)
-    file, _, line = where.split(" (")[0].rsplit(":", 1)[0].rpartition(":")
-    return shortened(file, line) if file else ""
-
-
-def shortened(file: str, line: object) -> str:
-    """`file:line`, relative where the file lies below the working directory."""
-    relative = os.path.relpath(file) if os.path.isabs(file) else file
-    return f"{file if relative.startswith('..') else relative}:{line}"
-
-
 def policy_saves(policy: Any, node: Any) -> bool:
     """Ask a `jax.checkpoint_policies` predicate whether the outputs of `node` are kept."""
     try:
@@ -118,9 +101,11 @@ def policy_saves(policy: Any, node: Any) -> bool:
         return False
     avals = [jax.core.ShapedArray(v.type.shape, v.type.dtype) for v in node.inputs]
     answer = policy(prim, *avals, **node.attrs)
-    return bool(answer) if isinstance(answer, bool) else answer is not None and "save" in str(
-        answer
-    ).lower()
+    return (
+        bool(answer)
+        if isinstance(answer, bool)
+        else answer is not None and "save" in str(answer).lower()
+    )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ STRING = re.compile(r'"((?:[^"\\\n]|\\[^\n])*)"')
 # Bare forms: of names (graphs, ops, attributes), of input names, of sources and scopes.
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.\-]*")
 PATH = re.compile(r"[A-Za-z_.\[][A-Za-z0-9_.\[\]'\-]*")
-PLACE = re.compile(r"(?![{}\"]|//)(?:[!#-~](?<!//))+")
+PLACE = re.compile(r"(?:(?!//)[!#-z|~])+")
 
 _WINDOW = 100
 _UNSAFE = re.compile(r'["\\]|[^ -~]')

@@ -57,6 +57,8 @@ def _decimals(x: Any, dtype: Any) -> Iterator[str]:
     else:
         if dtype in (np.float32, np.float16):
             yield str(x)
+        elif len(repr(exact)) < 7:
+            yield repr(exact)
         yield from (_with_point(f"{exact:.{digits}g}") for digits in range(1, 10))
         yield repr(exact)
 

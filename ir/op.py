@@ -191,7 +191,7 @@ def no_gradient(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     return [None] * len(node.inputs)
 
 
-def per_operand(*rules: Callable[..., Value] | None) -> VjpRule:
+def per_operand(*rules: Callable[..., Value | None] | None) -> VjpRule:
     """VJP from one function for each operand, `rule(b, ct, out, *inputs, **attrs)`.
 
     For ops with one output. `None` stands for an operand without derivative. A function is

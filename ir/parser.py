@@ -14,7 +14,7 @@ from typing import Any, cast, get_args
 
 from .attr_reader import AttrReader
 from .attrs import plain_attrs
-from .graph import NO_ATTRS, UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
+from .graph import UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
 from .jax_compat import primitive
 from .lexer import BLANKS, LINE_END, NAME, PATH, PLACE, Cursor
 from .numbers import NUMBER, read_number
@@ -33,8 +33,15 @@ _LITERAL = re.compile(rf"(True|False|{NUMBER.pattern}):([a-z][a-z0-9_]*)(\*?)(?!
 _LABEL = re.compile(rf"({'|'.join(get_args(Phase))})[ \t]*:")
 _RETURN = re.compile(r"return(?![A-Za-z0-9_.\-(])")
 _GRAPH = re.compile(r"graph(?=[ \t])")
-_OF = re.compile(r"of[ \t]+(?:%([0-9]{1,9})|#([0-9]{1,9}))")
 _SIMPLE_ATTRS = re.compile(r'\{[^{}"@/\n]{0,2000}\}')
+_LINE = re.compile(
+    rf"%(?P<number>[0-9]{{1,9}}): (?P<type>{TYPE.pattern}) = (?P<op>{NAME.pattern})"
+    rf"\((?P<operands>[^()\n]*)\)(?: (?P<attrs>{_SIMPLE_ATTRS.pattern}))?"
+    rf"(?: +of %(?P<of>[0-9]{{1,9}}))?"
+    rf"(?: +@ (?P<source>{PLACE.pattern})(?: +(?P<scope>{PLACE.pattern}))?)?\n"
+)
+_PARTS = ("number", "type", "op", "operands", "attrs", "of", "source", "scope")
+_OF = re.compile(r"of[ \t]+(?:%([0-9]{1,9})|#([0-9]{1,9}))")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +114,7 @@ class _Parser:
         self.depth = self.nodes = 0
         self.reader = AttrReader(cursor, constants, lambda: self.graph("forward"), limits.depth)
         self.types: dict[str, ArrayType] = {}
+        self.literals: dict[str, tuple[Any, ArrayType]] = {}
         self.known_attrs: dict[tuple[str, str, ArrayType | None], dict[str, Any]] = {}
 
     # Graphs
@@ -148,7 +156,7 @@ class _Parser:
         while True:
             cursor.skip()
             if cursor.text.startswith("%", cursor.pos):
-                drafts.append(self.node(scope, phase))
+                drafts.append(self.line(scope, phase) or self.node(scope, phase))
             elif (label := cursor.take(_LABEL)) is not None:
                 phase = cast(Phase, label.group(1))
             elif cursor.take(_RETURN) is not None:
@@ -173,13 +181,45 @@ class _Parser:
 
     # Nodes
 
+    def line(self, scope: _Scope, phase: Phase) -> _Draft | None:
+        """Read a node of the usual form, all parts of which were seen before, at one stroke.
+
+        None, and the cursor stays, for any other: `node` reads it, and finds its faults.
+        """
+        cursor = self.cursor
+        match = _LINE.match(cursor.text, cursor.pos)
+        if match is None:
+            return None
+        number, kind, name, operands, attrs, of, source, inner = match.group(*_PARTS)
+        type, op = self.types.get(kind), self.ops.get(name)
+        known = None if type is None else self.known_attrs.get((name, attrs or "", type))
+        if type is None or op is None or known is None or number in scope.values:
+            return None
+        inputs = []
+        for operand in operands.split(", ") if operands else ():
+            literal = self.literals.get(operand)
+            value = scope.values.get(operand[1:]) if literal is None else Literal(*literal)
+            if value is None or (literal is None and operand[0] != "%"):
+                return None
+            inputs.append(value)
+        self.count_node()
+        cursor.pos = match.end()
+        scope.values[number] = output = Value(type)
+        scope.definers[number] = len(scope.drafts)
+        place = None if source is None else (source, inner or "")
+        link = None if of is None else (of, None)
+        return _Draft(match.start(), op, tuple(inputs), (output,), known, phase, link, place)
+
+    def count_node(self) -> None:
+        self.nodes += 1
+        if self.nodes > self.limits.nodes:
+            self.cursor.fail(f"the text has more than {self.limits.nodes} nodes")
+
     def node(self, scope: _Scope, phase: Phase) -> _Draft:
         """Read one node up to the end of its line."""
         cursor = self.cursor
         start = cursor.pos
-        self.nodes += 1
-        if self.nodes > self.limits.nodes:
-            cursor.fail(f"the text has more than {self.limits.nodes} nodes")
+        self.count_node()
         definitions: list[tuple[str, Value, int]] = []
         while cursor.text.startswith("%", cursor.pos):
             definitions.append(self.definition())
@@ -265,7 +305,9 @@ class _Parser:
         text, _, _, name, star = literal.groups()
         try:
             dtype = dtype_from_name(name)
-            return Literal(read_number(text, dtype), ArrayType((), dtype, bool(star)))
+            found = (read_number(text, dtype), ArrayType((), dtype, bool(star)))
+            self.literals[literal.group()] = found
+            return Literal(*found)
         except KeyError:
             cursor.fail(f"unknown dtype {name!r}", start)
         except ValueError as error:
@@ -275,18 +317,21 @@ class _Parser:
         """Read attributes; a text without quotes and braces is read once and remembered."""
         cursor = self.cursor
         cursor.take(BLANKS)
-        if not cursor.text.startswith("{", cursor.pos):
-            return plain_attrs(op, outputs) or NO_ATTRS
-        simple = cursor.take(_SIMPLE_ATTRS)
-        if simple is None:
-            cursor.pos += 1
+        start = cursor.pos
+        bare = not cursor.text.startswith("{", start)
+        simple = None if bare else cursor.take(_SIMPLE_ATTRS)
+        if not bare and simple is None:
+            cursor.pos = start + 1
             return self.reader.attrs(op, plain_attrs(op, outputs))
-        key = (op, simple.group(), outputs[0].type if outputs else None)
-        if key not in self.known_attrs:
-            cursor.pos = simple.start() + 1
-            self.known_attrs[key] = self.reader.attrs(op, plain_attrs(op, outputs))
-            cursor.pos = simple.end()
-        return self.known_attrs[key]
+        key = (op, simple.group() if simple else "", outputs[0].type if outputs else None)
+        found = self.known_attrs.get(key)
+        if found is None:
+            found = plain_attrs(op, outputs)
+            if simple is not None:
+                cursor.pos = start + 1
+                found = self.reader.attrs(op, found)
+            self.known_attrs[key] = found
+        return found
 
     def tail(self, draft: _Draft) -> None:
         """Read `of %3 @ source scope` and the end of the line."""

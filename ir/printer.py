@@ -22,7 +22,9 @@ ir/attrs.py), so that equal graphs have equal text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 from .attrs import AttrPrinter
 from .graph import Graph, Literal, Node, Phase, Value
@@ -35,9 +37,9 @@ VERSION = 1
 HEADER = f"backpass.ir {VERSION}"
 
 _COLUMNS = 120  # of code; the tail comes on top
-_TAIL = 64  # column of what a node comes from
-_TAB = 16  # longer lines have it at the next stop
-_OF_WIDTH = 8
+_OF_COLUMN, _PLACE_COLUMN = 80, 88  # what stands to the right of the code
+_PART = re.compile(r'(?:"(?:[^"\\]|\\.)*"|,(?! )|[^",])+(?:, )?')
+_TAB = 16  # where the code is longer, at the next stop
 _SOURCE_WIDTH = 16
 
 
@@ -102,12 +104,12 @@ class _Body:
             code = f"{code} {{{', '.join(attrs)}}}"
         if len(code) > _COLUMNS:
             code = _fold(code, indent)
-        tail = self._tail(node)
-        if not tail:
-            return code
+        of, place = self._of(node), _place(node)
         width = len(code) - code.rfind("\n") - 1
-        column = _TAIL if width < _TAIL - 1 else (width + 1) // _TAB * _TAB + _TAB
-        return f"{code}{' ' * (column - width)}{tail}"
+        if of:
+            beside = f"{of:<{_PLACE_COLUMN - _OF_COLUMN - 2}}  {place}".rstrip()
+            return f"{code}{' ' * _gap(width, _OF_COLUMN)}{beside}"
+        return f"{code}{' ' * _gap(width, _PLACE_COLUMN)}{place}" if place else code
 
     def operand(self, value: Value) -> str:
         if isinstance(value, Literal):
@@ -127,29 +129,33 @@ class _Body:
         each = f",\n{self.indent}    ".join(inputs)
         return f"{start}\n{self.indent}    {each}\n{self.indent}) {{"
 
-    def _tail(self, node: Node) -> str:
-        of = ""
-        if node.phase == "backward":
-            forward = self.graph.forward_of.get(node)
-            of = "" if forward is None else f"of {self._reference(forward)}"
-        source, scope = node.source, node.scope
-        if not source and not scope:
-            return of
-        place = f"@ {word(source, PLACE)}"
-        if scope:
-            place = f"{place:<{_SOURCE_WIDTH}}  {word(scope, PLACE)}"
-        return f"{of:<{_OF_WIDTH}}{' ' * (len(of) >= _OF_WIDTH)}{place}"
+    def _of(self, node: Node) -> str:
+        forward = self.graph.forward_of.get(node) if node.phase == "backward" else None
+        return "" if forward is None else f"of {self._reference(forward)}"
 
     def _reference(self, node: Node) -> str:
         return self.names[node.outputs[0]] if node.outputs else f"#{self._positions[node]}"
 
-    @property
+    @cached_property
     def _positions(self) -> Mapping[Node, int]:
         return {node: i for i, node in enumerate(self.graph.nodes)}
 
     def _attribute_graph(self, graph: Graph) -> str:
         indent = self.indent + "    "
         return "\n".join(_Body(graph, self.constants, indent, "forward").lines()).lstrip()
+
+
+def _gap(width: int, column: int) -> int:
+    """Blanks up to `column`, at least two; past it, up to the next stop."""
+    return column - width if width <= column - 2 else (width + 1) // _TAB * _TAB + _TAB - width
+
+
+def _place(node: Node) -> str:
+    source, scope = node.source, node.scope
+    if not source and not scope:
+        return ""
+    place = f"@ {word(source, PLACE)}"
+    return f"{place:<{_SOURCE_WIDTH}}  {word(scope, PLACE)}" if scope else place
 
 
 def _literal(value: Literal) -> str:
@@ -159,15 +165,13 @@ def _literal(value: Literal) -> str:
 
 
 def _fold(code: str, indent: str) -> str:
-    """Break a long line after commas, the rest of it indented by six."""
+    """Break a long line after commas outside of strings, the rest of it indented by six."""
     if len(code) <= _COLUMNS or "\n" in code:
         return code
     lines = [""]
-    for part in code.split(", "):
-        joined = f"{lines[-1]}, {part}" if lines[-1] else part
-        if lines[-1] and len(joined) >= _COLUMNS:
-            lines[-1] += ","
-            lines.append(f"{indent}      {part}")
-        else:
-            lines[-1] = joined
+    for part in _PART.findall(code):
+        if lines[-1] and len(lines[-1]) + len(part.rstrip()) > _COLUMNS:
+            lines[-1] = lines[-1].rstrip()
+            lines.append(f"{indent}      ")
+        lines[-1] += part
     return "\n".join(lines)

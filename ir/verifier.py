@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, get_args
 
+import numpy as np
+
 from .errors import GraphError
 from .graph import Graph, Literal, Node, Phase, Value
 from .printer import excerpt
@@ -134,8 +136,11 @@ def _while(check: _Check, node: Node) -> None:
     carry = types[n + k :]
     check.signature(node, test, [*types[:n], *carry], _types(test.outputs[:1]))
     check.signature(node, body, types[n:], carry)
-    if [str(v.type.strong()) for v in test.outputs] != ["bool[]"]:
-        check.fail("the condition of a while wants to return one bool[]")
+    if [v.dtype for v in test.outputs] != [np.dtype(bool)]:
+        check.fail("the condition of a while wants to return one boolean")
+    dims = test.outputs[0].shape  # one loop for each element of these, under `jax.vmap`
+    if any(t.shape[: len(dims)] != dims for t in carry):
+        check.fail(f"the condition of a while is batched over {list(dims)}, its carry is not")
 
 
 def _cond(check: _Check, node: Node) -> None:

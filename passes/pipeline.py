@@ -22,7 +22,9 @@ from ..ir.verifier import verify
 class Pass(Protocol):
     """A pure function of a graph that returns the same object when it changes nothing."""
 
-    name: Any
+    @property
+    def name(self) -> str:
+        """The pass's name, as it is spelled in a pipeline."""
 
     def __call__(self, graph: Graph) -> Graph:
         """Return the rewritten graph."""

@@ -150,8 +150,8 @@ def _select(known: Known, b: Builder, node: Node) -> Value | None:
 
 def _square(known: Known, b: Builder, node: Node) -> Value | None:
     """x^1 -> x, x^2 -> square(x)."""
-    power = node.attrs["y"]
-    return {1: lambda x: x, 2: b.square}.get(power, lambda x: None)(node.inputs[0])
+    (x,), power = node.inputs, node.attrs["y"]
+    return x if power == 1 else b.square(x) if power == 2 else None
 
 
 def _below_all(known: Known, b: Builder, node: Node) -> Value | None:
@@ -160,8 +160,10 @@ def _below_all(known: Known, b: Builder, node: Node) -> Value | None:
     x, y = node.inputs
     if not node.output.type.is_inexact:
         return None
-    return _same(y, node) if known.filled_with(x, bound) else (
-        _same(x, node) if known.filled_with(y, bound) else None
+    return (
+        _same(y, node)
+        if known.filled_with(x, bound)
+        else (_same(x, node) if known.filled_with(y, bound) else None)
     )
 
 

@@ -11,16 +11,23 @@ from . import (
     cumulative,
     dialect,
     elementwise,
+    factor,
+    fourier,
     indexing,
     linalg,
     random,
     reductions,
+    special,
     structural,
     windows,
 )
+from .foreign import foreign
+
+__all__ = ["OPS", "foreign"]
 
 ALL: tuple[Op, ...] = (
     *elementwise.OPS,
+    *special.OPS,
     *structural.OPS,
     *reductions.OPS,
     *cumulative.OPS,
@@ -28,6 +35,8 @@ ALL: tuple[Op, ...] = (
     *windows.OPS,
     *contraction.OPS,
     *linalg.OPS,
+    *factor.OPS,
+    *fourier.OPS,
     *random.OPS,
     *control.OPS,
     *dialect.OPS,

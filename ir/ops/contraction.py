@@ -30,9 +30,7 @@ def free_dims(value: Value, contract: Sequence[int], batch: Sequence[int]) -> Di
     return tuple(i for i in range(value.ndim) if i not in contract and i not in batch)
 
 
-def _dot_shape(
-    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
-) -> tuple[ArrayType]:
+def _dot_shape(inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]) -> tuple[ArrayType]:
     x, y = inputs
     (xc, yc), (xn, yn) = attrs["dimension_numbers"]
     for what, left, right in (("contracted", xc, yc), ("batch", xn, yn)):
@@ -52,7 +50,12 @@ def _dot_shape(
 
 
 def _operand_gradient(
-    b: Builder, g: Value, x: Value, y: Value, roles: tuple[Dims, Dims, Dims, Dims], free: Dims,
+    b: Builder,
+    g: Value,
+    x: Value,
+    y: Value,
+    roles: tuple[Dims, Dims, Dims, Dims],
+    free: Dims,
     precision: Any,
 ) -> Value:
     """Gradient of `x`; roles are (x contract, y contract, x batch, y batch).
@@ -94,7 +97,7 @@ def _dot_vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
 def _dot_flops(node: Node) -> int:
     x, _ = node.inputs
     (xc, _), _ = node.attrs["dimension_numbers"]
-    return 2 * node.output.type.size * prod(x.shape[i] for i in xc)
+    return 2 * node.output.type.size * prod([x.shape[i] for i in xc], start=1)
 
 
 # Convolution. Sizes along one spatial dimension: input I, kernel K, output O, with dilations
@@ -147,18 +150,22 @@ def _conv_lhs(b: Builder, node: Node, g: Value) -> Value:
         (dk - 1 - low, di - do + low)
         for di, dk, do, (low, _) in zip(*_spatial(node), attrs["padding"], strict=True)
     ]
-    out = b.emit("conv_general_dilated", (g, b.rev(k, numbers.rhs_spec[2:])), {
-        **attrs,
-        "window_strides": attrs["lhs_dilation"],
-        "lhs_dilation": attrs["window_strides"],
-        "padding": tuple(padding),
-        "dimension_numbers": lax.ConvDimensionNumbers(
-            numbers.out_spec, _swap(numbers.rhs_spec), numbers.lhs_spec
-        ),
-        "feature_group_count": groups,
-        "batch_group_count": 1,
-        "preferred_element_type": x.dtype,
-    })[0]
+    out = b.emit(
+        "conv_general_dilated",
+        (g, b.rev(k, numbers.rhs_spec[2:])),
+        {
+            **attrs,
+            "window_strides": attrs["lhs_dilation"],
+            "lhs_dilation": attrs["window_strides"],
+            "padding": tuple(padding),
+            "dimension_numbers": lax.ConvDimensionNumbers(
+                numbers.out_spec, _swap(numbers.rhs_spec), numbers.lhs_spec
+            ),
+            "feature_group_count": groups,
+            "batch_group_count": 1,
+            "preferred_element_type": x.dtype,
+        },
+    )[0]
     if batch_groups > 1:
         out = _regroup(b, out, batch_groups, numbers.lhs_spec[1], numbers.lhs_spec[0])
     return out
@@ -172,18 +179,22 @@ def _conv_rhs(b: Builder, node: Node, g: Value) -> Value:
         (low, dk - 1 + do - di - low)
         for di, dk, do, (low, _) in zip(*_spatial(node), attrs["padding"], strict=True)
     ]
-    return b.emit("conv_general_dilated", (x, g), {
-        **attrs,
-        "window_strides": attrs["rhs_dilation"],
-        "rhs_dilation": attrs["window_strides"],
-        "padding": tuple(padding),
-        "dimension_numbers": lax.ConvDimensionNumbers(
-            _swap(numbers.lhs_spec), _swap(numbers.out_spec), _swap(numbers.rhs_spec)
-        ),
-        "feature_group_count": attrs["batch_group_count"],
-        "batch_group_count": attrs["feature_group_count"],
-        "preferred_element_type": k.dtype,
-    })[0]
+    return b.emit(
+        "conv_general_dilated",
+        (x, g),
+        {
+            **attrs,
+            "window_strides": attrs["rhs_dilation"],
+            "rhs_dilation": attrs["window_strides"],
+            "padding": tuple(padding),
+            "dimension_numbers": lax.ConvDimensionNumbers(
+                _swap(numbers.lhs_spec), _swap(numbers.out_spec), _swap(numbers.rhs_spec)
+            ),
+            "feature_group_count": attrs["batch_group_count"],
+            "batch_group_count": attrs["feature_group_count"],
+            "preferred_element_type": k.dtype,
+        },
+    )[0]
 
 
 def _conv_vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:

@@ -86,9 +86,7 @@ def _saved_by_policy(body: Graph, policy: Any) -> list[Value]:
 # Custom rules: `custom_jvp_call(x) call, jvp` and `custom_vjp_call(x) call, fwd, bwd`
 
 
-def _custom_jvp(
-    args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run
-) -> list[Any]:
+def _custom_jvp(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run) -> list[Any]:
     """Rebind as `jax.custom_jvp`, so that a caller's own `jax.grad` still meets the rule."""
     call, rule = regions
 
@@ -129,9 +127,7 @@ def _linearise_custom_jvp(
     return primals, pullback
 
 
-def _custom_vjp(
-    args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run
-) -> list[Any]:
+def _custom_vjp(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run) -> list[Any]:
     """Rebind as `jax.custom_vjp`, so that a caller's own `jax.grad` still meets the rule."""
     call, forward, backward = regions
 
@@ -157,7 +153,7 @@ def _linearise_custom_vjp(
 ) -> tuple[Sequence[Value], Pullback]:
     """The user's forward in place of the function, the user's backward as its pullback."""
     call, forward, backward = node.regions
-    found, _ = b.inline(forward, node.inputs, node.origin)
+    found, _ = b.inline(forward, node.inputs, node.origin, merged=True)
     outputs, residuals = found[: len(call.outputs)], found[len(call.outputs) :]
 
     def pullback(b: Builder, cts: Cts) -> Cts:
@@ -166,7 +162,7 @@ def _linearise_custom_vjp(
             for ct, v in zip(cts, call.outputs, strict=True)
             if v.type.is_inexact
         ]
-        given, _ = b.inline(backward, (*residuals, *seeds), node.origin)
+        given, _ = b.inline(backward, (*residuals, *seeds), node.origin, merged=True)
         each = iter(given)
         return [next(each) if value.type.is_inexact else None for value in node.inputs]
 
@@ -241,18 +237,32 @@ def _branch_backward(
 
 
 # `while(cond_consts, body_consts, carry) cond, body`
+#
+# Under `jax.vmap` the condition has leading dimensions, one loop for each element: it runs until
+# all have stopped, and those that have keep their carry.
 
 
 def _while(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run) -> list[Any]:
     test, body = regions
     nc, nb = attrs["cond_nconsts"], attrs["body_nconsts"]
     test_consts, consts, init = args[:nc], args[nc : nc + nb], args[nc + nb :]
-    out = lax.while_loop(
-        lambda carry: run(test, *test_consts, *carry)[0],
-        lambda carry: run(body, *consts, *carry),
-        list(init),
-    )
-    return list(out)
+
+    dims = range(test.outputs[0].ndim)
+
+    def live(carry: Sequence[Any]) -> Any:
+        return run(test, *test_consts, *carry)[0]
+
+    def step(carry: Sequence[Any]) -> list[Any]:
+        new = run(body, *consts, *carry)
+        if not dims:
+            return new
+        going, pairs = live(carry), zip(new, carry, strict=True)
+        return [lax.select(lax.broadcast_in_dim(going, x.shape, dims), x, y) for x, y in pairs]
+
+    def any_live(carry: Sequence[Any]) -> Any:
+        return live(carry).any() if dims else live(carry)
+
+    return list(lax.while_loop(any_live, step, list(init)))
 
 
 def _while_types(

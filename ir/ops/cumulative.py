@@ -75,9 +75,7 @@ def _spread(b: Builder, x: Value, start: int, size: int, axis: int) -> Value:
     return b.pad(x, 0, config)
 
 
-def _running(
-    b: Builder, x: Value, axis: int, pair: Pair
-) -> tuple[Value, Callable[[Value], Value]]:
+def _running(b: Builder, x: Value, axis: int, pair: Pair) -> tuple[Value, Callable[[Value], Value]]:
     """Running combination along an axis, and its pullback.
 
     Pairs are combined, the half-length rest recursively; that gives the odd positions, and each
@@ -87,9 +85,7 @@ def _running(
     if n < 2:
         return x, lambda g: g
     first = b.slice_in_dim(x, 0, 1, axis)
-    pairs, pull_pairs = pair(
-        b, _every_other(b, x, 0, n - 1, axis), _every_other(b, x, 1, n, axis)
-    )
+    pairs, pull_pairs = pair(b, _every_other(b, x, 0, n - 1, axis), _every_other(b, x, 1, n, axis))
     odd, pull_odd = _running(b, pairs, axis, pair)
     if n == 2:
         even, pull_rest = first, None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jax import lax
+
 from ..errors import GraphError
 from ..op import Attrs, Cts, Op, primitive_op, same_type
 from ..types import ArrayType, type_of
@@ -46,6 +48,12 @@ def _barrier_shape(
     return tuple(value.type for value in inputs)
 
 
+def _barrier(
+    args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Callable[..., list[Any]]
+) -> list[Any]:
+    return list(lax.optimization_barrier(tuple(args)))
+
+
 def _barrier_vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     """The cotangents pass a barrier of their own."""
     known = [ct for ct in cts if ct is not None]
@@ -60,6 +68,6 @@ def _name_vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
 OPS: tuple[Op, ...] = (
     Op("constant", _constant_shape, _constant),
     Op("gradients", _gradients_shape, _gradients),
-    primitive_op("optimization_barrier", _barrier_shape, vjp=_barrier_vjp, effect="barrier"),
+    Op("optimization_barrier", _barrier_shape, _barrier, vjp=_barrier_vjp, effect="barrier"),
     primitive_op("name", same_type, vjp=_name_vjp),
 )

@@ -43,9 +43,9 @@ def broadcast_shapes(op: str, inputs: Sequence[Value]) -> tuple[int, ...]:
 
 
 def broadcasting(op: str, dtype: Any = None) -> Callable[..., tuple[ArrayType]]:
-    def shape(
-        inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
-    ) -> tuple[ArrayType]:
+    """Shape rule of ops whose operands broadcast; `dtype` is the result's where it differs."""
+
+    def shape(inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]) -> tuple[ArrayType]:
         first, *rest = (value.type for value in inputs)
         if any(other.dtype != first.dtype for other in rest):
             types = " and ".join(str(value.type) for value in inputs)
@@ -251,9 +251,7 @@ SMOOTH: tuple[Op, ...] = (
         lambda b, g, o, x: b.mul(g, b.mul(b.exp(b.square(o)), math.sqrt(math.pi) / 2)),
     ),
     unary("lgamma", lambda b, g, o, x: b.mul(g, b.one("digamma", x))),
-    unary(
-        "digamma", lambda b, g, o, x: b.mul(g, b.one("polygamma", b.ones(x), x))
-    ),
+    unary("digamma", lambda b, g, o, x: b.mul(g, b.one("polygamma", b.ones(x), x))),
     unary("integer_pow", _integer_pow),
     unary("copy", lambda b, g, o, x: g),
     unary("reduce_precision", lambda b, g, o, x, **attrs: b.one("reduce_precision", g, **attrs)),
@@ -294,9 +292,7 @@ COMPLEX: tuple[Op, ...] = (
     ),
     primitive_op(
         "complex",
-        vjp=per_operand(
-            lambda b, g, o, x, y: b.real(g), lambda b, g, o, x, y: b.neg(b.imag(g))
-        ),
+        vjp=per_operand(lambda b, g, o, x, y: b.real(g), lambda b, g, o, x, y: b.neg(b.imag(g))),
     ),
     primitive_op("conj", vjp=per_operand(lambda b, g, o, x, *, input_dtype: _conj(b, g, x))),
 )

@@ -59,19 +59,19 @@ def _picks(node: Node) -> int:
     return prod(without(node.inputs[1].shape[:-1], batching))
 
 
-def _one_hot(
-    b: Builder, g: Value, x: Value, indices: Value, axis: int, attrs: Any
-) -> Value:
+def _one_hot(b: Builder, g: Value, x: Value, indices: Value, axis: int, attrs: Any) -> Value:
     """Sum over the picks p of (iota = index_p) ? g_p : 0, in the operand's layout.
 
     An index out of bounds meets no element of the iota; with mode CLIP it is clamped first.
     """
     numbers = attrs["dimension_numbers"]
-    batching = dict(zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims, strict=True))
+    batching = dict(
+        zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims, strict=True)
+    )
     offsets = [int(i) for i in numbers.offset_dims]
     collapsed = {*numbers.collapsed_slice_dims, *batching.values()}
     windows = dict(zip(offsets, (i for i in range(x.ndim) if i not in collapsed), strict=True))
-    index_dims = dict(zip((i for i in range(g.ndim) if i not in offsets), range(indices.ndim), strict=False))
+    index_dims = {i: n for n, i in enumerate(i for i in range(g.ndim) if i not in offsets)}
     home = {i: windows.get(i, batching.get(index_dims.get(i, -1), -1)) for i in range(g.ndim)}
     rows = _in_rows(b, g, {i: d for i, d in home.items() if d not in (axis, -1)})
     picks = _in_rows(b, b.reshape(indices, indices.shape[:-1]), batching)
@@ -264,9 +264,7 @@ def put_along_axis(b: Builder, g: Value, indices: Value, axis: int, size: int) -
     def pick(v: Value, p: int) -> Value:
         return b.broadcast(b.slice_in_dim(v, p, p + 1, axis), shape)
 
-    return b.sum(
-        [b.select(b.eq(iota, pick(indices, p)), pick(g, p), zeros) for p in range(picks)]
-    )
+    return b.sum([b.select(b.eq(iota, pick(indices, p)), pick(g, p), zeros) for p in range(picks)])
 
 
 def _top_k(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:

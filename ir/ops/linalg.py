@@ -32,11 +32,6 @@ def transposed(b: Builder, x: Value) -> Value:
     return b.transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
-def adjoint(b: Builder, x: Value) -> Value:
-    """Swap the last two dimensions and conjugate."""
-    return b.conj(transposed(b, x))
-
-
 def solve(
     b: Builder,
     a: Value,
@@ -103,8 +98,10 @@ def _triangular_solve(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -
     slope = b.neg(matmul(b, first, second))
     slope = b.conj(slope) if attrs["conjugate_a"] else slope
     offset = int(attrs["unit_diagonal"])
-    kept = below(b, slope, offset=-offset) if attrs["lower"] else below(
-        b, slope, offset=offset, upper=True
+    kept = (
+        below(b, slope, offset=-offset)
+        if attrs["lower"]
+        else below(b, slope, offset=offset, upper=True)
     )
     return [kept, z if needs[1] else None]
 

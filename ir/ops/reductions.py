@@ -42,9 +42,9 @@ def _position_shape(
     inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
 ) -> tuple[ArrayType, ...]:
     (x,) = inputs
-    axes = axes_of("argmax and argmin", x.type, attrs["axes"])
+    axes = axes_of("argmax", x.type, attrs["axes"])
     if len(axes) != 1 or not x.shape[axes[0]]:
-        raise ShapeError(f"argmax and argmin want one axis that is not empty, got {axes} of {x.type}")
+        raise ShapeError(f"argmax wants one axis that is not empty, got {axes} of {x.type}")
     return (ArrayType(without(x.shape, axes), np.dtype(attrs["index_dtype"])),)
 
 

@@ -138,9 +138,7 @@ def _or_zeros(b: Builder, ct: Value | None, like: Value) -> Value:
     return b.zeros(like) if ct is None else ct
 
 
-def _seed(
-    sub: Builder, take: Callable[..., Value], ct: Value | None, output: Value
-) -> Value:
+def _seed(sub: Builder, take: Callable[..., Value], ct: Value | None, output: Value) -> Value:
     """Return a slice of an output's cotangent, or zeros made inside where there is none."""
     return sub.zeros(output) if ct is None else take("xs", ct, output.type.strong())
 

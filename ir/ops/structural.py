@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import jax
 from jax import lax
 
 from ..errors import ShapeError
@@ -59,7 +58,8 @@ def replaced(shape: Sequence[int], axis: int, size: int) -> Dims:
 
 def _broadcast_dims(x: ArrayType, attrs: Attrs) -> Dims:
     shape, dims = tuple(attrs["shape"]), tuple(attrs["broadcast_dimensions"])
-    fits = len(dims) == x.ndim and list(dims) == sorted(set(dims)) and set(dims) <= {*range(len(shape))}
+    ascending = list(dims) == sorted(set(dims)) and set(dims) <= {*range(len(shape))}
+    fits = ascending and len(dims) == x.ndim
     if not fits or any(n not in (1, shape[i]) for n, i in zip(x.shape, dims, strict=True)):
         raise ShapeError(
             f"broadcast_in_dim cannot broadcast {x} to {list(shape)} along dimensions {dims}"
@@ -141,8 +141,7 @@ def _pad_shape(
             f"and {config}"
         )
     shape = tuple(
-        lo + hi + n + max(0, n - 1) * mid
-        for n, (lo, hi, mid) in zip(x.shape, config, strict=True)
+        lo + hi + n + max(0, n - 1) * mid for n, (lo, hi, mid) in zip(x.shape, config, strict=True)
     )
     if any(size < 0 for size in shape) or any(mid < 0 for _, _, mid in config):
         raise ShapeError(f"pad by {config} leaves a negative size of {x}")

@@ -100,14 +100,12 @@ def _winner(
 ) -> Value:
     """Number of the first place in each window where x attains o."""
     dilation, strides = attrs["window_dilation"], attrs["window_strides"]
-    config = [(lo, hi, d - 1) for (lo, hi), d in zip(attrs["padding"], attrs["base_dilation"], strict=True)]
-    padded = b.pad(x, fill, config)
+    edges = zip(attrs["padding"], attrs["base_dilation"], strict=True)
+    padded = b.pad(x, fill, [(lo, hi, d - 1) for (lo, hi), d in edges])
     winner = b.full(o.shape, 0, "int32")
     for number in reversed(range(len(places))):
         start = [i * d for i, d in zip(places[number], dilation, strict=True)]
-        limit = [
-            i + (n - 1) * step + 1 for i, n, step in zip(start, o.shape, strides, strict=True)
-        ]
+        limit = [i + (n - 1) * step + 1 for i, n, step in zip(start, o.shape, strides, strict=True)]
         here = b.eq(b.slice(padded, start, limit, tuple(strides)), o)
         winner = b.select(here, b.full(o.shape, number, "int32"), winner)
     return winner

@@ -47,9 +47,7 @@ def partition(
             kinds.append(("stored", len(stored)))
             stored.append(value)
     first = Graph(name, tuple(inputs), tuple(forward), (*outputs, *stored))
-    second = Graph(
-        f"{name}_pullback", (*residuals, *cts.values()), body, tuple(wanted)
-    )
+    second = Graph(f"{name}_pullback", (*residuals, *cts.values()), body, tuple(wanted))
     return Split(first, second, tuple(kinds), tuple(cts))
 
 

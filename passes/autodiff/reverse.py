@@ -114,9 +114,7 @@ class Reverse:
         emitted = Node(node.op, tuple(operands), tuple(outputs), node.attrs, node.regions, origin)
         return Step(node, emitted, pullback, needs, origin)
 
-    def _clone(
-        self, b: Builder, node: Node, operands: Sequence[Value], origin: Origin
-    ) -> Node:
+    def _clone(self, b: Builder, node: Node, operands: Sequence[Value], origin: Origin) -> Node:
         if not (self.outermost and node.op.name in CUSTOM):
             return b.clone(node, operands, origin)
         outputs, _ = b.inline(node.regions[0], operands, origin)
@@ -128,14 +126,13 @@ class Reverse:
         """Emit what does not depend on the inputs given as None; the rest is linear in them.
 
         The linear part is never run: its pullback is its transpose, and the VJP rules of linear
-        ops read only their other operands.
+        ops read only their other operands. All nodes take the origin of the rule's caller.
         """
         env = {v: x for v, x in zip(region.inputs, inputs, strict=True) if x is not None}
         linear = {v for v, x in zip(region.inputs, inputs, strict=True) if x is None}
         tape: list[Step] = []
-        origins: dict[Origin, Origin] = {}
+        origin = b.origin
         for node in region.nodes:
-            origin = _moved(node.origin, b.origin, origins)
             operands = [env.get(value, value) for value in node.inputs]
             needs = tuple(value in linear for value in node.inputs)
             if any(needs) and propagates(node):
@@ -218,7 +215,9 @@ def walk_back(b: Builder, region: Graph, tape: Sequence[Step], cts: Cts) -> Cts:
         if all(ct is None for ct in given):
             continue
         b.origin = step.origin
-        for value, ct, needed in zip(step.node.inputs, pull(b, step, given), step.needs, strict=True):
+        for value, ct, needed in zip(
+            step.node.inputs, pull(b, step, given), step.needs, strict=True
+        ):
             if needed:
                 accumulate(value, ct)
     b.origin, b.phase = outer

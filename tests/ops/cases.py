@@ -1,0 +1,25 @@
+"""The case table: every op of the tables, several operands and attributes each."""
+
+from ops import cases_elementwise, cases_indexing, cases_linalg, cases_shapes
+from ops.cases_elementwise import exists
+from ops.harness import Case
+
+CASES: tuple[Case, ...] = (
+    *cases_elementwise.CASES,
+    *cases_shapes.CASES,
+    *cases_indexing.CASES,
+    *cases_linalg.CASES,
+)
+
+# Ops without a case here, and where they are tested instead.
+ELSEWHERE: dict[str, str] = {
+    **dict.fromkeys("scan while cond".split(), "control flow: tests/passes/autodiff"),
+    **dict.fromkeys("jit closed_call remat2".split(), "calls: tests/passes/autodiff"),
+    **dict.fromkeys("custom_jvp_call custom_vjp_call".split(), "custom rules: tests/compiler"),
+    "gradients": "a marker: tests/passes/autodiff",
+    **{
+        name: "a primitive that this version of JAX does not have"
+        for name in ("log2", "one_minus_square", "polynomial")
+        if not exists(name)
+    },
+}

@@ -1,0 +1,156 @@
+"""Cases of contractions, linear algebra, Fourier transforms and random numbers."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.extend.random
+import numpy as np
+from jax import lax
+from ops.draws import complexes, positive, real
+from ops.harness import Case
+
+
+def contractions() -> Iterator[Case]:
+    plain = {"precision": None, "preferred_element_type": None}
+    for x, y, contract, batch in (
+        ((2, 3), (3, 4), ((1,), (0,)), ((), ())),
+        ((3, 2), (4, 3), ((0,), (1,)), ((), ())),
+        ((2, 5, 3), (3, 4), ((2,), (0,)), ((), ())),
+        ((2, 3, 4), (2, 4, 5), ((2,), (1,)), ((0,), (0,))),
+        ((3, 2, 4), (5, 4, 2), ((2,), (1,)), ((1,), (2,))),
+        ((2, 3, 4), (4, 3, 5), ((1, 2), (1, 0)), ((), ())),
+        ((3,), (3,), ((0,), (0,)), ((), ())),
+        ((2,), (3,), ((), ()), ((), ())),
+    ):
+        attrs = plain | {"dimension_numbers": (contract, batch)}
+        yield Case("dot_general", (real(*x), real(*y, seed=1)), attrs)
+    matrices = complexes(2, 3), complexes(3, 2, seed=3)
+    yield Case("dot_general", matrices, plain | {"dimension_numbers": (((1,), (0,)), ((), ()))})
+    yield from convolutions()
+
+
+def convolutions() -> Iterator[Case]:
+    numbers = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+    plain = {
+        "dimension_numbers": numbers,
+        "window_strides": (1, 1),
+        "padding": ((1, 1), (1, 1)),
+        "lhs_dilation": (1, 1),
+        "rhs_dilation": (1, 1),
+        "feature_group_count": 1,
+        "batch_group_count": 1,
+        "precision": None,
+        "preferred_element_type": None,
+    }
+    x, k = real(2, 5, 6, 4), real(3, 3, 4, 2, seed=1)
+    yield Case("conv_general_dilated", (x, k), plain, "same")
+    strided = plain | {"window_strides": (2, 3), "padding": ((0, 1), (1, 0))}
+    yield Case("conv_general_dilated", (x, k), strided, "strided")
+    dilated = plain | {"lhs_dilation": (2, 1), "rhs_dilation": (1, 2), "padding": ((2, 1), (0, 3))}
+    yield Case("conv_general_dilated", (x, k), dilated, "dilated")
+    grouped = x, real(3, 3, 2, 6, seed=1)
+    yield Case("conv_general_dilated", grouped, plain | {"feature_group_count": 2}, "grouped")
+    batched = x, real(3, 3, 4, 2, seed=1)
+    yield Case("conv_general_dilated", batched, plain | {"batch_group_count": 2}, "batch groups")
+
+
+def symmetric(d: np.ndarray) -> np.ndarray:
+    return (d + d.swapaxes(-1, -2).conj()) / 2
+
+
+def definite(*batch: int, n: int = 3) -> np.ndarray:
+    x = real(*batch, n, n)
+    return x @ x.swapaxes(-1, -2) + n * np.eye(n)
+
+
+def triangles() -> Iterator[Case]:
+    yield Case("cholesky", (definite(),), within=symmetric)
+    yield Case("cholesky", (definite(2, n=4),), within=symmetric)
+    x = complexes(3, 3)
+    hermitian = x @ x.conj().T + 3 * np.eye(3)
+    yield Case("cholesky", (hermitian,), within=symmetric, kinks=True, orders=1)
+    a, y = real(3, 3) + 3 * np.eye(3), real(3, 3, seed=1)
+    for left in (True, False):
+        for lower in (True, False):
+            for transpose in (True, False):
+                for unit in (True, False):
+                    attrs = solve(left, lower, transpose, unit)
+                    label = f"{left:d} {lower:d} {transpose:d} {unit:d}"
+                    yield Case("triangular_solve", (a, y), attrs, label)
+    stack = real(2, 3, 3) + 3 * np.eye(3), real(2, 3, 5)
+    yield Case("triangular_solve", stack, solve(True, True, False, False), "batch")
+    pair = complexes(3, 3) + 3 * np.eye(3), complexes(3, 2)
+    for conjugate in (True, False):
+        attrs = solve(True, True, True, False) | {"conjugate_a": conjugate}
+        yield Case("triangular_solve", pair, attrs, f"complex {conjugate:d}")
+
+
+def solve(left: bool, lower: bool, transpose: bool, unit: bool) -> dict:
+    return {
+        "left_side": left,
+        "lower": lower,
+        "transpose_a": transpose,
+        "conjugate_a": False,
+        "unit_diagonal": unit,
+    }
+
+
+def factorisations() -> Iterator[Case]:
+    for shape in ((3, 3), (4, 3), (3, 5), (2, 3, 3)):
+        yield Case("lu", (real(*shape),))
+    yield Case("lu", (complexes(3, 3),))
+    thin = {"pivoting": False, "full_matrices": False, "use_magma": None}
+    for shape in ((3, 3), (4, 3), (2, 4, 3)):
+        yield Case("qr", (real(*shape),), thin)
+    attrs = {"lower": True, "sort_eigenvalues": True, "subset_by_index": None, "algorithm": None}
+    yield Case("eigh", (symmetric(real(3, 3)),), attrs, within=symmetric)
+    yield Case("eigh", (symmetric(real(2, 4, 4)),), attrs, within=symmetric)
+    attrs = {"full_matrices": False, "subset_by_index": None, "algorithm": None}
+    for shape in ((3, 3), (4, 3), (3, 4), (2, 3, 3)):
+        yield Case("svd", (real(*shape),), attrs | {"compute_uv": True})
+        yield Case("svd", (real(*shape),), attrs | {"compute_uv": False}, f"values {shape}")
+    vectors = {"compute_schur_vectors": True, "sort_eig_vals": False, "select_callable": None}
+    yield Case("schur", (real(3, 3),), vectors)
+    yield Case("hessenberg", (real(3, 3),))
+    yield Case("householder_product", (real(3, 3), real(3)))
+    yield Case("tridiagonal", (definite(),), {"lower": True})
+    yield Case("eig", (real(3, 3),), _eig_params())
+
+
+def _eig_params() -> dict:
+    return dict(jax.make_jaxpr(lax.linalg.eig)(np.zeros((3, 3))).eqns[0].params)
+
+
+def fourier() -> Iterator[Case]:
+    for n in (4, 5):
+        for kind in (lax.FftType.FFT, lax.FftType.IFFT):
+            attrs = {"fft_type": kind, "fft_lengths": (n,)}
+            yield Case("fft", (complexes(2, n),), attrs, f"{kind.name} {n}")
+        attrs = {"fft_type": lax.FftType.RFFT, "fft_lengths": (3, n)}
+        yield Case("fft", (real(2, 3, n),), attrs, f"RFFT {n}")
+        attrs = {"fft_type": lax.FftType.IRFFT, "fft_lengths": (3, n)}
+        yield Case("fft", (complexes(2, 3, n // 2 + 1),), attrs, f"IRFFT {n}")
+
+
+def random() -> Iterator[Case]:
+    key, impl = jax.random.key(0), jax.extend.random.threefry_prng_impl
+    words = np.array([1, 2], np.uint32)
+    yield Case("random_seed", (np.int32(7),), {"impl": impl})
+    yield Case("random_bits", (key,), {"bit_width": 32, "shape": (3,)})
+    yield Case("random_fold_in", (key, np.uint32(3)))
+    yield Case("random_split", (key,), {"shape": (2,)})
+    yield Case("random_wrap", (words,), {"impl": impl})
+    yield Case("random_unwrap", (key,))
+    yield Case("random_clone", (key,))
+    yield Case("threefry2x32", (words[0], words[1], words, words))
+    default = {"dtype": np.dtype(np.uint32), "algorithm": lax.RandomAlgorithm.RNG_DEFAULT}
+    yield Case("rng_bit_generator", (np.arange(4, dtype=np.uint32),), {"shape": (3,), **default})
+    yield Case("rng_uniform", (np.float32(0), np.float32(1)), {"shape": (2,)})
+    keys = jax.random.split(key, 3)
+    for log_space in (True, False):
+        attrs = {"log_space": log_space}
+        yield Case("random_gamma", (keys, positive(3)), attrs, wrt=(1,), kinks=True, orders=1)
+    yield Case("random_gamma_grad", (positive(3), positive(3, seed=1)))
+
+
+CASES = (*contractions(), *triangles(), *factorisations(), *fourier(), *random())
