@@ -74,6 +74,9 @@ class Importer:
         name, params = eqn.primitive.name, eqn.params
         if name in _CUSTOM:
             return self._custom(eqn, depth)
+        if name == "call_hi_primitive" and jax_compat.expands(eqn):
+            body = self.graph(jax_compat.expanded(eqn), "expanded", depth=depth, library=True)
+            return OPS["jit"], {"name": type(params["_prim"]).__name__}, (body,)
         normalise = _NORMALISE.get(name)
         if normalise is not None:
             attrs, bodies = normalise(params)
@@ -232,6 +235,7 @@ _CUSTOM: dict[str, Callable[[Any], dict[str, Any]]] = {
 _NORMALISE: dict[str, Normalise] = {
     "jit": _keeping("name", bodies=["jaxpr"]),
     "closed_call": _keeping(bodies=["call_jaxpr"]),
+    "eval_jaxpr": _keeping(bodies=["call_jaxpr"]),
     "remat2": _keeping("prevent_cse", "policy", bodies=["jaxpr"]),
     "scan": _scan,
     "while": _keeping("cond_nconsts", "body_nconsts", bodies=["cond_jaxpr", "body_jaxpr"]),

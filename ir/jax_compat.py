@@ -93,6 +93,22 @@ def scan_layout(params: Mapping[str, Any]) -> tuple[int, int]:
     return params["num_consts"], params["num_carry"]
 
 
+def expands(eqn: Any) -> bool:
+    """False for a `call_hi_primitive` whose derivative is not that of its expansion."""
+    return type(eqn.params["_prim"]).__name__ not in ("CustomRoot", "_RootLinearMap")
+
+
+def expanded(eqn: Any) -> Any:
+    """Return the jaxpr of a `call_hi_primitive` (from 0.11 on), by its own expansion."""
+    prim = eqn.params["_prim"]
+    structs = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in eqn.invars]
+
+    def flat(*xs: Any) -> list[Any]:
+        return jax.tree.leaves(prim.expand(*jax.tree.unflatten(prim.in_tree, xs)))
+
+    return jax.make_jaxpr(flat)(*structs)
+
+
 def policy_saves(policy: Any, node: Any) -> bool:
     """Ask a `jax.checkpoint_policies` predicate whether the outputs of `node` are kept."""
     try:

@@ -29,7 +29,7 @@ class Canonicalise:
 
 
 def _rule(b: Builder, node: Node) -> Sequence[Value] | None:
-    if node.op.name in ("jit", "closed_call"):
+    if node.op.name in ("jit", "closed_call", "eval_jaxpr"):
         outputs, _ = b.inline(node.regions[0], node.inputs, node.origin)
         return outputs
     if node.op.name == "dot_general":

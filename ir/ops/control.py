@@ -291,6 +291,7 @@ def _linearise_while(
 OPS: tuple[Op, ...] = (
     SCAN,
     Op("jit", _region_types(0), _call, linearise=_linearise_call),
+    Op("eval_jaxpr", _region_types(0), _call, linearise=_linearise_call),
     Op("closed_call", _region_types(0), _call, linearise=_linearise_call),
     Op("remat2", _region_types(0), _call, linearise=_linearise_checkpoint),
     Op("custom_jvp_call", _region_types(0), _custom_jvp, linearise=_linearise_custom_jvp),
