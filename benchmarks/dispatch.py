@@ -5,8 +5,9 @@
 
 The arrays are tiny, so that a call is nearly all dispatch: flatten the pytree, find the program,
 hand over the buffers, wrap the outputs. A sample is a block of calls that waits once, at its end;
-blocks of the two arms take turns. `time` is the median of the ratios of the rounds and their
-quartiles, `cpu` the same of the seconds of all cores.
+blocks of the arms take turns. `time` is the median of the ratios of the rounds and their quartiles,
+`cpu` the same of the seconds of all cores, and `control` is `time` of JAX's step by itself: a
+second turn of it in each round, so that its distance from 1 is noise.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 from measure import Ratio, environment, finish, fix_allocator, interleave, note, parser, ratio
 
-COLUMNS = ("case", "time", "cpu")
+COLUMNS = ("case", "time", "cpu", "control")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Result:
     case: str
     time: Ratio
     cpu: Ratio
+    control: Ratio
     seconds: dict[str, tuple[float, ...]]
 
 
@@ -95,23 +97,23 @@ def measure(case: Case, repeats: int, calls: int) -> Result:
     import backpass as bp
 
     donate = 0 if case.donates else None
-    steps = {
-        "backpass": bp.compile(case.step(bp.value_and_grad), donate_argnums=donate),
-        "jax": jax.jit(case.step(jax.value_and_grad), donate_argnums=donate),
-    }
+    theirs = jax.jit(case.step(jax.value_and_grad), donate_argnums=donate)
+    ours = bp.compile(case.step(bp.value_and_grad), donate_argnums=donate)
+    steps = {"jax": theirs, "backpass": ours, "control": theirs}
     blocks = {name: block_of(step, case, calls) for name, step in steps.items()}
     interleave(blocks, 2)
     samples = interleave(blocks, repeats)
-    a, b = samples["backpass"], samples["jax"]
+    a, b, c = samples["backpass"], samples["jax"], samples["control"]
     seconds = {name: tuple(s / calls for s in sample.wall) for name, sample in samples.items()}
-    return Result(str(case), ratio(a.wall, b.wall), ratio(a.cpu, b.cpu), seconds)
+    ratios = ratio(a.wall, b.wall), ratio(a.cpu, b.cpu), ratio(c.wall, b.wall)
+    return Result(str(case), *ratios, seconds)
 
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Measure every case; print and return the rows."""
     options = parser(__doc__)
     options.add_argument("--leaves", type=int, default=150, help="leaves of the large pytree")
-    options.add_argument("--repeats", type=int, default=100, help="rounds of both arms in turns")
+    options.add_argument("--repeats", type=int, default=100, help="rounds of the arms in turns")
     options.add_argument("--calls", type=int, default=100, help="calls in a block")
     args = options.parse_args(argv)
     stamp = environment()
@@ -124,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
         for name, seconds in result.seconds.items():
             note(f"  {name}: {statistics.median(seconds) * 1e6:.1f} us")
         results.append(result)
-    rows = [(r.case, str(r.time), str(r.cpu)) for r in results]
+    rows = [(r.case, str(r.time), str(r.cpu), str(r.control)) for r in results]
     finish(stamp, [(COLUMNS, rows)], [asdict(r) for r in results], args.json)
     return results
 

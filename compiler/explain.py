@@ -105,7 +105,7 @@ def difference(new: Signature, earlier: Sequence[Signature]) -> str:
         return "first call"
     found = min((_differences(new, old) for old in reversed(earlier)), key=len)
     rest = f", and {len(found) - 1} more" if len(found) > 1 else ""
-    return found[0] + rest if found else "an outer trace's values are closed over"
+    return found[0] + rest if found else "JAX's settings, or values of an outer trace"
 
 
 def _differences(new: Signature, old: Signature) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from ..ir.graph import Graph
+from ..ir.jax_compat import trace_context
 from ..ir.types import ArrayType, type_of
 from ..passes import Pass, Stage, run_passes
 from .diagnose import not_an_array, tracing
@@ -19,12 +20,16 @@ from .importer import import_jaxpr
 
 @dataclass(frozen=True)
 class Signature:
-    """What decides whether a program can be used again: leaf types, tree and static values."""
+    """What decides whether a program can be used again: leaf types, tree, static values.
+
+    `context` is JAX's own: x64, matmul precision and the like.
+    """
 
     paths: tuple[str, ...]
     types: tuple[ArrayType, ...]
     tree: Any
     static: tuple[tuple[str, Hashable], ...]
+    context: Hashable = None
 
     @cached_property
     def structs(self) -> list[jax.ShapeDtypeStruct]:
@@ -46,7 +51,7 @@ class Arguments:
         leaves, tree = jax.tree_util.tree_flatten_with_path(dynamic)
         paths = tuple(_path(path) for path, _ in leaves)
         types = tuple(self._type(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True))
-        return Signature(paths, types, tree, static)
+        return Signature(paths, types, tree, static, trace_context())
 
     def divide(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from functools import cache
+from typing import Any
 
 import jax
 import jax.extend.random
@@ -116,9 +118,11 @@ class AttrPrinter:
     def attrs(self, node: Node) -> list[str]:
         """Print the attributes of `node` as `key=value`, in the order of their names."""
         attrs, plain = node.attrs, plain_attrs(node.op.name, node.outputs)
-        items = [f"-{word(key, NAME)}" for key in plain if key not in attrs]
-        for key in sorted(attrs):
-            if key not in plain or not same_attr(attrs[key], plain[key]):
+        items = []
+        for key in sorted({*attrs, *plain}):
+            if key not in attrs:
+                items.append(f"-{word(key, NAME)}")
+            elif key not in plain or not same_attr(attrs[key], plain[key]):
                 items.append(f"{word(key, NAME)}={self.value(attrs[key])}")
         return items
 
@@ -185,28 +189,11 @@ def _slice(p: AttrPrinter, x: slice) -> str:
 
 
 def _record(p: AttrPrinter, x: Any) -> str:
-    """Fields that have their default value are left out."""
-    values = {name: getattr(x, name) for name in _fields(type(x))}
-    defaults = _defaults(type(x))
-    shown = [
-        f"{name}={p.value(value)}"
-        for name, value in values.items()
-        if name not in defaults or not same_attr(value, defaults[name])
-    ]
+    """Print a record as a call of its class, without the fields that have their default value."""
+    fields = inspect.signature(type(x)).parameters.values()
+    values = [(field, getattr(x, field.name)) for field in fields]
+    shown = [f"{f.name}={p.value(v)}" for f, v in values if not same_attr(v, f.default)]
     return f"{type(x).__name__}({', '.join(shown)})"
-
-
-def _defaults(cls: Any) -> Mapping[str, Any]:
-    if hasattr(cls, "_field_defaults"):
-        return cast("Mapping[str, Any]", cls._field_defaults)
-    missing = dataclasses.MISSING
-    return {f.name: f.default for f in dataclasses.fields(cls) if f.default is not missing}
-
-
-def _fields(cls: Any) -> tuple[str, ...]:
-    return (
-        cls._fields if hasattr(cls, "_fields") else tuple(f.name for f in dataclasses.fields(cls))
-    )
 
 
 _BY_TYPE: Mapping[type, Callable[[AttrPrinter, Any], str]] = {
@@ -236,7 +223,7 @@ def _rule_for(x: Any) -> Callable[[AttrPrinter, Any], str]:
         return _array
     if isinstance(x, enum.Enum) and type(x) in ENUMS.values():
         return lambda p, x: f"{type(x).__name__}.{x.name}"
-    if isinstance(x, np.dtype) or _is_key_dtype(x):
+    if isinstance(x, (np.dtype, _key_dtype())):
         return lambda p, x: dtype_name(x) if _has_name(x) else opaque(x)
     for tag, implementation in PRNGS.items():
         if x is implementation:
@@ -247,11 +234,9 @@ def _rule_for(x: Any) -> Callable[[AttrPrinter, Any], str]:
     return lambda p, x: opaque(x)
 
 
-def _is_key_dtype(x: Any) -> bool:
-    try:
-        return bool(jnp.issubdtype(x, jax.dtypes.prng_key)) and not isinstance(x, type)
-    except TypeError:
-        return False
+@cache
+def _key_dtype() -> type:
+    return type(dtype_from_name("key<fry>"))
 
 
 def _has_name(dtype: Any) -> bool:

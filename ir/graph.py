@@ -235,18 +235,19 @@ class Graph:
 
 
 _ARRAYS = (np.ndarray, np.generic, jax.Array)
+_MANY = (tuple, list)
 
 
 def same_attr(a: Any, b: Any) -> bool:
     """Equality of attribute values: numbers and arrays by their bits, containers by elements."""
     if isinstance(a, (str, tuple, list, dict, float, complex)) and type(a) is type(b):
-        if isinstance(a, (tuple, list)):
+        if isinstance(a, _MANY):
             return len(a) == len(b) and all(map(same_attr, a, b))
         if isinstance(a, dict):
             return a.keys() == b.keys() and all(same_attr(a[key], b[key]) for key in a)
         return a == b if isinstance(a, str) else repr(a) == repr(b)  # nan is nan, 0 is not -0
     if isinstance(a, _ARRAYS) or isinstance(b, _ARRAYS):
-        return _same_array(a, b)
+        return not isinstance(a, _MANY) and not isinstance(b, _MANY) and _same_array(a, b)
     return type(a) is type(b) and bool(a == b)
 
 

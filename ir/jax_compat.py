@@ -17,6 +17,14 @@ from jax.extend import source_info_util
 
 from .source import JAX_FOLDER
 
+try:
+    from jax._src.config import trace_context as _trace_context
+except ImportError:  # no such name: programs are then keyed by their arguments alone
+
+    def _trace_context() -> Any:
+        return None
+
+
 JAX_VERSION: tuple[int, ...] = tuple(int(part) for part in jax.__version__.split(".")[:3])
 
 # Parameters that JAX's primitives need and that are plain in almost every program: the importer
@@ -54,6 +62,14 @@ def bind(name: str, args: Sequence[Any], attrs: Mapping[str, Any]) -> list[Any]:
     implied = IMPLIED.get(name)
     out = prim.bind(*args, **(implied | dict(attrs) if implied else attrs))
     return list(out) if prim.multiple_results else [out]
+
+
+def trace_context() -> Any:
+    """Hashable value of the settings that change what tracing gives (x64, matmul precision, ...).
+
+    `jax.jit` keys its own cache with it; there is no public name.
+    """
+    return _trace_context()
 
 
 def is_jaxpr(x: Any) -> bool:

@@ -38,7 +38,7 @@ _LINE = re.compile(
     rf"%(?P<number>[0-9]{{1,9}}): (?P<type>{TYPE.pattern}) = (?P<op>{NAME.pattern})"
     rf"\((?P<operands>[^()\n]*)\)(?: (?P<attrs>{_SIMPLE_ATTRS.pattern}))?"
     rf"(?: +of %(?P<of>[0-9]{{1,9}}))?"
-    rf"(?: +@ (?P<source>{PLACE.pattern})(?: +(?P<scope>{PLACE.pattern}))?)?\n"
+    rf"(?: +@ (?P<source>{PLACE.pattern}+)(?: +(?P<scope>{PLACE.pattern}+))?)?\n"
 )
 _PARTS = ("number", "type", "op", "operands", "attrs", "of", "source", "scope")
 _OF = re.compile(r"of[ \t]+(?:%([0-9]{1,9})|#([0-9]{1,9}))")

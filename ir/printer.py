@@ -26,7 +26,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
-from .attrs import AttrPrinter
+from .attrs import AttrPrinter, opaque
 from .graph import Graph, Literal, Node, Phase, Value
 from .lexer import NAME, PATH, PLACE, word
 from .numbers import format_number
@@ -159,6 +159,8 @@ def _place(node: Node) -> str:
 
 
 def _literal(value: Literal) -> str:
+    if getattr(value.data, "dtype", None) != value.dtype:  # only a broken graph has such a thing
+        return opaque(value.data)
     kind = str(value.type) if value.type.shape else dtype_name(value.type.dtype)
     star = "*" if value.type.weak and not value.type.shape else ""
     return f"{format_number(value.data)}:{kind}{star}"

@@ -249,17 +249,17 @@ def _while(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run
 
     dims = range(test.outputs[0].ndim)
 
-    def live(carry: Sequence[Any]) -> Any:
+    def live(carry: Any) -> Any:
         return run(test, *test_consts, *carry)[0]
 
-    def step(carry: Sequence[Any]) -> list[Any]:
+    def step(carry: Any) -> Any:
         new = run(body, *consts, *carry)
         if not dims:
             return new
         going, pairs = live(carry), zip(new, carry, strict=True)
         return [lax.select(lax.broadcast_in_dim(going, x.shape, dims), x, y) for x, y in pairs]
 
-    def any_live(carry: Sequence[Any]) -> Any:
+    def any_live(carry: Any) -> Any:
         return live(carry).any() if dims else live(carry)
 
     return list(lax.while_loop(any_live, step, list(init)))

@@ -14,7 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ShapeError
-from ..op import Attrs, Cts, Op, no_gradient, one_flop, per_operand, primitive_op, same_type
+from ..op import (
+    Attrs,
+    Cts,
+    Op,
+    ShapeRule,
+    no_gradient,
+    one_flop,
+    per_operand,
+    primitive_op,
+    same_type,
+)
 from ..types import ArrayType, is_complex, is_inexact
 
 if TYPE_CHECKING:
@@ -71,7 +81,15 @@ def unary(name: str, rule: Rule) -> Op:
     return primitive_op(name, same_type, vjp=per_operand(rule), flops=one_flop)
 
 
-def binary(name: str, left: Rule | None, right: Rule | None) -> Op:
+def _pow_shape(inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]) -> tuple[ArrayType]:
+    """As of other binary ops, but the exponent may be an integer."""
+    x, y = (value.type for value in inputs)
+    if x.dtype != y.dtype and not (x.is_inexact and np.issubdtype(y.dtype, np.integer)):
+        raise ShapeError(f"pow wants operands of one dtype or an integer exponent, got {x} and {y}")
+    return (ArrayType(broadcast_shapes("pow", inputs), x.dtype, x.weak and y.weak),)
+
+
+def binary(name: str, left: Rule | None, right: Rule | None, shape: ShapeRule | None = None) -> Op:
     """Binary op with one derivative for each operand, `rule(b, g, o, x, y)`."""
 
     def summed(position: int, rule: Rule | None) -> Rule | None:
@@ -80,7 +98,7 @@ def binary(name: str, left: Rule | None, right: Rule | None) -> Op:
         return lambda b, g, o, x, y: b.unbroadcast(rule(b, g, o, x, y), (x, y)[position])
 
     vjp = per_operand(summed(0, left), summed(1, right))
-    return primitive_op(name, broadcasting(name), vjp=vjp, flops=one_flop)
+    return primitive_op(name, shape or broadcasting(name), vjp=vjp, flops=one_flop)
 
 
 def flat(name: str, shape: Any = same_type) -> Op:
@@ -269,7 +287,7 @@ SMOOTH: tuple[Op, ...] = (
         lambda b, g, o, x, y: g,
         lambda b, g, o, x, y: b.mul(b.neg(g), _truncated(b, b.div(x, y))),
     ),
-    binary("pow", _pow_base, _pow_exponent),
+    binary("pow", _pow_base, _pow_exponent, _pow_shape),
     binary("max", _select_of_ties, lambda b, g, o, x, y: _select_of_ties(b, g, o, y, x)),
     binary("min", _select_of_ties, lambda b, g, o, x, y: _select_of_ties(b, g, o, y, x)),
     binary(

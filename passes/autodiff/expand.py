@@ -9,6 +9,7 @@ from typing import ClassVar
 from ...ir.builder import Builder
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops import OPS
+from ..rewriter import substituted
 from .reverse import Reverse
 
 
@@ -26,12 +27,12 @@ class Autodiff:
 
     def __call__(self, graph: Graph) -> Graph:
         """Return the joint graph, or `graph` itself when nothing asks for gradients."""
-        if not any(node.op.name == "gradients" for node in graph.walk()):
-            return graph
-        return mark_updates(_expand(graph, outermost=True))
+        return _expand(graph, outermost=True)
 
 
 def _expand(graph: Graph, *, outermost: bool) -> Graph:
+    if not any(node.op.name == "gradients" for node in graph.walk()):
+        return graph
     b = Builder(OPS)
     env: dict[Value, Value] = {}
     for node in graph.nodes:
@@ -42,11 +43,12 @@ def _expand(graph: Graph, *, outermost: bool) -> Graph:
         if asks:
             outputs = _gradients(b, node, regions[0], inputs, Reverse(outermost))
             env.update(zip(node.outputs, outputs, strict=True))
-        elif inputs == list(node.inputs) and regions == node.regions:
-            b.nodes.append(node)
         else:
-            b.nodes.append(replace(node, inputs=tuple(inputs), regions=regions))
-    return b.graph(graph.name, graph.inputs, [env.get(v, v) for v in graph.outputs])
+            same = all(new is old for new, old in zip(regions, node.regions, strict=True))
+            node = node if same else replace(node, regions=regions)
+            b.nodes.append(substituted(node, env))
+    joint = b.graph(graph.name, graph.inputs, [env.get(v, v) for v in graph.outputs])
+    return mark_updates(joint) if outermost else joint
 
 
 def _gradients(

@@ -1,5 +1,6 @@
 """Valid random graphs for property tests, of the IR and of passes.
 
+    @patient
     @given(graphs())
     def test_pass_keeps_values(graph):
         args = arguments(graph)
@@ -13,12 +14,16 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from backpass.ir import OPS, ArrayType, Builder, Graph, Literal, Origin, Value
 from backpass.ir.graph import UNKNOWN
 
-F32, I32, BOOL = np.dtype("float32"), np.dtype("int32"), np.dtype(bool)
+# For tests that draw graphs: drawing one takes a while on a busy machine.
+patient = settings(suppress_health_check=[HealthCheck.too_slow])
+
+F32, I32 = np.dtype("float32"), np.dtype("int32")
 FLOATS = (F32, np.dtype("float16"), jnp.dtype("bfloat16"))
 UNARY = "neg sin cos tanh logistic abs sign stop_gradient copy".split()
 BINARY = "add sub mul max min".split()

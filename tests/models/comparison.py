@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 RELATIVE = 1e-9
-QUICK = {"xla_backend_optimization_level": 0}  # small programs: compiling is all the time they take
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # compile fast
 
 
 def draw(seed: int, *shape: int, low: float | None = None, high: float = 1.0) -> Any:

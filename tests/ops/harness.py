@@ -136,7 +136,3 @@ def inner(xs: Sequence[Any], ys: Sequence[Any]) -> float:
     """Real part of the bilinear product, JAX's pairing of cotangents and tangents."""
     pairs = zip(xs, ys, strict=True)
     return float(sum(np.sum(np.asarray(x) * np.asarray(y)).real for x, y in pairs))
-
-
-def run_backward(case: Case, cts: Sequence[Any]) -> list[Any]:
-    return evaluate(backward_graph(case), *case.args, *cts)

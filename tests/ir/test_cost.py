@@ -1,0 +1,80 @@
+"""Costs against sums done by hand."""
+
+import pytest
+
+from backpass.ir import cost, parse
+from backpass.ir.cost import Work, node_cost
+from ir.test_text import TEXTS
+
+
+def body(text: str, inputs: str = "%0: f32[8,4], %1: f32[4,2]"):
+    return parse(f"backpass.ir 1\ngraph f({inputs}) {{\n{text}\nreturn\n}}\n")
+
+
+MATMUL = "{dimension_numbers=(((1,),(0,)),((),()))}"
+CASES = {
+    f"%2: f32[8,2] = dot_general(%0, %1) {MATMUL}": Work(1, 2 * 8 * 4 * 2, (32 + 8) * 4, 16 * 4),
+    "%2: f32[8,4] = mul(%0, 0.5:f32)": Work(1, 32, 128, 128),
+    "%2: f32[8,4] = mul(%0, %0)": Work(1, 32, 128, 128),
+    "%2: f32[32] = reshape(%0)": Work(1),
+    "%2: f32[4,8] = transpose(%0) {permutation=(1,0)}": Work(1, 0, 128, 128),
+    "%2: f32[4] = reduce_sum(%0) {axes=(0,)}": Work(1, 32, 128, 16),
+    "%2: bf16[8,4] = convert_element_type(%0)": Work(1, 0, 128, 64),
+    "%2: f32[5] = broadcast_in_dim(1.0:f32) {broadcast_dimensions=()}": Work(1, 0, 0, 20),
+}
+
+
+@pytest.mark.parametrize("text", CASES)
+def test_node(text):
+    graph = body(text)
+    assert node_cost(graph.nodes[0]) == CASES[text]
+    total = cost(graph)
+    assert Work(total.nodes, total.flops, total.bytes_read, total.bytes_written) == CASES[text]
+
+
+def test_training_step():
+    found = cost(parse(TEXTS["training_step"]))
+    dot = 2 * 8 * 64 * 32
+    assert found.by_op["dot_general"].flops == 2 * dot
+    assert found.by_phase["forward"].flops == dot + 256 + 256
+    assert found.by_phase["backward"].flops == dot + 256
+    assert found.by_phase["update"] == Work(2, 2 * 2048, 3 * 8192, 2 * 8192)
+    assert found.flops == sum(work.flops for work in found.by_phase.values())
+    assert found.flops == sum(work.flops for work in found.by_op.values())
+    assert not found.unbounded
+    assert "dot_general" in str(found) and "65,536" in str(found)
+
+
+NEG = "{ \n%9: f32[8,4] = neg(%0)\n return %9 }\n"
+CALL = "%2: f32[8,4] = jit(%0)\ngraph g(%0: f32[8,4]) " + NEG
+
+
+def test_calls_count_once():
+    assert dict(cost(body(CALL)).by_op) == {"neg": Work(1, 32, 128, 128)}
+
+
+def test_scan_counts_its_length():
+    text = "%2: f32[8,4] = scan(%0) {length=10, num_carry=1, num_consts=0}\n"
+    found = cost(body("backward:\n" + text + "graph g(%0: f32[8,4]) " + NEG))
+    assert dict(found.by_op) == {"neg": Work(10, 320, 1280, 1280)}
+    assert found.by_phase == {"backward": Work(10, 320, 1280, 1280)}
+
+
+def test_cond_counts_the_dearest_branch():
+    branches = "graph a(%0: f32[8,4]) { return %0 }\ngraph b(%0: f32[8,4]) " + NEG
+    found = cost(body("%2: f32[8,4] = cond(0:i32, %0)\n" + branches))
+    assert dict(found.by_op) == {"neg": Work(1, 32, 128, 128)}
+
+
+def test_while_is_flagged():
+    found = cost(parse(TEXTS["loop"]))
+    assert found.unbounded
+    assert found.by_op["add"].nodes == found.by_op["lt"].nodes == 1
+    assert "at least" in str(found)
+
+
+def test_nested_scans_multiply():
+    inner = "%5: f32[8,4] = scan(%0) {length=3, num_carry=1, num_consts=0}\ngraph h(%0: f32[8,4]) "
+    outer = "%2: f32[8,4] = scan(%0) {length=10, num_carry=1, num_consts=0}\ngraph g(%0: f32[8,4]) "
+    found = cost(body(outer + "{\n" + inner + NEG + "return %5 }\n"))
+    assert found.flops == 30 * 32

@@ -1,0 +1,138 @@
+"""Live bytes against counts done by hand; a `f32[256]` is 1 KiB."""
+
+from hypothesis import given
+
+from backpass.ir import liveness, parse
+from ir.graphs import graphs, patient
+from ir.test_text import TEXTS
+
+K = 1024
+
+
+def body(text: str, inputs: str = "%0: f32[256]"):
+    return parse(f"backpass.ir 1\ngraph f({inputs}) {{\n{text}\n}}\n")
+
+
+CHAIN = "\n".join(f"%{i}: f32[256] = sin(%{i - 1})" for i in range(1, 4)) + "\nreturn %3"
+
+
+def test_chain():
+    """Only an operand and a result are live at a time, beside the argument."""
+    found = liveness(body(CHAIN))
+    assert found.bytes == (2 * K, 3 * K, 3 * K, 2 * K)
+    assert found.temporary_bytes == (1 * K, 2 * K, 1 * K, 0)
+    assert (found.argument_bytes, found.output_bytes) == (K, K)
+    assert (found.peak_bytes, found.peak_position) == (3 * K, 1)
+    assert [(b.kind, b.first, b.last) for b in found.buffers] == [
+        ("argument", -1, 3),
+        ("temporary", 0, 1),
+        ("temporary", 1, 2),
+        ("output", 2, 3),
+    ]
+    assert [b.kind for b in found.peak_buffers] == ["argument", "temporary", "temporary"]
+
+
+def test_saved_values_pile_up():
+    """What the backward pass reads stays: the peak is where the forward pass ends."""
+    text = "\n".join(f"%{i}: f32[256] = sin(%{i - 1})" for i in range(1, 5))
+    text += "\nbackward:\n%5: f32[256] = cos(%3)\n"
+    text += "\n".join(f"%{i}: f32[256] = mul(%{i - 1}, %{8 - i})" for i in range(6, 8))
+    found = liveness(body(text + "\nreturn %4, %7"))
+    assert found.peak_bytes == (1 + 4 + 1) * K
+    assert found.peak_position == 4
+
+
+def test_unread_values_live_where_they_are_made():
+    found = liveness(body("%1: f32[256] = sin(%0)\n%2: f32[256] = cos(%0)\nreturn"))
+    assert found.bytes == (2 * K, 2 * K, K)
+
+
+def test_views_share_memory():
+    text = "%1: f32[256] = sin(%0)\n%2: f32[16,16] = reshape(%1)\n%3: f32[16,16] = cos(%2)\n"
+    assert liveness(body(text + "return %3")).bytes == (2 * K, 2 * K, 3 * K, 2 * K)
+    assert liveness(body(text + "return %2")).bytes == (2 * K, 2 * K, 3 * K, 2 * K)
+
+
+def test_outputs_that_are_arguments_are_copied():
+    found = liveness(body("%1: f32[16,16] = reshape(%0)\nreturn %0, %1, %0, 1.0:f32"))
+    assert found.bytes == (K, 4 * K + 4)
+    assert found.output_bytes == 3 * K + 4
+
+
+def test_outputs_that_stand_twice_are_copied():
+    found = liveness(body("%1: f32[256] = sin(%0)\nreturn %1, %1"))
+    assert found.bytes == (2 * K, 3 * K)
+
+
+def test_donation_frees_what_an_output_can_use():
+    graph = body(
+        "%2: f32[256] = sin(%0)\n%3: f32[256] = cos(%2)\n%4: f32[256] = cos(%3)\nreturn %4",
+        "%0: f32[256], %1: f32[512]",
+    )
+    assert liveness(graph).bytes == (4 * K, 5 * K, 5 * K, 4 * K)
+    found = liveness(graph, donated=[0, 1])
+    assert found.donated_bytes == K
+    assert found.bytes == (4 * K, 4 * K, 4 * K, 3 * K)
+    assert found.argument_bytes + found.output_bytes - found.donated_bytes == 3 * K
+    assert liveness(body("return %0"), donated=[0]).bytes == (K,)
+
+
+SCAN = """\
+%2: f32[256], %3: f32[10,256] = scan(%0, %1) {length=10, num_carry=1, num_consts=0}
+graph body(%0: f32[256], %1: f32[256]) {
+  %2: f32[256] = sin(%0)
+  %3: f32[256] = mul(%2, %1)
+  return %3, %2
+}
+return %2, %3
+"""
+
+
+def test_scan_adds_what_a_step_needs():
+    """Slice of x, sin and product; the carry's buffer is the node's own output."""
+    found = liveness(body(SCAN, "%0: f32[256], %1: f32[10,256]"))
+    assert found.temporary_bytes == (3 * K, 0)
+    assert found.peak_bytes == (11 + 11 + 3) * K
+    assert "inside scan" in str(found)
+
+
+def test_a_dying_carry_is_updated_in_place():
+    text = "%4: f32[256] = sin(%0)\n" + SCAN.replace("scan(%0,", "scan(%4,")
+    found = liveness(body(text, "%0: f32[256], %1: f32[10,256]"))
+    assert found.temporary_bytes == (K, 3 * K, 0)
+    again = liveness(body(text.replace("return %2", "return %4"), "%0: f32[256], %1: f32[10,256]"))
+    assert again.bytes[1] == (11 + 11 + 1 + 3) * K
+
+
+def test_cond_takes_its_largest_branch():
+    big = "%1: f32[256] = sin(%0)\n%2: f32[256] = cos(%1)\n%3: f32[256] = mul(%1, %2)\nreturn %3"
+    text = f"%1: f32[256] = cond(0:i32, %0)\ngraph a(%0: f32[256]) {{\n{big}\n}}\n"
+    text += "graph b(%0: f32[256]) { return %0 }\nreturn %1"
+    assert liveness(body(text)).temporary_bytes == (2 * K, 0)
+
+
+def test_while_counts_test_and_body():
+    found = liveness(parse(TEXTS["loop"]))
+    assert found.bytes[-2] - found.bytes[-1] == 4 + 4 - 4  # body's sum, the counter, the literal
+
+
+def test_table():
+    text = str(liveness(parse(TEXTS["training_step"])))
+    assert "params['w']" in text and "8.0 KiB" in text and "argument" in text
+    assert text.split("\n")[-1].startswith("peak, at ")
+
+
+@patient
+@given(graphs())
+def test_bounds(graph):
+    """Against a count that looks at every position by itself."""
+    found = liveness(graph)
+    assert len(found.bytes) == len(graph.nodes) + 1
+    assert found.peak_bytes == max(found.bytes) == found.bytes[found.peak_position]
+    assert found.bytes[-1] == found.argument_bytes + found.output_bytes
+    for i, total in enumerate(found.bytes):
+        live = sum(b.nbytes for b in found.buffers if b.first <= i <= b.last)
+        inside = total - live
+        assert inside == 0 or (inside > 0 and graph.nodes[i].regions)
+    donated = liveness(graph, donated=range(len(graph.inputs)))
+    assert all(a <= b for a, b in zip(donated.bytes, found.bytes, strict=True))
