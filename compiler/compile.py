@@ -54,7 +54,11 @@ class CompiledFunction:
         try:
             return self._jit(*args, **kwargs)
         except Exception as error:
-            raise explain_failure(self._fun, error, args, kwargs) from error
+            arrays, static = self._arguments.listed(args, kwargs)
+            explained = explain_failure(self._fun, error, arrays, static)
+            if explained is error:
+                raise
+            raise explained from error
         finally:
             if self._watch is not None:
                 self._finish()

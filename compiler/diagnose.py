@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -13,9 +14,12 @@ import jax
 
 from ..ir.errors import (
     ArgumentError,
+    ArrayError,
     BackpassError,
+    BoolError,
     ConcretizationError,
     DonationError,
+    IntegerError,
     LeakError,
 )
 from ..ir.source import innermost, shortened
@@ -35,9 +39,9 @@ def _stack() -> Iterator[tuple[str, int]]:
 
 
 def raised_at(error: BaseException) -> str:
-    """Return `file:line` of the innermost frame of user code in an error's traceback."""
+    """`file:line` of the innermost frame of user code in an error's traceback, or nothing."""
     frames = reversed(traceback.extract_tb(error.__traceback__))
-    return innermost((frame.filename, frame.lineno) for frame in frames) or "unknown line"
+    return innermost((frame.filename, frame.lineno) for frame in frames)
 
 
 def defined_at(fun: Callable[..., Any]) -> str:
@@ -58,49 +62,70 @@ def tracing(fun: Callable[..., Any]) -> Iterator[None]:
     except BackpassError:
         raise
     except jax.errors.UnexpectedTracerError as error:
-        raise _leak(fun, error) from error
-    except jax.errors.ConcretizationTypeError as error:
+        raise leaked(fun, error) from error
+    except _CONCRETE as error:
         raise _concretization(fun, error) from error
     except Exception as error:
-        note = f"backpass: raised at {raised_at(error)} while tracing {defined_at(fun)}"
+        where = raised_at(error) or caller_line()
+        note = f"backpass: raised at {where} while tracing {defined_at(fun)}"
         if note not in getattr(error, "__notes__", ()):
             error.add_note(note)
         raise
 
 
+_CONCRETE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+
+_WANTS: tuple[tuple[type[Exception], type[ConcretizationError], str, str], ...] = (
+    (
+        jax.errors.TracerBoolConversionError,
+        BoolError,
+        "a Python bool",
+        "use jnp.where, jax.lax.cond or jax.lax.while_loop; or make the argument static with "
+        "static_argnames if it decides the shape of the program",
+    ),
+    (
+        jax.errors.TracerIntegerConversionError,
+        IntegerError,
+        "a Python integer",
+        "index with jnp.take or jax.lax.dynamic_slice; or make the argument static with "
+        "static_argnames",
+    ),
+    (
+        jax.errors.TracerArrayConversionError,
+        ArrayError,
+        "a NumPy array",
+        "use jax.numpy in place of numpy inside the function",
+    ),
+    (
+        Exception,
+        ConcretizationError,
+        "a concrete value",
+        "compute it outside the function, or make the argument static with static_argnames",
+    ),
+)
+
+
 def _concretization(fun: Callable[..., Any], error: Exception) -> ConcretizationError:
-    wants = {
-        jax.errors.TracerBoolConversionError: (
-            "a Python bool",
-            "use jnp.where, jax.lax.cond or jax.lax.while_loop; or make the argument static with "
-            "static_argnames if it decides the shape of the program",
-        ),
-        jax.errors.TracerIntegerConversionError: (
-            "a Python integer",
-            "index with jnp.take or jax.lax.dynamic_slice; or make the argument static with "
-            "static_argnames",
-        ),
-        jax.errors.TracerArrayConversionError: (
-            "a NumPy array",
-            "use jax.numpy in place of numpy inside the function",
-        ),
-    }
-    asked, todo = next(
-        (text for kind, text in wants.items() if isinstance(error, kind)),
-        ("a concrete value", "compute it outside the function, or make the argument static"),
-    )
+    kind, asked, todo = next(rest for cause, *rest in _WANTS if isinstance(error, cause))
     found = str(error).split("\n")[0]
-    return ConcretizationError(
+    return kind(
         f"Python asked a traced array for {asked}, which has no value while {defined_at(fun)} is "
-        f"traced\n  at {raised_at(error)}; {todo}\n  JAX says: {found}"
+        f"traced\n  at {raised_at(error) or caller_line()}; {todo}\n  JAX says: {found}"
     )
 
 
-def _leak(fun: Callable[..., Any], error: Exception) -> LeakError:
+_MADE = re.compile(r"created on line (\S+?):(\d+)")
+
+
+def leaked(fun: Callable[..., Any], error: Exception) -> LeakError:
+    """Say where a leaked tracer was made and where it was met."""
+    made = _MADE.search(str(error))
+    maker = f" at {shortened(made[1], made[2])}" if made else ""
     return LeakError(
-        f"an array from an earlier trace was used in {defined_at(fun)}: a side effect (a global, "
-        f"a list, an attribute) kept it beyond the function that made it\n  at "
-        f"{raised_at(error)}; return it from the function and pass it in as an argument"
+        f"an array made{maker} in an earlier trace was used in {defined_at(fun)}: a side effect "
+        "(a global, a list, an attribute) kept it beyond the function that made it\n  at "
+        f"{raised_at(error) or caller_line()}; return it from the function and pass it in as an "
+        "argument"
     )
 
 
@@ -113,28 +138,67 @@ def not_an_array(fun: Callable[..., Any], path: str, value: Any) -> ArgumentErro
     )
 
 
+def check_results(fun: Callable[..., Any], out: Any) -> Any:
+    """Return `out` if all its leaves are arrays. Raises `ArgumentError` with the leaf's path."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(out):
+        if not is_array(leaf):
+            raise ArgumentError(
+                f"{defined_at(fun)} wants to return arrays, got {type(leaf).__name__} at result"
+                f"{jax.tree_util.keystr(path)}\n  at {caller_line()}; return arrays, numbers, None "
+                "or pytrees of them"
+            )
+    return out
+
+
+def is_array(x: Any) -> bool:
+    """True for what JAX takes as an array: arrays, tracers, NumPy and Python numbers."""
+    try:
+        type_of(x)
+    except (AttributeError, TypeError):
+        return False
+    return True
+
+
 def explain_failure(
-    fun: Callable[..., Any], error: Exception, args: Sequence[Any], kwargs: Mapping[str, Any]
+    fun: Callable[..., Any],
+    error: Exception,
+    arrays: Sequence[tuple[str, Any]],
+    static: Sequence[tuple[str, Any]],
 ) -> Exception:
-    """Say what a failed call means; an error that needs no translation is given back."""
+    """Say what a failed call means; an error that needs no translation is given back.
+
+    `arrays` and `static` are the call's arguments with their paths.
+    """
     if isinstance(error, BackpassError):
         return error
     if isinstance(error, jax.errors.UnexpectedTracerError):
-        return _leak(fun, error)
-    for path, leaf in jax.tree_util.tree_leaves_with_path((args, kwargs)):
-        where = _argument(path)
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
-            if leaf.is_deleted():
-                return DonationError(
-                    f"{defined_at(fun)} got an array at {where} whose buffer was donated to an "
-                    f"earlier call, {type_of(leaf)}\n  at {caller_line()}; use what that call "
-                    "returned in its place, or leave the argument out of donate_argnums"
-                )
+        return leaked(fun, error)
+    for path, leaf in arrays:
+        if not is_array(leaf):
+            return not_an_array(fun, path, leaf)
+        if _is_deleted(leaf):
+            return DonationError(
+                f"{defined_at(fun)} got an array at {path} whose buffer was donated to an earlier "
+                f"call, {type_of(leaf)}\n  at {caller_line()}; use what that call returned in its "
+                "place, or leave the argument out of donate_argnums"
+            )
+    for path, value in static:
+        if not _is_hashable(value):
+            return ArgumentError(
+                f"{defined_at(fun)} wants hashable static arguments, got {type(value).__name__} "
+                f"at {path}\n  at {caller_line()}; pass a tuple or a frozen dataclass"
+            )
     return error
 
 
-def _argument(path: Any) -> str:
-    group, *rest = path
-    if group.idx == 0:
-        return "args" + jax.tree_util.keystr(tuple(rest))
-    return str(rest[0].key) + jax.tree_util.keystr(tuple(rest[1:]))
+def _is_deleted(leaf: Any) -> bool:
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
+    return concrete and leaf.is_deleted()
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True

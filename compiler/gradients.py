@@ -24,7 +24,7 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.ops import OPS
 from ..ir.types import ArrayType, is_complex, is_inexact, type_of
 from ..passes import Autodiff, Canonicalise, Dce
-from .diagnose import caller_line, defined_at, tracing
+from .diagnose import caller_line, check_results, defined_at, is_array, tracing
 from .importer import import_open
 
 gradients_p = jec.Primitive("gradients")
@@ -109,6 +109,11 @@ def value_and_grad(
         DifferentiationError: the loss is no scalar, or an input cannot be differentiated by.
         MissingRuleError: an op on the way has no rule; names the op and its line.
     """
+    if not callable(fun):
+        raise ArgumentError(
+            f"grad wants a function, got {type(fun).__name__}\n  at {caller_line()}; write "
+            "bp.grad(f)(x), not bp.grad(f(x))"
+        )
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     @functools.wraps(fun)
@@ -123,7 +128,7 @@ def value_and_grad(
             full = list(args)
             for i, x in zip(positions, jax.tree.unflatten(tree, xs), strict=True):
                 full[i] = x
-            return _loss_and_aux(fun, fun(*full, **kwargs), has_aux, where)
+            return _loss_and_aux(fun, check_results(fun, fun(*full, **kwargs)), has_aux, where)
 
         with tracing(fun):
             jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
@@ -191,14 +196,12 @@ def _check_inputs(
     where: str,
 ) -> None:
     for leaf, path in zip(leaves, paths, strict=True):
-        try:
-            kind = type_of(leaf)
-        except (AttributeError, TypeError):
+        if not is_array(leaf):
             raise ArgumentError(
                 f"grad of {defined_at(fun)} wants arrays, got {type(leaf).__name__} at argument "
                 f"{path}\n  at {where}; pass it as another argument, or close over it"
-            ) from None
-        _check_dtype(fun, kind, path, holomorphic, allow_int, where)
+            )
+        _check_dtype(fun, type_of(leaf), path, holomorphic, allow_int, where)
 
 
 def _check_dtype(

@@ -14,7 +14,7 @@ from ..ir.graph import Graph
 from ..ir.jax_compat import trace_context
 from ..ir.types import ArrayType, type_of
 from ..passes import Pass, Stage, run_passes
-from .diagnose import not_an_array, tracing
+from .diagnose import check_results, not_an_array, tracing
 from .importer import import_jaxpr
 
 
@@ -53,13 +53,21 @@ class Arguments:
         types = tuple(self._type(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True))
         return Signature(paths, types, tree, static, trace_context())
 
+    def listed(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[list[tuple[str, Any]], Sequence[tuple[str, Any]]]:
+        """Return the array leaves and the static values, each with its path."""
+        dynamic, static = self.divide(args, kwargs)
+        leaves = jax.tree_util.tree_leaves_with_path(dynamic)
+        return [(_path(path), leaf) for path, leaf in leaves], static
+
     def divide(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[dict[int, Any], dict[str, Any]], tuple[tuple[str, Hashable], ...]]:
         """Return `((arrays by position, arrays by name), static values)`."""
         positional = {i: x for i, x in enumerate(args) if i not in self.static_positions}
         named = {k: x for k, x in kwargs.items() if k not in self.static_names}
-        static = [(str(i), args[i]) for i in sorted(self.static_positions) if i < len(args)]
+        static = [(f"args[{i}]", args[i]) for i in sorted(self.static_positions) if i < len(args)]
         static += [(k, kwargs[k]) for k in sorted(self.static_names) if k in kwargs]
         return (positional, named), tuple(static)
 
@@ -69,7 +77,7 @@ class Arguments:
         def flat(*leaves: Any) -> Any:
             positional, named = jax.tree.unflatten(tree, leaves)
             full = [positional.get(i, x) for i, x in enumerate(args)]
-            return self.fun(*full, **{**kwargs, **named})
+            return check_results(self.fun, self.fun(*full, **{**kwargs, **named}))
 
         return flat
 

@@ -34,8 +34,8 @@ from jax import lax
 from .graph import Graph, Node, Value, same_attr
 from .lexer import NAME, quote, word
 from .numbers import format_number
-from .resources import Writer, is_plain
-from .types import dtype_from_name, dtype_name
+from .resources import READ_LIMIT, Writer, is_plain
+from .types import ArrayType, dtype_from_name, dtype_name
 
 PrintGraph = Callable[[Graph], str]
 
@@ -171,17 +171,13 @@ def _array(p: AttrPrinter, x: Any) -> str:
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             data = p.value(np.asarray(jax.random.key_data(x)))
             return f"keys<{quote(str(jax.random.key_impl(x)))} {data}>"
-        array = np.asarray(x)
+        if not is_plain(x.dtype):
+            return opaque(x)
+        found = p.constants.write(np.asarray(x)) if x.nbytes <= READ_LIMIT else None
     except (RuntimeError, TypeError, ValueError) as error:  # deleted, spread over hosts, traced
         return opaque(x, type(error).__name__)
-    if not is_plain(array.dtype):
-        return opaque(x)
-    return p.constants.write(array) or _too_large(array)
-
-
-def _too_large(array: np.ndarray[Any, Any]) -> str:
-    kind = f"{dtype_name(array.dtype)}[{','.join(map(str, array.shape))}]"
-    return f"opaque<{quote(f'{kind}, {array.nbytes} bytes: over the limit of the resources')}>"
+    kind = ArrayType(x.shape, x.dtype)
+    return found or f"opaque<{quote(f'{kind}, {x.nbytes} bytes: over the limit of the resources')}>"
 
 
 def _slice(p: AttrPrinter, x: slice) -> str:

@@ -109,6 +109,7 @@ class Builder:
 
     def literal(self, x: Any, dtype: Any) -> Literal:
         """Return a scalar literal of `dtype`."""
+        dtype = np.dtype(dtype)
         return Literal(as_numpy_scalar(x, dtype), ArrayType((), dtype))
 
     def full(self, shape: Sequence[int], x: Any, dtype: Any) -> Value:

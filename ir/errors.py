@@ -33,6 +33,18 @@ class ConcretizationError(TraceError, jax.errors.ConcretizationTypeError):
         Exception.__init__(self, message)
 
 
+class BoolError(ConcretizationError, jax.errors.TracerBoolConversionError):
+    """Python asked a traced array whether it is true."""
+
+
+class IntegerError(ConcretizationError, jax.errors.TracerIntegerConversionError):
+    """Python asked a traced array for an index."""
+
+
+class ArrayError(ConcretizationError, jax.errors.TracerArrayConversionError):
+    """NumPy asked for the elements of a traced array."""
+
+
 class LeakError(TraceError, jax.errors.UnexpectedTracerError):
     """A tracer outlived the trace that made it, through a side effect."""
 
@@ -41,8 +53,8 @@ class LeakError(TraceError, jax.errors.UnexpectedTracerError):
         Exception.__init__(self, message)
 
 
-class ArgumentError(BackpassError, TypeError):
-    """An argument is not an array, or a tree, dtype or index does not fit the function."""
+class ArgumentError(BackpassError, TypeError, ValueError):
+    """An argument or a result is not an array, or an option does not fit the function."""
 
 
 class DonationError(BackpassError, RuntimeError):

@@ -89,7 +89,7 @@ class Writer:
         return f"@{name}"
 
     def _compress(self, raw: bytes) -> bytes | None:
-        if len(raw) > READ_LIMIT:
+        if self.limit <= 0:
             return None
         packer, parts, size = zlib.compressobj(), [], 0
         for at in range(0, len(raw), _CHUNK):

@@ -241,3 +241,9 @@ def test_drawn_values(value):
 )
 def test_same_attr(a, b, same):
     assert same_attr(a, b) is same_attr(b, a) is same
+
+
+def test_huge_arrays_are_not_even_looked_at():
+    huge = np.broadcast_to(np.float32(0), (1 << 40,))
+    text = str(graph_with(value=huge))
+    assert "f32[1099511627776], 4398046511104 bytes: over the limit of the resources" in text

@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 RELATIVE = 1e-9
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # compile fast
+# Compiling is all the time that these programs take.
+QUICK: dict[str, Any] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    QUICK |= {"xla_cpu_use_fusion_emitters": False}
 
 
 def draw(seed: int, *shape: int, low: float | None = None, high: float = 1.0) -> Any:

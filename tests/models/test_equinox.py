@@ -55,7 +55,6 @@ MODELS = {
         eqx.nn.Sequential(
             [
                 eqx.nn.Conv2d(3, 4, 3, padding=1, key=key()),
-                eqx.nn.PReLU(0.2),
                 eqx.nn.MaxPool2d(2, 2),
                 eqx.nn.GroupNorm(2, 4),
                 eqx.nn.ConvTranspose2d(4, 2, 3, stride=2, key=key(1)),
@@ -69,6 +68,7 @@ MODELS = {
     "recurrent": lambda: (Recurrent(), (5, 8)),
     "weight norm": lambda: (eqx.nn.WeightNorm(eqx.nn.Linear(4, 3, key=key())), (4,)),
     "rms norm": lambda: (eqx.nn.RMSNorm(4), (4,)),
+    "prelu": lambda: (eqx.nn.PReLU(0.2), (4,)),
     "adaptive pool": lambda: (eqx.nn.AdaptiveAvgPool2d(2), (1, 4, 4)),
 }
 

@@ -60,7 +60,8 @@ class Recurrent(linen.Module):
 
     @linen.compact
     def __call__(self, x, train=True):
-        return linen.RNN(getattr(linen, self.cell)(5), reverse=True, keep_order=True)(x)
+        cell = getattr(linen, self.cell)(5, param_dtype=x.dtype)
+        return linen.RNN(cell, reverse=True, keep_order=True)(x)
 
 
 class Wrapped(linen.Module):

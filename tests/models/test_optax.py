@@ -117,20 +117,20 @@ LOSSES = {
     "smoothed": lambda x, y: optax.softmax_cross_entropy(
         x, optax.smooth_labels(jax.nn.one_hot(labels(1, 4, 3), 4), 0.1)
     ),
-    "poly": lambda x, y: optax.poly_loss_cross_entropy(x, jax.nn.softmax(y)),
+    "poly": lambda x, y: optax.losses.poly_loss_cross_entropy(x, jax.nn.softmax(y)),
     "huber": optax.huber_loss,
     "log cosh": optax.log_cosh,
     "squared": optax.squared_error,
     "l2": optax.l2_loss,
     "hinge": lambda x, y: optax.hinge_loss(x, jnp.sign(y)),
-    "multiclass hinge": lambda x, y: optax.multiclass_hinge_loss(x, labels(1, 4, 3)),
-    "perceptron": lambda x, y: optax.multiclass_perceptron_loss(x, labels(1, 4, 3)),
+    "multiclass hinge": lambda x, y: optax.losses.multiclass_hinge_loss(x, labels(1, 4, 3)),
+    "perceptron": lambda x, y: optax.losses.multiclass_perceptron_loss(x, labels(1, 4, 3)),
     "cosine": lambda x, y: optax.cosine_distance(x, y, epsilon=1e-8),
     "kl": lambda x, y: optax.kl_divergence(jax.nn.log_softmax(x), jax.nn.softmax(y)),
-    "kl of logs": lambda x, y: optax.kl_divergence_with_log_targets(
+    "kl of logs": lambda x, y: optax.losses.kl_divergence_with_log_targets(
         jax.nn.log_softmax(x), jax.nn.log_softmax(y)
     ),
-    "js": lambda x, y: optax.losses.convex_kl_divergence(
+    "generalized kl": lambda x, y: optax.losses.generalized_kl_divergence(
         jax.nn.log_softmax(x), jax.nn.softmax(y)
     ),
     "ctc": lambda x, y: optax.ctc_loss(
