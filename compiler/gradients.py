@@ -9,8 +9,8 @@ user's own `jax.grad`) the primitive expands itself in the same way and runs as 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -20,6 +20,7 @@ from jax.interpreters import ad, batching, mlir
 
 from ..ir.errors import ArgumentError, DifferentiationError
 from ..ir.evaluate import evaluate
+from ..ir.fingerprint import fingerprint
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops import OPS
 from ..ir.types import ArrayType, is_complex, is_inexact, type_of
@@ -58,6 +59,26 @@ def _expanded(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
     return evaluate(joint, *args)
 
 
+@dataclass(frozen=True)
+class _Question:
+    """A graph and what to differentiate it by, as a key; equal ones share an executable."""
+
+    key: Hashable
+    wrt: tuple[int, ...]
+    held: Held = field(compare=False)
+
+
+@functools.lru_cache(maxsize=512)
+def _executable(question: _Question) -> Callable[..., list[Any]]:
+    return jax.jit(functools.partial(_expanded, held=question.held, wrt=question.wrt))
+
+
+def _run(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
+    """Run on arrays: one program, compiled once for all graphs that compute the same."""
+    question = _Question(fingerprint(held.graph), wrt, held)
+    return _executable(question)(*args)
+
+
 def _abstract(*avals: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
     graph = held.graph
     outs = [value.type for value in graph.outputs]
@@ -77,7 +98,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
     return jax.jvp(run, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
 
 
-gradients_p.def_impl(_expanded)
+gradients_p.def_impl(_run)
 gradients_p.def_abstract_eval(_abstract)
 batching.primitive_batchers[gradients_p] = _batched
 ad.primitive_jvps[gradients_p] = _jvp

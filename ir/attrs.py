@@ -118,8 +118,8 @@ class AttrPrinter:
     def attrs(self, node: Node) -> list[str]:
         """Print the attributes of `node` as `key=value`, in the order of their names."""
         attrs, plain = node.attrs, plain_attrs(node.op.name, node.outputs)
-        items = []
-        for key in sorted({*attrs, *plain}):
+        items: list[str] = []
+        for key in sorted({*attrs, *plain}) if attrs or plain else items:
             if key not in attrs:
                 items.append(f"-{word(key, NAME)}")
             elif key not in plain or not same_attr(attrs[key], plain[key]):
@@ -215,7 +215,7 @@ def _rule_for(x: Any) -> Callable[[AttrPrinter, Any], str]:
     """Rule for values that are found by more than their exact type."""
     if isinstance(x, np.generic):
         return _scalar
-    if isinstance(x, jax.Array):
+    if hasattr(x, "__array__") and hasattr(x, "dtype"):  # JAX has arrays of several classes
         return _array
     if isinstance(x, enum.Enum) and type(x) in ENUMS.values():
         return lambda p, x: f"{type(x).__name__}.{x.name}"

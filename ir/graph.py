@@ -234,7 +234,6 @@ class Graph:
         return to_dot(self)
 
 
-_ARRAYS = (np.ndarray, np.generic, jax.Array)
 _MANY = (tuple, list)
 
 
@@ -246,7 +245,7 @@ def same_attr(a: Any, b: Any) -> bool:
         if isinstance(a, dict):
             return a.keys() == b.keys() and all(same_attr(a[key], b[key]) for key in a)
         return a == b if isinstance(a, str) else repr(a) == repr(b)  # nan is nan, 0 is not -0
-    if isinstance(a, _ARRAYS) or isinstance(b, _ARRAYS):
+    if hasattr(a, "__array__") or hasattr(b, "__array__"):
         return not isinstance(a, _MANY) and not isinstance(b, _MANY) and _same_array(a, b)
     return type(a) is type(b) and bool(a == b)
 

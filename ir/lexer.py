@@ -10,6 +10,7 @@ not printable is escaped, so that a name can break neither a line nor a terminal
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from re import Match, Pattern
 from typing import NoReturn
 
@@ -44,6 +45,7 @@ def quote(text: str) -> str:
     return f'"{_UNSAFE.sub(_escape, text)}"'
 
 
+@lru_cache(maxsize=1024)
 def word(text: str, bare: Pattern[str]) -> str:
     """Write a word: bare where `bare` matches the whole of it, quoted elsewhere."""
     return text if bare.fullmatch(text) else quote(text)

@@ -156,9 +156,9 @@ def _integer_pow(b: Builder, g: Value, o: Value, x: Value, *, y: int) -> Value:
 
 
 def _abs(b: Builder, g: Value, o: Value, x: Value) -> Value:
-    """Real: the sign of x. Complex: g conj(x) / |x|, 0 at 0."""
+    """Real: g where x >= 0, -g elsewhere, as in JAX. Complex: g conj(x) / |x|, 0 at 0."""
     if not is_complex(x.dtype):
-        return b.mul(g, b.sign(x))
+        return b.select(b.ge(x, 0), g, b.neg(g))
     zero = b.eq(o, 0)
     safe = b.select(zero, b.ones(o), o)
     scale = b.select(zero, b.zeros(o), b.div(g, safe))

@@ -86,7 +86,7 @@ def _one_hot(b: Builder, g: Value, x: Value, indices: Value, axis: int, attrs: A
         )
         for p in range(rows.shape[0])
     ]
-    return b.sum(parts)
+    return b.sum(parts) if parts else b.zeros(x)
 
 
 def _in_rows(b: Builder, v: Value, home: dict[int, int]) -> Value:

@@ -74,12 +74,13 @@ def lower_half(b: Builder, x: Value) -> Value:
 
 
 def _cholesky(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
-    """A = L L^T:  L^-T Phi(L^T g) L^-1.
+    """A = L L^T:  L^-T Phi(L^T g) L^-1. What the primitive leaves above L is undefined.
 
     Source: Murray, "Differentiation of the Cholesky decomposition", 2016, equation 8.
     """
-    (g,), (low,) = cts, node.outputs
+    (g,), (out,) = cts, node.outputs
     assert g is not None
+    low = below(b, out)
     half = lower_half(b, matmul(b, transposed(b, low), g))
     left = solve(b, low, half, transpose=True)
     return [solve(b, low, left, left=False, conjugate=True)]

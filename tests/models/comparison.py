@@ -44,7 +44,7 @@ def assert_close(found: Any, expected: Any, relative: float = RELATIVE) -> None:
             ours, theirs = jax.random.key_data(ours), jax.random.key_data(theirs)
         ours, theirs = np.asarray(ours), np.asarray(theirs)
         assert np.isfinite(theirs).all(), f"{where}: the reference is not finite"
-        scale = np.abs(theirs).max(initial=1e-3)
+        scale = np.abs(theirs).max(initial=0.1)
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=relative * scale, err_msg=where)
 
 

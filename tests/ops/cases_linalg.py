@@ -6,6 +6,7 @@ import jax
 import jax.extend.random
 import numpy as np
 from jax import lax
+
 from ops.draws import complexes, positive, real
 from ops.harness import Case
 
@@ -64,11 +65,11 @@ def definite(*batch: int, n: int = 3) -> np.ndarray:
 
 
 def triangles() -> Iterator[Case]:
-    yield Case("cholesky", (definite(),), within=symmetric)
-    yield Case("cholesky", (definite(2, n=4),), within=symmetric)
+    yield Case("cholesky", (definite(),), within=symmetric, seen=np.tril)
+    yield Case("cholesky", (definite(2, n=4),), within=symmetric, seen=np.tril)
     x = complexes(3, 3)
     hermitian = x @ x.conj().T + 3 * np.eye(3)
-    yield Case("cholesky", (hermitian,), within=symmetric, kinks=True, orders=1)
+    yield Case("cholesky", (hermitian,), within=symmetric, seen=np.tril, kinks=True)
     a, y = real(3, 3) + 3 * np.eye(3), real(3, 3, seed=1)
     for left in (True, False):
         for lower in (True, False):

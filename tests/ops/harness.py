@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import numpy as np
+
 from backpass.ir.builder import Builder
-from backpass.ir.evaluate import evaluate
 from backpass.ir.graph import Graph, Node, Value
 from backpass.ir.ops import OPS
 from backpass.ir.types import is_inexact, type_of
@@ -21,9 +20,10 @@ class Case:
     """One use of an op.
 
     `wrt` are the differentiable operands, all that are inexact when None. At `kinks` there is no
-    derivative to approximate, but JAX's choice to agree with. `within` projects a random
-    direction into the op's domain, say onto symmetric matrices. `orders` is how many times the
-    op can be differentiated.
+    derivative to approximate, but JAX's choice to agree with; without a `peer` JAX has no
+    derivative to compare. `within` projects a random direction into the op's domain, say onto
+    symmetric matrices, and `seen` a random cotangent onto what of the output is defined.
+    `orders` is how many times the op, or JAX's rule for it, can be differentiated.
     """
 
     op: str
@@ -32,7 +32,9 @@ class Case:
     label: str = ""
     wrt: tuple[int, ...] | None = None
     kinks: bool = False
+    peer: bool = True
     within: Project = lambda d: d
+    seen: Project = lambda ct: ct
     orders: int = 2
 
     @property
@@ -122,17 +124,3 @@ def gradient_graph(graph: Graph, wrt: Sequence[int]) -> Graph:
         b.zeros(graph.inputs[i]) if ct is None else ct for i, ct in zip(wrt, found, strict=True)
     ]
     return b.graph(f"{graph.name}_vjp", [*graph.inputs, *cts], outputs)
-
-
-def like(rng: np.random.Generator, x: Any) -> np.ndarray:
-    """A random array of the shape and dtype of x."""
-    noise = rng.normal(size=x.shape)
-    if jax.numpy.issubdtype(x.dtype, np.complexfloating):
-        noise = noise + 1j * rng.normal(size=x.shape)
-    return np.asarray(noise).astype(x.dtype)
-
-
-def inner(xs: Sequence[Any], ys: Sequence[Any]) -> float:
-    """Real part of the bilinear product, JAX's pairing of cotangents and tangents."""
-    pairs = zip(xs, ys, strict=True)
-    return float(sum(np.sum(np.asarray(x) * np.asarray(y)).real for x, y in pairs))

@@ -1,0 +1,56 @@
+"""What a graph computes, as a key: two graphs with one key compute the same.
+
+Names, lines, scopes and phases play no part. An attribute that cannot be hashed counts by identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from .graph import Graph, Literal, Value
+from .op import hashable
+
+
+class _Same:
+    """An object as a key by its identity; holds it, so that the identity stays its own."""
+
+    __slots__ = ("_held",)
+
+    def __init__(self, held: Any) -> None:
+        self._held = held
+
+    def __hash__(self) -> int:
+        return id(self._held)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self._held is other._held
+
+
+def fingerprint(graph: Graph) -> Hashable:
+    """Key of a graph: types of its inputs, each node's op, operands, attrs and regions."""
+    place: dict[Value, int] = {value: i for i, value in enumerate(graph.inputs)}
+
+    def operand(value: Value) -> Hashable:
+        if isinstance(value, Literal):
+            return value.type, hashable(value.data)
+        return place[value]
+
+    rows = []
+    for node in graph.nodes:
+        attrs = tuple((name, _key(node.attrs[name])) for name in sorted(node.attrs))
+        regions = tuple(map(fingerprint, node.regions))
+        rows.append((node.op, tuple(map(operand, node.inputs)), attrs, regions))
+        for value in node.outputs:
+            place[value] = len(place)
+    types = tuple(value.type for value in graph.inputs)
+    return types, tuple(rows), tuple(map(operand, graph.outputs))
+
+
+def _key(attr: Any) -> Hashable:
+    try:
+        key = hashable(attr)
+        hash(key)
+    except TypeError:
+        return _Same(attr)
+    return key  # type: ignore[no-any-return]
