@@ -13,7 +13,7 @@ from ..ir.errors import ArgumentError
 from ..passes import DEFAULT, PASSES, Pass, Stage, parse_pipeline
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
-from .diagnose import defined_at, explain_failure
+from .diagnose import caller_line, defined_at, explain_failure
 from .explain import Explanation, History
 from .program import Arguments, Program, trace_program
 from .stages import Lowered, Traced
@@ -64,8 +64,14 @@ class CompiledFunction:
                 self._finish()
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
-        """Bind as a method, as a plain function would."""
-        return self if instance is None else functools.partial(self, instance)
+        """Bind as a method, as a plain function would; the stages are bound too."""
+        if instance is None:
+            return self
+        bound: Any = functools.partial(self, instance)
+        bound.trace = functools.partial(self.trace, instance)
+        bound.lower = functools.partial(self.lower, instance)
+        bound.explain = self.explain
+        return bound
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Trace and import; arguments may be arrays or `jax.ShapeDtypeStruct`s."""
@@ -187,15 +193,27 @@ def compile(
         "compiler_options": compiler_options,
         **shardings,
     }
-    pipeline = parse_pipeline(passes, PASSES) if isinstance(passes, str) else passes
+    pipeline = _pipeline(passes)
 
     def decorate(fun: Callable[..., Any]) -> CompiledFunction:
         if not callable(fun):
             raise ArgumentError(f"compile wants a function, got {type(fun).__name__}")
-        chosen = DEFAULT if pipeline is None else tuple(pipeline)
-        return CompiledFunction(fun, chosen, bool(debug), max_traces, options)
+        return CompiledFunction(fun, pipeline, bool(debug), max_traces, options)
 
     return decorate if fun is None else decorate(fun)
+
+
+def _pipeline(passes: Any) -> tuple[Pass, ...]:
+    if passes is None:
+        return DEFAULT
+    if isinstance(passes, str):
+        return parse_pipeline(passes, PASSES)
+    if not isinstance(passes, Iterable) or not all(map(callable, passes := tuple(passes))):
+        raise ArgumentError(
+            "passes wants a pipeline such as 'canonicalise,autodiff,cse' or a sequence of passes, "
+            f"got {passes!r}\n  at {caller_line()}"
+        )
+    return passes
 
 
 def _arguments(fun: Callable[..., Any], options: dict[str, Any]) -> Arguments:

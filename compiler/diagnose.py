@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 import traceback
@@ -21,6 +22,7 @@ from ..ir.errors import (
     DonationError,
     IntegerError,
     LeakError,
+    MaskError,
 )
 from ..ir.source import innermost, shortened
 from ..ir.types import type_of
@@ -54,6 +56,13 @@ def defined_at(fun: Callable[..., Any]) -> str:
     return f"{name} ({shortened(code.co_filename, code.co_firstlineno)})" if code else name
 
 
+def in_place_of(fun: Callable[..., Any], stand_in: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `stand_in`, which JAX's own messages now call by the name and place of `fun`."""
+    stand_in.__signature__ = inspect.signature(stand_in)  # type: ignore[attr-defined]
+    stand_in.__wrapped__ = fun  # type: ignore[attr-defined]
+    return stand_in
+
+
 @contextmanager
 def tracing(fun: Callable[..., Any]) -> Iterator[None]:
     """Turn what JAX raises while `fun` is traced into our errors; note the line on all others."""
@@ -73,7 +82,12 @@ def tracing(fun: Callable[..., Any]) -> Iterator[None]:
         raise
 
 
-_CONCRETE = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.NonConcreteBooleanIndexError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
 
 _WANTS: tuple[tuple[type[Exception], type[ConcretizationError], str, str], ...] = (
     (
@@ -95,6 +109,12 @@ _WANTS: tuple[tuple[type[Exception], type[ConcretizationError], str, str], ...] 
         ArrayError,
         "a NumPy array",
         "use jax.numpy in place of numpy inside the function",
+    ),
+    (
+        jax.errors.NonConcreteBooleanIndexError,
+        MaskError,
+        "the number of true elements",
+        "keep the shape with jnp.where(mask, x, fill), or sum over x * mask",
     ),
     (
         Exception,
@@ -153,8 +173,8 @@ def check_results(fun: Callable[..., Any], out: Any) -> Any:
 def is_array(x: Any) -> bool:
     """True for what JAX takes as an array: arrays, tracers, NumPy and Python numbers."""
     try:
-        type_of(x)
-    except (AttributeError, TypeError):
+        jax.typeof(x)
+    except TypeError:
         return False
     return True
 

@@ -9,6 +9,7 @@ user's own `jax.grad`) the primitive expands itself in the same way and runs as 
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +20,13 @@ import numpy as np
 from jax.interpreters import ad, batching, mlir
 
 from ..ir.errors import ArgumentError, DifferentiationError
-from ..ir.evaluate import evaluate
 from ..ir.fingerprint import fingerprint
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops import OPS
 from ..ir.types import ArrayType, is_complex, is_inexact, type_of
 from ..passes import Autodiff, Canonicalise, Dce
-from .diagnose import caller_line, check_results, defined_at, is_array, tracing
+from ..runtime.lower import lowered
+from .diagnose import caller_line, check_results, defined_at, in_place_of, is_array, tracing
 from .importer import import_open
 
 gradients_p = jec.Primitive("gradients")
@@ -46,8 +47,8 @@ class Held:
 def gradients_graph(graph: Graph, wrt: tuple[int, ...]) -> Graph:
     """Return a graph of one `gradients` node that differentiates `graph`."""
     inputs = tuple(Value(value.type, value.name) for value in graph.inputs)
-    types = OPS["gradients"].shape(inputs, {"wrt": wrt}, (graph,))
-    node = Node(OPS["gradients"], inputs, tuple(map(Value, types)), {"wrt": wrt}, (graph,))
+    outputs = tuple(map(Value, _types(graph, wrt)))
+    node = Node(OPS["gradients"], inputs, outputs, {"wrt": wrt}, (graph,))
     return Graph(f"grad_{graph.name}", inputs, (node,), node.outputs)
 
 
@@ -56,7 +57,12 @@ def _expanded(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
     joint = gradients_graph(held.graph, wrt)
     for step in (Canonicalise(), Autodiff(), Dce()):
         joint = step(joint)
-    return evaluate(joint, *args)
+    return lowered(joint, _types(held.graph, wrt))(*args)
+
+
+def _types(graph: Graph, wrt: tuple[int, ...]) -> tuple[ArrayType, ...]:
+    """Types of the outputs and the gradients; those of weak inputs are weak, as in JAX."""
+    return OPS["gradients"].shape(graph.inputs, {"wrt": wrt}, (graph,))
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,8 @@ def _run(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
 
 
 def _abstract(*avals: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
-    graph = held.graph
-    outs = [value.type for value in graph.outputs]
-    grads = [graph.inputs[i].type.strong() for i in wrt]
-    return [jax.core.ShapedArray(t.shape, t.dtype, weak_type=t.weak) for t in (*outs, *grads)]
+    types = _types(held.graph, wrt)
+    return [jax.core.ShapedArray(t.shape, t.dtype, weak_type=t.weak) for t in types]
 
 
 def _batched(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[list[Any], Any]:
@@ -135,14 +139,14 @@ def value_and_grad(
             f"grad wants a function, got {type(fun).__name__}\n  at {caller_line()}; write "
             "bp.grad(f)(x), not bp.grad(f(x))"
         )
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    positions = _positions(argnums)
 
     @functools.wraps(fun)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         where = caller_line()
         chosen = _chosen(fun, args, positions, where)
         leaves, tree = jax.tree.flatten(chosen)
-        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(chosen)]
+        paths = _paths(chosen, [i % len(args) for i in positions])
         _check_inputs(fun, leaves, paths, holomorphic, allow_int, where)
 
         def flat(*xs: Any) -> tuple[Any, Any]:
@@ -152,19 +156,20 @@ def value_and_grad(
             return _loss_and_aux(fun, check_results(fun, fun(*full, **kwargs)), has_aux, where)
 
         with tracing(fun):
-            jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(*leaves)
+            jaxpr, shapes = jax.make_jaxpr(in_place_of(fun, flat), return_shape=True)(*leaves)
         _check_loss(fun, shapes[0], holomorphic, where)
         graph, consts = import_open(jaxpr, getattr(fun, "__name__", "fun"), paths)
         wrt = [i for i, x in enumerate(leaves) if is_inexact(type_of(x).dtype)]
         at = tuple(len(consts) + i for i in wrt)
-        found = gradients_p.bind(*consts, *leaves, held=Held(graph), wrt=at)
+        with tracing(fun):
+            found = gradients_p.bind(*consts, *leaves, held=Held(graph), wrt=at)
         count = len(found) - len(wrt)
         given = dict(zip(wrt, found[count:], strict=True))
         grads = [given[i] if i in given else _float0(x) for i, x in enumerate(leaves)]
         loss, aux = jax.tree.unflatten(jax.tree.structure(shapes), found[:count])
         trees = jax.tree.unflatten(tree, grads)
         value = (loss, aux) if has_aux else loss
-        return value, trees[0] if isinstance(argnums, int) else trees
+        return value, trees if np.iterable(argnums) else trees[0]
 
     return wrapped
 
@@ -195,6 +200,26 @@ def _float0(x: Any) -> Any:
     return np.zeros(np.shape(x), jax.dtypes.float0)
 
 
+def _positions(argnums: Any) -> tuple[int, ...]:
+    """Return `argnums` as a tuple. Raises `ArgumentError` for what is no integer."""
+    try:
+        return tuple(map(operator.index, argnums if np.iterable(argnums) else (argnums,)))
+    except TypeError:
+        raise ArgumentError(
+            f"argnums wants an integer or a sequence of integers, got {argnums!r}\n"
+            f"  at {caller_line()}; give the positions of the arguments to differentiate by"
+        ) from None
+
+
+def _paths(chosen: Sequence[Any], positions: Sequence[int]) -> list[str]:
+    """Paths of the leaves of the chosen arguments: `args[1]['w']`."""
+    return [
+        f"args[{i}]{jax.tree_util.keystr(path)}"
+        for i, tree in zip(positions, chosen, strict=True)
+        for path, _ in jax.tree.leaves_with_path(tree)
+    ]
+
+
 def _chosen(
     fun: Callable[..., Any], args: Sequence[Any], positions: Sequence[int], where: str
 ) -> tuple[Any, ...]:
@@ -205,6 +230,10 @@ def _chosen(
                 f"positional arguments\n  at {where}; differentiate by arguments that are passed "
                 "by position"
             )
+    if len({i % len(args) for i in positions}) < len(positions):
+        raise ArgumentError(
+            f"argnums={tuple(positions)} names an argument twice\n  at {where}; name each once"
+        )
     return tuple(args[i] for i in positions)
 
 
@@ -219,7 +248,7 @@ def _check_inputs(
     for leaf, path in zip(leaves, paths, strict=True):
         if not is_array(leaf):
             raise ArgumentError(
-                f"grad of {defined_at(fun)} wants arrays, got {type(leaf).__name__} at argument "
+                f"grad of {defined_at(fun)} wants arrays, got {type(leaf).__name__} at "
                 f"{path}\n  at {where}; pass it as another argument, or close over it"
             )
         _check_dtype(fun, type_of(leaf), path, holomorphic, allow_int, where)
@@ -241,7 +270,7 @@ def _check_dtype(
     else:
         return
     raise DifferentiationError(
-        f"grad of {defined_at(fun)} wants {wanted}, got {kind} at argument {path}\n  at {where}; "
+        f"grad of {defined_at(fun)} wants {wanted}, got {kind} at {path}\n  at {where}; "
         f"{todo}"
     )
 

@@ -14,7 +14,7 @@ from ..ir.graph import Graph
 from ..ir.jax_compat import trace_context
 from ..ir.types import ArrayType, type_of
 from ..passes import Pass, Stage, run_passes
-from .diagnose import check_results, not_an_array, tracing
+from .diagnose import check_results, in_place_of, not_an_array, tracing
 from .importer import import_jaxpr
 
 
@@ -79,12 +79,14 @@ class Arguments:
             full = [positional.get(i, x) for i, x in enumerate(args)]
             return check_results(self.fun, self.fun(*full, **{**kwargs, **named}))
 
-        return flat
+        return in_place_of(self.fun, flat)
 
     def _type(self, path: str, leaf: Any) -> ArrayType:
-        try:
+        if isinstance(leaf, jax.core.Tracer):
             return type_of(leaf)
-        except (AttributeError, TypeError):
+        try:
+            return type_of(jax.typeof(leaf))
+        except TypeError:
             raise not_an_array(self.fun, path, leaf) from None
 
 

@@ -45,6 +45,10 @@ class ArrayError(ConcretizationError, jax.errors.TracerArrayConversionError):
     """NumPy asked for the elements of a traced array."""
 
 
+class MaskError(ConcretizationError, jax.errors.NonConcreteBooleanIndexError):
+    """Indexing asked a traced mask how many elements it picks."""
+
+
 class LeakError(TraceError, jax.errors.UnexpectedTracerError):
     """A tracer outlived the trace that made it, through a side effect."""
 

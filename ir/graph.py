@@ -239,15 +239,20 @@ _MANY = (tuple, list)
 
 def same_attr(a: Any, b: Any) -> bool:
     """Equality of attribute values: numbers and arrays by their bits, containers by elements."""
-    if isinstance(a, (str, tuple, list, dict, float, complex)) and type(a) is type(b):
+    kind = type(a)
+    if kind is type(b):
         if isinstance(a, _MANY):
             return len(a) == len(b) and all(map(same_attr, a, b))
-        if isinstance(a, dict):
+        if kind is dict:
             return a.keys() == b.keys() and all(same_attr(a[key], b[key]) for key in a)
-        return a == b if isinstance(a, str) else repr(a) == repr(b)  # nan is nan, 0 is not -0
-    if hasattr(a, "__array__") or hasattr(b, "__array__"):
-        return not isinstance(a, _MANY) and not isinstance(b, _MANY) and _same_array(a, b)
-    return type(a) is type(b) and bool(a == b)
+        if kind is float or kind is complex:
+            return repr(a) == repr(b)  # nan is nan, 0 is not -0
+        if not hasattr(a, "__array__"):
+            return bool(a == b)
+    if isinstance(a, _MANY) or isinstance(b, _MANY):
+        return False
+    arrays = hasattr(a, "__array__") or hasattr(b, "__array__")
+    return arrays and _same_array(a, b)
 
 
 def _same_array(a: Any, b: Any) -> bool:

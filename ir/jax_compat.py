@@ -31,7 +31,9 @@ JAX_VERSION: tuple[int, ...] = tuple(int(part) for part in jax.__version__.split
 # leaves them out of a node's attrs when they have the value given here, binding puts them back.
 _ACCURACY = ("cbrt cos exp exp2 expm1 log log1p logistic rsqrt sin sqrt tan tanh").split()
 _SHARDING = ("broadcast_in_dim convert_element_type iota reshape").split()
-_OUT_SHARDING = ("dot_general conv_general_dilated reduce_sum ragged_dot_general").split()
+_OUT_SHARDING = (
+    "dot_general conv_general_dilated reduce_sum ragged_dot_general rng_bit_generator"
+).split()
 _NEW_OUT_SHARDING = ("reduce_max reduce_min").split()
 
 IMPLIED: dict[str, dict[str, Any]] = {
@@ -49,10 +51,11 @@ if JAX_VERSION >= (0, 11):
 @cache
 def primitive(name: str) -> Any:
     """Return JAX's primitive called `name`. Raises `KeyError` when no public name leads to it."""
-    for attribute in dir(jec.primitives):
-        found = getattr(jec.primitives, attribute)
-        if isinstance(found, jec.Primitive) and found.name == name:
-            return found
+    for module in (jec.primitives, jax.lax):
+        for attribute in dir(module):
+            found = getattr(module, attribute) if attribute.endswith("_p") else None
+            if isinstance(found, jec.Primitive) and found.name == name:
+                return found
     raise KeyError(f"JAX {jax.__version__} has no public primitive named {name!r}")
 
 

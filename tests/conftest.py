@@ -1,9 +1,14 @@
 """What holds for every test: how the tree is collected, and how hypothesis draws."""
 
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# `python -m pytest` puts the root first, where `ir` is the package's layer and not `tests/ir`.
+ROOT = Path(__file__).parents[1]
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
 settings.register_profile("test", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=2000, print_blob=True)

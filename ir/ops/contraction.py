@@ -97,7 +97,7 @@ def _dot_vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
 def _dot_flops(node: Node) -> int:
     x, _ = node.inputs
     (xc, _), _ = node.attrs["dimension_numbers"]
-    return 2 * node.output.type.size * prod([x.shape[i] for i in xc], start=1)
+    return 2 * node.output.type.size * int(prod(x.shape[i] for i in xc))
 
 
 # Convolution. Sizes along one spatial dimension: input I, kernel K, output O, with dilations
@@ -210,7 +210,7 @@ def _conv_flops(node: Node) -> int:
     """Two for each output element, kernel position and input feature."""
     _, k = node.inputs
     features = node.attrs["dimension_numbers"].rhs_spec[0]
-    return 2 * node.output.type.size * (k.type.size // max(1, k.shape[features]))
+    return 2 * node.output.type.size * (k.type.size // max(1, int(k.shape[features])))
 
 
 OPS: tuple[Op, ...] = (

@@ -33,7 +33,7 @@ def _gradients_shape(
 ) -> tuple[ArrayType, ...]:
     (function,) = regions
     outputs = [value.type for value in function.outputs]
-    return (*outputs, *(inputs[i].type.strong() for i in attrs["wrt"]))
+    return (*outputs, *(inputs[i].type for i in attrs["wrt"]))
 
 
 def _gradients(

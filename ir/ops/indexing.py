@@ -65,7 +65,7 @@ def _one_hot(b: Builder, g: Value, x: Value, indices: Value, axis: int, attrs: A
     An index out of bounds meets no element of the iota; with mode CLIP it is clamped first.
     """
     numbers = attrs["dimension_numbers"]
-    batching = dict(
+    batching: dict[int, int] = dict(
         zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims, strict=True)
     )
     offsets = [int(i) for i in numbers.offset_dims]
@@ -264,7 +264,8 @@ def put_along_axis(b: Builder, g: Value, indices: Value, axis: int, size: int) -
     def pick(v: Value, p: int) -> Value:
         return b.broadcast(b.slice_in_dim(v, p, p + 1, axis), shape)
 
-    return b.sum([b.select(b.eq(iota, pick(indices, p)), pick(g, p), zeros) for p in range(picks)])
+    parts = [b.select(b.eq(iota, pick(indices, p)), pick(g, p), zeros) for p in range(picks)]
+    return b.sum(parts) if parts else zeros
 
 
 def _top_k(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
@@ -299,7 +300,7 @@ def _updates(node: Node) -> int:
 def _comparisons(node: Node) -> int:
     """n log n for each row."""
     size, n = node.inputs[0].type.size, node.inputs[0].shape[node.attrs["dimension"]]
-    return size * max(1, n - 1).bit_length()
+    return size * int(max(1, n - 1)).bit_length()
 
 
 OPS: tuple[Op, ...] = (

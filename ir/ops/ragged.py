@@ -9,6 +9,7 @@ Each is the other's gradient. `x` may be laid out either way round, `y` in any o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -22,29 +23,32 @@ if TYPE_CHECKING:
     from ..graph import Node, Value
 
 
-def _ragged(
-    b: Builder,
-    node: Node,
-    operands: tuple[Value, Value],
-    contract: tuple[int, int],
-    ragged: int,
-    groups: Sequence[int],
-    order: Sequence[int],
-    dtype: Any,
-) -> Value:
-    """Emit a product; `order[i]` is the place that dimension i of the result goes to."""
-    numbers = lax.RaggedDotDimensionNumbers(
-        dot_dimension_numbers=(((contract[0],), (contract[1],)), ((), ())),
-        lhs_ragged_dimensions=(ragged,),
-        rhs_group_dimensions=tuple(groups),
-    )
-    attrs = {
-        **node.attrs,
-        "ragged_dot_dimension_numbers": numbers,
-        "preferred_element_type": dtype,
-    }
-    (out,) = b.emit("ragged_dot_general", (*operands, node.inputs[2]), attrs)
-    return b.transpose(out, sorted(range(out.ndim), key=lambda i: order[i]))
+@dataclass(frozen=True, slots=True)
+class _Product:
+    """A product to emit; dimension i of its result goes to the place `order[i]`."""
+
+    operands: tuple[Value, Value]
+    contract: tuple[int, int]
+    ragged: int
+    groups: Sequence[int]
+    order: Sequence[int]
+    dtype: Any
+
+    def emit(self, b: Builder, node: Node) -> Value:
+        """Emit it with the groups and the precision of `node`."""
+        left, right = self.contract
+        numbers = lax.RaggedDotDimensionNumbers(
+            dot_dimension_numbers=(((left,), (right,)), ((), ())),
+            lhs_ragged_dimensions=(self.ragged,),
+            rhs_group_dimensions=tuple(self.groups),
+        )
+        attrs = {
+            **node.attrs,
+            "ragged_dot_dimension_numbers": numbers,
+            "preferred_element_type": self.dtype,
+        }
+        (out,) = b.emit("ragged_dot_general", (*self.operands, node.inputs[2]), attrs)
+        return b.transpose(out, sorted(range(out.ndim), key=lambda i: self.order[i]))
 
 
 def _vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
@@ -64,16 +68,16 @@ def _vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     if groups:
         (group,), (inner,) = groups, yc
         (outer,) = {0, 1, 2} - {group, inner}
-        into_x, into_y = (ragged, other), (group, inner, outer)
-        dx = (g, y), (1, outer), 0, groups, into_x, x.dtype
-        dy = (x, g), (ragged, 0), ragged, (), into_y, y.dtype
+        into_y: Sequence[int] = (group, inner, outer)
+        dx = _Product((g, y), (1, outer), 0, groups, (ragged, other), x.dtype)
+        dy = _Product((x, g), (ragged, 0), ragged, (), into_y, y.dtype)
     else:
         row = yc[0]
-        dx = (y, g), (1 - row, 2), row, (0,), (ragged, other), x.dtype
-        dy = (x, g), (other, 1), ragged, (0,), (row, 1 - row), y.dtype
+        dx = _Product((y, g), (1 - row, 2), row, (0,), (ragged, other), x.dtype)
+        dy = _Product((x, g), (other, 1), ragged, (0,), (row, 1 - row), y.dtype)
     return [
-        _ragged(b, node, *dx) if needs[0] else None,
-        _ragged(b, node, *dy) if needs[1] else None,
+        dx.emit(b, node) if needs[0] else None,
+        dy.emit(b, node) if needs[1] else None,
         None,
     ]
 

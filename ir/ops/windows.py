@@ -195,7 +195,7 @@ def _gather(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
 
 
 def _flops(node: Node) -> int:
-    return node.outputs[0].type.size * prod(node.attrs["window_dimensions"])
+    return node.outputs[0].type.size * int(prod(node.attrs["window_dimensions"]))
 
 
 def _selecting(name: str, rule: Any) -> Op:

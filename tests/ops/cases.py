@@ -14,7 +14,7 @@ CASES: tuple[Case, ...] = (
 # Ops without a case here, and where they are tested instead.
 ELSEWHERE: dict[str, str] = {
     **dict.fromkeys("scan while cond".split(), "control flow: tests/passes/autodiff"),
-    **dict.fromkeys("jit closed_call remat2".split(), "calls: tests/passes/autodiff"),
+    **dict.fromkeys("jit closed_call remat2 eval_jaxpr".split(), "calls: tests/passes/autodiff"),
     **dict.fromkeys("custom_jvp_call custom_vjp_call".split(), "custom rules: tests/compiler"),
     "gradients": "a marker: tests/passes/autodiff",
     **{

@@ -28,6 +28,16 @@ def contractions() -> Iterator[Case]:
     matrices = complexes(2, 3), complexes(3, 2, seed=3)
     yield Case("dot_general", matrices, plain | {"dimension_numbers": (((1,), (0,)), ((), ()))})
     yield from convolutions()
+    yield from ragged()
+
+
+def ragged() -> Iterator[Case]:
+    """Rows of x in groups, each with its own matrix; the last matrix is skipped, a row left."""
+    numbers = lax.RaggedDotDimensionNumbers((((1,), (1,)), ((), ())), (0,), (0,))
+    attrs = {"ragged_dot_dimension_numbers": numbers, "precision": None}
+    attrs |= {"preferred_element_type": None, "group_offset": None}
+    x, w, sizes = real(6, 3), real(3, 3, 2, seed=1), np.array([2, 3, 1], np.int32)
+    yield Case("ragged_dot_general", (x, w, sizes), attrs, orders=1)
 
 
 def convolutions() -> Iterator[Case]:

@@ -56,6 +56,9 @@ def structural() -> Iterator[Case]:
     devices = {"devices": (None,), "srcs": (None,)}
     copy = {"copy_semantics": jax.make_jaxpr(jax.device_put)(1.0).eqns[0].params["copy_semantics"]}
     yield Case("device_put", (real(2, 3),), {**devices, **copy})
+    yield one("name", 2, 3, name="hidden")
+    yield Case("optimization_barrier", (real(2), ints(3)))
+    yield Case("constant", (), {"value": real(2)})
     mesh = Mesh(np.array(jax.devices()[:1]), ("x",))
     sharding = NamedSharding(mesh, PartitionSpec())
     yield Case("sharding_constraint", (real(2, 3),), _sharding_params(sharding))
@@ -88,7 +91,7 @@ def reductions() -> Iterator[Case]:
     for axes in ((0,), (1,), (0, 1)):
         yield Case("reduce_prod", (zeros,), {"axes": axes}, f"zeros {axes}")
     for op in ("reduce_max", "reduce_min"):
-        for shape, axes in AXES:
+        for shape, axes in AXES if op == "reduce_max" else AXES[:1]:
             yield Case(op, (distinct(*shape),), {"axes": axes})
         yield Case(op, (tied(4, 5),), {"axes": (1,)}, "ties", kinks=True)
         yield Case(op, (ints(4, 5),), {"axes": (1,)})
@@ -103,7 +106,7 @@ def reductions() -> Iterator[Case]:
 
 def cumulative() -> Iterator[Case]:
     for op in ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"):
-        for n in (0, 1, 2, 3, 7, 8):
+        for n in (0, 1, 2, 3, 4, 6) if op == "cumprod" else (5,):
             attrs = {"axis": 0, "reverse": bool(n % 2)}
             yield Case(op, (distinct(n, 2) / 3,), attrs, f"{n} rows")
         yield Case(op, (distinct(2, 5) / 3,), {"axis": 1, "reverse": False}, "columns")
@@ -112,7 +115,7 @@ def cumulative() -> Iterator[Case]:
     for op in ("cummax", "cummin"):
         for reverse in (False, True):
             attrs = {"axis": 0, "reverse": reverse}
-            yield Case(op, (tied(9),), attrs, f"ties {reverse}", kinks=True)
+            yield Case(op, (tied(6),), attrs, f"ties {reverse}", kinks=True)
 
 
 CASES = (*structural(), *reductions(), *cumulative())
