@@ -15,7 +15,7 @@ from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .diagnose import caller_line, defined_at, explain_failure
 from .explain import Explanation, History
-from .program import Arguments, Program, trace_program
+from .program import Arguments, Program, collection_paused, trace_program
 from .stages import Lowered, Traced
 
 Names = str | Iterable[str] | None
@@ -98,11 +98,12 @@ class CompiledFunction:
 
         @functools.wraps(self._fun)
         def staged(*args: Any, **kwargs: Any) -> Any:
-            program, stages = self._program(args, kwargs)
-            dynamic, _ = self._arguments.divide(args, kwargs)
-            call = lowered(stages[-1].graph, program.out_types)
-            with self._history.binding(program):
-                outs = call(*jax.tree.leaves(dynamic))
+            with collection_paused():
+                program, stages = self._program(args, kwargs)
+                dynamic, _ = self._arguments.divide(args, kwargs)
+                call = lowered(stages[-1].graph, program.out_types)
+                with self._history.binding(program):
+                    outs = call(*jax.tree.leaves(dynamic))
             if self._watch is None:
                 self._watch = Watch(self._name)
             return jax.tree.unflatten(jax.tree.structure(program.out_shapes), outs)

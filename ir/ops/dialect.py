@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jax import lax
 
-from ..errors import GraphError
+from ..errors import ArgumentError
 from ..op import Attrs, Cts, Op, primitive_op, same_type
 from ..types import ArrayType, type_of
 
@@ -39,7 +39,7 @@ def _gradients_shape(
 def _gradients(
     args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Callable[..., list[Any]]
 ) -> list[Any]:
-    raise GraphError("a gradients node reached lowering: passes.autodiff expands it first")
+    raise ArgumentError("the program asks for gradients, and its pipeline has no autodiff pass")
 
 
 def _barrier_shape(

@@ -21,6 +21,7 @@ from .structural import replaced, without
 if TYPE_CHECKING:
     from ..builder import Builder
     from ..graph import Node, Value
+    from ..op import Differentiator, Pullback
 
 Dims = tuple[int, ...]
 Mode = lax.GatherScatterMode
@@ -175,14 +176,11 @@ def _scatter(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     """
     (g,), (x, _, updates) = cts, node.inputs
     assert g is not None
-    if _is_unique(node):
-        hidden = _write(b, "scatter", g, b.zeros(updates), node) if needs[0] else None
-        return [hidden, None, _read(b, g, node) if needs[2] else None]
+    kept = _write(b, "scatter", g, b.zeros(updates), node) if needs[0] else None
+    if not needs[2] or _is_unique(node):
+        return [kept, None, _read(b, g, node) if needs[2] else None]
     number = _numbers(b, node)
     winner = _write(b, "scatter", b.full(x.shape, 0, number.dtype), number, node)
-    kept = b.select(b.eq(winner, 0), g, b.zeros(g)) if needs[0] else None
-    if not needs[2]:
-        return [kept, None, None]
     won = b.eq(_read(b, winner, node), number)
     return [kept, None, b.select(won, _read(b, g, node), b.zeros(updates))]
 
@@ -276,15 +274,31 @@ def _top_k(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     return [put_along_axis(b, g, indices, axis, x.shape[axis])]
 
 
-def _sort(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
-    """Put each cotangent where the element came from: a sorted iota tells."""
-    axis, inputs = node.attrs["dimension"], node.inputs
-    iota = b.iota(np.int32, inputs[0].shape, axis)
-    *_, places = b.emit("sort", (*inputs, iota), node.attrs)
+def _sorted_places(b: Builder, node: Node) -> tuple[Value, ...]:
+    """Sort together with an iota, which then tells where each element came from."""
+    iota = b.iota(np.int32, node.inputs[0].shape, node.attrs["dimension"])
+    return b.emit("sort", (*node.inputs, iota), node.attrs)
+
+
+def _unsort(b: Builder, node: Node, places: Value, cts: Cts, needs: Sequence[bool]) -> Cts:
+    """Put each cotangent where its element came from."""
+    axis, size = node.attrs["dimension"], node.inputs[0].shape[node.attrs["dimension"]]
     return [
-        put_along_axis(b, g, places, axis, x.shape[axis]) if needed and g is not None else None
-        for x, g, needed in zip(inputs, cts, needs, strict=True)
+        put_along_axis(b, g, places, axis, size) if needed and g is not None else None
+        for g, needed in zip(cts, needs, strict=True)
     ]
+
+
+def _sort(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    return _unsort(b, node, _sorted_places(b, node)[-1], cts, needs)
+
+
+def _sort_once(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    """Sort with the iota in the forward pass, so that there is no second sort."""
+    *outputs, places = _sorted_places(b, node)
+    return outputs, lambda b, cts: _unsort(b, node, places, cts, needs)
 
 
 def _scatter_op(name: str, function: Callable[..., Any], rule: VjpRule) -> Op:
@@ -313,7 +327,7 @@ OPS: tuple[Op, ...] = (
     _scatter_op("scatter-max", lax.scatter_max, _scatter_extremum),
     primitive_op("dynamic_slice", vjp=_dynamic_slice),
     primitive_op("dynamic_update_slice", vjp=_dynamic_update_slice),
-    primitive_op("sort", vjp=_sort, flops=_comparisons),
+    primitive_op("sort", vjp=_sort, linearise=_sort_once, flops=_comparisons),
     primitive_op("top_k", vjp=_top_k, flops=flop_per_input),
     primitive_op("approx_top_k", vjp=_top_k, flops=flop_per_input),
 )

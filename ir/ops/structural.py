@@ -166,6 +166,17 @@ def _unstack_shape(
     return (x.type.with_shape(without(x.shape, (axis,))),) * x.shape[axis]
 
 
+def _stack_shape(
+    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
+) -> tuple[ArrayType, ...]:
+    axis, first = attrs["axis"], inputs[0].type
+    if any((v.shape, v.dtype) != (first.shape, first.dtype) for v in inputs):
+        types = ", ".join(str(value.type) for value in inputs)
+        raise ShapeError(f"stack wants operands of one type, got {types}")
+    shape = (*first.shape[:axis], len(inputs), *first.shape[axis:])
+    return (ArrayType(shape, first.dtype, all(v.type.weak for v in inputs)),)
+
+
 def _iota_shape(
     inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
 ) -> tuple[ArrayType, ...]:
@@ -245,6 +256,16 @@ def _split(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     return [_joined(b, node, cts, node.attrs["axis"])]
 
 
+def _stack(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    """Return each operand's slice."""
+    (g,), axis = cts, node.attrs["axis"]
+    assert g is not None
+    return [
+        b.reshape(b.slice_in_dim(g, i, i + 1, axis), value.shape) if needed else None
+        for i, (value, needed) in enumerate(zip(node.inputs, needs, strict=True))
+    ]
+
+
 def _unstack(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     axis, shape = node.attrs["axis"], node.inputs[0].shape
     slab = replaced(shape, axis, 1)
@@ -295,6 +316,7 @@ OPS: tuple[Op, ...] = (
     primitive_op("pad", _pad_shape, vjp=_pad),
     primitive_op("concatenate", _concatenate_shape, vjp=_concatenate),
     Op("split", _split_shape, call(lax.split), vjp=_split),
+    Op("stack", _stack_shape, lambda args, attrs, *_: [lax.stack(args, **attrs)], vjp=_stack),
     Op("unstack", _unstack_shape, call(lax.unstack), vjp=_unstack),
     Op("tile", one_operand(_tile_dims), call(lax.tile), vjp=per_operand(_tile)),
     primitive_op("iota", _iota_shape, vjp=no_gradient),

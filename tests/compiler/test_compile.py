@@ -190,7 +190,7 @@ def test_x64_is_obeyed_at_each_call(wide):
 
 STATIC = {
     "number": ({"static_argnums": 1}, lambda f: f(X, 3)),
-    "negative": ({"static_argnums": -1}, lambda f: f(X, 3)),
+    "negative": ({"static_argnums": (-1, -2)}, lambda f: f(X, 3, "sum")),
     "numbers": ({"static_argnums": (1, 2)}, lambda f: f(X, 3, "sum")),
     "name": ({"static_argnames": "n"}, lambda f: f(X, n=3)),
     "name by position": ({"static_argnames": "n"}, lambda f: f(X, 3)),

@@ -47,6 +47,8 @@ def structural() -> Iterator[Case]:
     yield Case("concatenate", (real(2, 3), ints(2, 1).astype(float)), {"dimension": 1})
     yield one("split", 5, 2, sizes=(2, 0, 3), axis=0)
     yield one("split", 2, 4, sizes=(4,), axis=1)
+    yield Case("stack", (real(3), real(3)), {"axis": 0})
+    yield Case("stack", (real(2, 3), real(2, 3), real(2, 3)), {"axis": 2})
     yield one("unstack", 3, 2, axis=0)
     yield one("unstack", 3, 2, axis=1)
     yield one("tile", 2, 3, reps=(2, 1))
