@@ -209,12 +209,13 @@ def _pipeline(passes: Any) -> tuple[Pass, ...]:
         return DEFAULT
     if isinstance(passes, str):
         return parse_pipeline(passes, PASSES)
-    if not isinstance(passes, Iterable) or not all(map(callable, passes := tuple(passes))):
+    found = tuple(passes) if isinstance(passes, Iterable) else (passes,)
+    if not all(map(callable, found)):
         raise ArgumentError(
             "passes wants a pipeline such as 'canonicalise,autodiff,cse' or a sequence of passes, "
             f"got {passes!r}\n  at {caller_line()}"
         )
-    return passes
+    return found
 
 
 def _arguments(fun: Callable[..., Any], options: dict[str, Any]) -> Arguments:

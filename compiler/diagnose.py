@@ -126,7 +126,7 @@ _WANTS: tuple[tuple[type[Exception], type[ConcretizationError], str, str], ...] 
 
 
 def _concretization(fun: Callable[..., Any], error: Exception) -> ConcretizationError:
-    kind, asked, todo = next(rest for cause, *rest in _WANTS if isinstance(error, cause))
+    _, kind, asked, todo = next(row for row in _WANTS if isinstance(error, row[0]))
     found = str(error).split("\n")[0]
     return kind(
         f"Python asked a traced array for {asked}, which has no value while {defined_at(fun)} is "

@@ -270,8 +270,7 @@ def _check_dtype(
     else:
         return
     raise DifferentiationError(
-        f"grad of {defined_at(fun)} wants {wanted}, got {kind} at {path}\n  at {where}; "
-        f"{todo}"
+        f"grad of {defined_at(fun)} wants {wanted}, got {kind} at {path}\n  at {where}; {todo}"
     )
 
 

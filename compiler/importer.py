@@ -78,6 +78,8 @@ class Importer:
             body = self.graph(jax_compat.expanded(eqn), "expanded", depth=depth, library=True)
             return OPS["jit"], {"name": type(params["_prim"]).__name__}, (body,)
         normalise = _NORMALISE.get(name)
+        if name == "scatter" and params["update_jaxpr"] is not None:  # scatter_apply's function
+            return foreign(eqn.primitive), dict(params), ()
         if normalise is not None:
             attrs, bodies = normalise(params)
             regions = tuple(self.region(body, depth) for body in bodies)
@@ -223,6 +225,13 @@ def _cond(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
     return {}, tuple(params["branches"])
 
 
+def _linear_solve(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
+    names = ("matvec", "vecmat", "solve", "transpose_solve")
+    lengths = tuple(int(getattr(params["const_lengths"], name)) for name in names)
+    bodies = tuple(getattr(params["jaxprs"], name) for name in names)
+    return {"const_lengths": lengths}, tuple(body for body in bodies if body is not None)
+
+
 def _scatter(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
     return {k: v for k, v in params.items() if not k.startswith("update_")}, ()
 
@@ -240,6 +249,7 @@ _NORMALISE: dict[str, Normalise] = {
     "scan": _scan,
     "while": _keeping("cond_nconsts", "body_nconsts", bodies=["cond_jaxpr", "body_jaxpr"]),
     "cond": _cond,
+    "custom_linear_solve": _linear_solve,
     "gradients": lambda params: ({"wrt": params["wrt"]}, (params["held"].graph,)),
     **dict.fromkeys(
         ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"),

@@ -29,7 +29,7 @@ JAX_VERSION: tuple[int, ...] = tuple(int(part) for part in jax.__version__.split
 
 # Parameters that JAX's primitives need and that are plain in almost every program: the importer
 # leaves them out of a node's attrs when they have the value given here, binding puts them back.
-_ACCURACY = ("cbrt cos exp exp2 expm1 log log1p logistic rsqrt sin sqrt tan tanh").split()
+_ACCURACY = ("cbrt cos exp exp2 expm1 log log1p log2 logistic rsqrt sin sqrt tan tanh").split()
 _SHARDING = ("broadcast_in_dim convert_element_type iota reshape").split()
 _OUT_SHARDING = (
     "dot_general conv_general_dilated reduce_sum ragged_dot_general rng_bit_generator"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from ..ir.builder import Builder
@@ -16,9 +17,25 @@ LARGEST = 64  # elements; a larger result is cheaper computed than carried in th
 
 
 def _divide(x: Any, y: Any) -> Any:
-    if np.issubdtype(x.dtype, np.integer):
-        return np.trunc(np.true_divide(x, y)).astype(x.dtype) if np.all(y != 0) else None
-    return np.true_divide(x, y)
+    """Integers towards zero, as XLA divides them; not by zero."""
+    if not np.issubdtype(x.dtype, np.integer):
+        return np.true_divide(x, y)
+    if np.any(y == 0):
+        return None
+    return x // y + ((x % y != 0) & ((x < 0) != (y < 0)))
+
+
+def _convert(x: Any, new_dtype: Any, weak_type: bool) -> Any:
+    """Not where an integer cannot hold the number: NumPy and XLA differ there."""
+    found = x.astype(new_dtype)
+    integral = jnp.issubdtype(new_dtype, np.integer) and jnp.issubdtype(x.dtype, np.inexact)
+    if integral and not np.all(np.abs(found.astype(np.float64) - x.astype(np.float64)) < 1):
+        return None
+    return found
+
+
+def _sign(x: Any) -> Any:
+    return np.where(x == 0, x, np.sign(x))
 
 
 def _select(which: Any, *cases: Any) -> Any:
@@ -44,11 +61,11 @@ FOLDABLE: Mapping[str, Callable[..., Any]] = {
     "and": np.bitwise_and,
     "or": np.bitwise_or,
     "square": np.square,
-    "sign": np.sign,
+    "sign": _sign,
     "select_n": _select,
     "stop_gradient": lambda x: x,
     "copy": lambda x: x,
-    "convert_element_type": lambda x, new_dtype, weak_type: x.astype(new_dtype),
+    "convert_element_type": _convert,
     "reshape": lambda x, new_sizes: np.reshape(x, new_sizes),
     "squeeze": lambda x, dimensions: np.squeeze(x, dimensions),
     "transpose": lambda x, permutation: np.transpose(x, permutation),

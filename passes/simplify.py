@@ -187,10 +187,12 @@ def _sum_of_one_hot(known: Known, b: Builder, node: Node) -> Value | None:
         label = known.made_by(index, "broadcast_in_dim")
         if iota is None or label is None or iota.attrs["dimension"] != axes[0]:
             continue
+        size = node.inputs[0].shape[axes[0]]
+        if size > np.iinfo(counter.dtype).max:  # the iota wraps round
+            continue
         i = _without(b, label, axes[0], node.output.shape)
         g = _without(b, spread, axes[0], node.output.shape)
         if i is not None and g is not None:
-            size = node.inputs[0].shape[axes[0]]
             inside = b.logical_and(b.ge(i, 0), b.lt(i, size))
             return b.select(inside, g, b.zeros(g))
     return None

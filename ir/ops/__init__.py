@@ -18,6 +18,7 @@ from . import (
     ragged,
     random,
     reductions,
+    solves,
     special,
     structural,
     windows,
@@ -41,6 +42,7 @@ ALL: tuple[Op, ...] = (
     *fourier.OPS,
     *random.OPS,
     *control.OPS,
+    *solves.OPS,
     *dialect.OPS,
 )
 

@@ -208,6 +208,22 @@ def _off(b: Builder, g: Value, u: Value) -> Value:
     return b.sub(g, matmul(b, u, matmul(b, transposed(b, u), g)))
 
 
+def _eig(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    """A V = V w:  conj(U) (g_w / s) V^T, U the left vectors and s_i = u_i^H v_i."""
+    (g, *vectors), (x,), attrs = cts, node.inputs, node.attrs
+    if any(ct is not None for ct in vectors):
+        raise MissingRuleError("eig has a VJP for its eigenvalues, not for its eigenvectors")
+    assert g is not None
+    both = {"compute_left_eigenvectors": True, "compute_right_eigenvectors": True}
+    complete = all(attrs[key] for key in both)
+    outputs = node.outputs if complete else b.emit(node.op, (x,), {**attrs, **both})
+    left, right = b.conj(outputs[1]), outputs[2]
+    overlap = b.reduce_sum(b.mul(left, right), (x.ndim - 2,))
+    scaled = b.mul(left, _columns(b, b.div(g, overlap), left.shape))
+    found = matmul(b, scaled, transposed(b, right))
+    return [found if is_complex(x.dtype) else b.real(found)]
+
+
 def _cubic(factor: float) -> Callable[[Node], int]:
     """`factor` m n min(m, n) for each matrix."""
 
@@ -227,5 +243,5 @@ OPS: tuple[Op, ...] = (
         primitive_op(name, flops=_cubic(10))
         for name in ("schur", "hessenberg", "householder_product", "tridiagonal")
     ),
-    primitive_op("eig", flops=_cubic(25)),
+    primitive_op("eig", vjp=_eig, flops=_cubic(25)),
 )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jax import lax
 
-from ..errors import DifferentiationError
+from ..errors import MissingRuleError
 from ..op import Cts, Op, VjpRule, call, flop_per_input, primitive_op, shape_by_jax
 from .structural import replaced, without
 
@@ -200,7 +200,7 @@ def _scatter_mul(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts
     (g,), (x, _, updates) = cts, node.inputs
     assert g is not None
     if needs[2] and not _is_unique(node):
-        raise DifferentiationError(
+        raise MissingRuleError(
             "scatter-mul is differentiable by its updates only with unique indices, got "
             f"{updates.type} at indices that may repeat; pass unique_indices=True if they do not"
         )

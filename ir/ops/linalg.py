@@ -107,6 +107,28 @@ def _triangular_solve(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -
     return [kept, z if needs[1] else None]
 
 
+def _shifted(b: Builder, x: Value, by: int, axis: int) -> Value:
+    """Element i of the result is element i - by of x; zeros come in."""
+    config = [(0, 0, 0)] * x.ndim
+    config[axis] = (by, -by, 0)
+    return b.pad(x, 0, config)
+
+
+def _tridiagonal_solve(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    """T x = y, T given by its diagonals: T^T z = g, y gets z, T gets -z x^T."""
+    (g,), (x,), (below_t, diagonal, above_t, _) = cts, node.outputs, node.inputs
+    assert g is not None
+    row, last = x.ndim - 2, diagonal.ndim - 1
+    low, high = _shifted(b, above_t, 1, last), _shifted(b, below_t, -1, last)
+    z = b.one("tridiagonal_solve", low, diagonal, high, g, **node.attrs)
+
+    def slope(by: int) -> Value:
+        return b.neg(b.reduce_sum(b.mul(z, _shifted(b, x, by, row)), (x.ndim - 1,)))
+
+    slopes = (slope(by) if needed else None for by, needed in zip((1, 0, -1), needs, strict=False))
+    return [*slopes, z if needs[3] else None]
+
+
 def _solve_flops(node: Node) -> int:
     """One multiply-add for each element of the triangle and each right-hand side."""
     a, y = node.inputs
@@ -121,4 +143,7 @@ def _cholesky_flops(node: Node) -> int:
 OPS: tuple[Op, ...] = (
     primitive_op("cholesky", vjp=_cholesky, flops=_cholesky_flops),
     primitive_op("triangular_solve", vjp=_triangular_solve, flops=_solve_flops),
+    primitive_op(
+        "tridiagonal_solve", vjp=_tridiagonal_solve, flops=lambda n: 9 * n.output.type.size
+    ),
 )

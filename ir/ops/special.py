@@ -69,7 +69,8 @@ def _polynomial(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     found: list[Value | None] = [None, b.unbroadcast(g, first) if needs[1] else None]
     if needs[0] and rest:
         slopes = [b.mul(a, k) for k, a in enumerate(rest, 1)]
-        slope = b.emit(node.op, (x, *slopes), node.attrs)[0]
+        # JAX lowers a polynomial of one coefficient to that coefficient, not broadcast.
+        slope = b.emit(node.op, (x, *slopes), node.attrs)[0] if rest[1:] else slopes[0]
         found[0] = b.unbroadcast(b.mul(g, slope), x)
     for k, (a, needed) in enumerate(zip(rest, needs[2:], strict=True), 1):
         power = x if k == 1 else b.integer_pow(x, k)

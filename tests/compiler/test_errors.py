@@ -99,9 +99,17 @@ TRACED = {
     item: (jax.errors.ConcretizationTypeError, "a concrete value", "float32[]", "static"),
     count: (jax.errors.TracerIntegerConversionError, "a Python integer", "int32[]", "static"),
     position: (jax.errors.TracerIntegerConversionError, "a Python integer", "int32[]", "jnp.take"),
-    numpy_array: (jax.errors.TracerArrayConversionError, "a NumPy array", "float32[3]", "jax.numpy"),
+    numpy_array: (
+        jax.errors.TracerArrayConversionError,
+        "a NumPy array",
+        "float32[3]",
+        "jax.numpy",
+    ),
     numpy_function: (
-        jax.errors.TracerArrayConversionError, "a NumPy array", "float32[3]", "jax.numpy"
+        jax.errors.TracerArrayConversionError,
+        "a NumPy array",
+        "float32[3]",
+        "jax.numpy",
     ),
     mask: (jax.errors.NonConcreteBooleanIndexError, "true elements", "bool[3]", "jnp.where"),
     nonzero: (jax.errors.ConcretizationTypeError, "a concrete value", "int32[]", "static"),

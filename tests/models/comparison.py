@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import backpass as bp
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+import backpass as bp
 
 RELATIVE = 1e-9
 # Compiling is all the time that these programs take.
@@ -18,7 +19,7 @@ if jax.__version_info__ < (0, 11):
 def draw(seed: int, *shape: int, low: float | None = None, high: float = 1.0) -> Any:
     """Normal numbers, or uniform ones in `[low, high)`."""
     rng = np.random.default_rng(seed)
-    return jnp.asarray(rng.normal(size=shape) if low is None else rng.uniform(low, high, shape))
+    return rng.normal(size=shape) if low is None else rng.uniform(low, high, shape)
 
 
 def weighted(outputs: Any) -> Any:
@@ -56,9 +57,9 @@ def assert_same_gradients(
     relative: float = RELATIVE,
 ) -> None:
     """Compare value, gradients and auxiliary outputs; some gradient must not be zero."""
-    expected = jax.jit(
-        jax.value_and_grad(loss, argnums, has_aux=has_aux), compiler_options=QUICK
-    )(*args)
+    expected = jax.jit(jax.value_and_grad(loss, argnums, has_aux=has_aux), compiler_options=QUICK)(
+        *args
+    )
     step = bp.compile(
         bp.value_and_grad(loss, argnums, has_aux=has_aux), debug=True, compiler_options=QUICK
     )

@@ -99,8 +99,13 @@ def dropout_mlp(params: list[Tree], x: Any, key: Any) -> Any:
 
 def conv(x: Any, w: Any, stride: int = 1, groups: int = 1, **options: Any) -> Any:
     return lax.conv_general_dilated(
-        x, w, (stride,) * (x.ndim - 2), options.pop("padding", "SAME"),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups, **options,
+        x,
+        w,
+        (stride,) * (x.ndim - 2),
+        options.pop("padding", "SAME"),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        **options,
     )
 
 
@@ -250,8 +255,12 @@ def state_space_fft(p: Tree, u: Any) -> Any:
 
 def block_params(p: Init, d: int, ff: int) -> Tree:
     return {
-        "ln1": norm(p, d), "qkv": p(d, 3 * d), "out": p(d, d),
-        "ln2": norm(p, d), "up": p(d, ff), "down": p(ff, d),
+        "ln1": norm(p, d),
+        "qkv": p(d, 3 * d),
+        "out": p(d, d),
+        "ln2": norm(p, d),
+        "up": p(d, ff),
+        "down": p(ff, d),
     }
 
 
@@ -318,8 +327,15 @@ def llama(params: Tree, tokens: Any) -> Any:
 
 def llama_params(p: Init, d: int = 16, ff: int = 12, vocab: int = 7) -> Tree:
     block = {
-        "n1": 1 + p(d), "n2": 1 + p(d), "q": p(d, 16), "k": p(d, 8), "v": p(d, 8), "o": p(16, d),
-        "gate": p(d, ff), "up": p(d, ff), "down": p(ff, d),
+        "n1": 1 + p(d),
+        "n2": 1 + p(d),
+        "q": p(d, 16),
+        "k": p(d, 8),
+        "v": p(d, 8),
+        "o": p(16, d),
+        "gate": p(d, ff),
+        "up": p(d, ff),
+        "down": p(ff, d),
     }
     return {"embed": p(vocab, d), "blocks": [block], "head": p(d, vocab)}
 
@@ -402,7 +418,9 @@ def moe_with_capacity(p: Tree, x: Any) -> Any:
     keep = slot < 3
     buffer = jnp.zeros((gates.shape[-1], 3, x.shape[-1]))
     buffer = buffer.at[expert, slot].add(jnp.where(keep[:, None], x, 0), mode="drop")
-    out = jnp.einsum("ecf,efd->ecd", nn.relu(jnp.einsum("ecd,edf->ecf", buffer, p["up"])), p["down"])
+    out = jnp.einsum(
+        "ecf,efd->ecd", nn.relu(jnp.einsum("ecd,edf->ecf", buffer, p["up"])), p["down"]
+    )
     back = out.at[expert, slot].get(mode="fill", fill_value=0) * gate[:, None]
     return jnp.mean(jnp.where(keep[:, None], back, x) ** 2)
 
@@ -650,11 +668,16 @@ def table() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
             ),
         ),
         "mobile": (
-            mobile, ({"deep": p(3, 3, 1, 3), "point": p(1, 1, 3, 4), "down": p(4, 2), "up": p(2, 4)}, image)
+            mobile,
+            (
+                {"deep": p(3, 3, 1, 3), "point": p(1, 1, 3, 4), "down": p(4, 2), "up": p(2, 4)},
+                image,
+            ),
         ),
         "unet": (unet, (unet_params, image, draw(6, 2, 8, 8, 3))),
         "wavenet": (
-            wavenet, ([{"w": p(2, 4, 8), "skip": p(4, 3)} for _ in range(3)], draw(7, 2, 9, 4))
+            wavenet,
+            ([{"w": p(2, 4, 8), "skip": p(4, 3)} for _ in range(3)], draw(7, 2, 9, 4)),
         ),
         "lstm": (
             lstm,
@@ -666,27 +689,34 @@ def table() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         ),
         "gru both ways": (gru_both_ways, ({"f": gru[0], "b": gru[1]}, draw(9, 5, 2, 3))),
         "rnn masked": (
-            rnn_masked, ({"x": p(3, 4), "h": p(4, 4)}, draw(10, 5, 2, 3), jnp.array([2, 5]))
+            rnn_masked,
+            ({"x": p(3, 4), "h": p(4, 4)}, draw(10, 5, 2, 3), jnp.array([2, 5])),
         ),
         "linear recurrence": (linear_recurrence, ({"a": p(8), "b": p(8), "c": p(8, 3)}, sequence)),
         "state space by fft": (
-            state_space_fft, ({"real": p(4), "imag": p(4), "c": p(4)}, draw(11, 2, 8))
+            state_space_fft,
+            ({"real": p(4), "imag": p(4), "c": p(4)}, draw(11, 2, 8)),
         ),
         "gpt unrolled": (partial(gpt, run=unrolled), (gpt_params(p), tokens)),
         "gpt scanned": (partial(gpt, run=scanned), (gpt_params(p), tokens)),
         "gpt checkpointed": (partial(gpt, run=checkpointed), (gpt_params(p), tokens)),
         "gpt checkpointed with policy": (
-            partial(gpt, run=partial(checkpointed, policy=dots)), (gpt_params(p), tokens)
+            partial(gpt, run=partial(checkpointed, policy=dots)),
+            (gpt_params(p), tokens),
         ),
         "gpt scanned and checkpointed": (
-            partial(gpt, run=partial(scanned, wrap=jax.checkpoint)), (gpt_params(p), tokens)
+            partial(gpt, run=partial(scanned, wrap=jax.checkpoint)),
+            (gpt_params(p), tokens),
         ),
         "llama": (llama, (llama_params(p), labels(12, 7, 2, 6))),
         "vit": (
             vit,
             (
                 {
-                    "patch": p(12, 8), "class": p(8), "position": p(17, 8), "head": p(8, 5),
+                    "patch": p(12, 8),
+                    "class": p(8),
+                    "position": p(17, 8),
+                    "head": p(8, 5),
                     "blocks": [block_params(p, 8, 12)],
                 },
                 image,
@@ -713,7 +743,8 @@ def table() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
             vq_vae,
             (
                 {
-                    "encoder": mlp_params(p, 3, 2), "decoder": mlp_params(p, 2, 3),
+                    "encoder": mlp_params(p, 3, 2),
+                    "decoder": mlp_params(p, 2, 3),
                     "codes": p(6, 2),
                 },
                 x,
@@ -721,7 +752,10 @@ def table() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         ),
         "diffusion": (diffusion, (mlp_params(p, 11, 8, 3), x, key)),
         "real nvp": (real_nvp, ([mlp_params(p, 2, 5, 4) for _ in range(2)], draw(15, 3, 4))),
-        "gan with gradient penalty": (gan_with_penalty, (mlp_params(p, 3, 5, 1), x, draw(16, 4, 3))),
+        "gan with gradient penalty": (
+            gan_with_penalty,
+            (mlp_params(p, 3, 5, 1), x, draw(16, 4, 3)),
+        ),
         "gumbel straight through": (gumbel, ({"w": p(3, 5), "v": p(5, 2)}, x, key)),
         "graph network": (
             graph_network,
@@ -729,9 +763,11 @@ def table() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         ),
         "graph attention": (
             graph_attention,
-            ({"w": p(3, 4), "a": p(4), "b": p(4)}, draw(17, 6, 3), jnp.eye(6, dtype=bool) | (
-                labels(20, 2, 6, 6) > 0
-            )),
+            (
+                {"w": p(3, 4), "a": p(4), "b": p(4)},
+                draw(17, 6, 3),
+                jnp.eye(6, dtype=bool) | (labels(20, 2, 6, 6) > 0),
+            ),
         ),
         "nerf": (nerf, (mlp_params(p, 12, 8, 4), draw(21, 2, 5, 3), draw(22, 2, 5, low=0.1))),
         "spatial transformer": (spatial_transformer, ({"a": p(2, 2), "t": p(2)}, draw(23, 4, 4))),
@@ -753,7 +789,12 @@ def table() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         ),
         "word2vec": (
             word2vec,
-            ({"in": p(9, 4), "out": p(9, 4)}, labels(29, 9, 5), labels(30, 9, 5), labels(31, 9, 5, 3)),
+            (
+                {"in": p(9, 4), "out": p(9, 4)},
+                labels(29, 9, 5),
+                labels(30, 9, 5),
+                labels(31, 9, 5, 3),
+            ),
         ),
         "kolmogorov-arnold": (kolmogorov_arnold, ({"c": p(3, 5, 2), "w": p(3, 2)}, x)),
         "neural ode": (neural_ode, (mlp_params(p, 3, 5, 3), x)),

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from models.comparison import QUICK, assert_close, assert_same_gradients, draw, weighted
-from models.networks import labels
 
 import backpass as bp
+from models.comparison import QUICK, assert_close, assert_same_gradients, draw, weighted
+from models.networks import labels
 
 
 def key(seed=0):

@@ -8,10 +8,10 @@ import optax
 import pytest
 from flax import nnx
 from flax.training import train_state
-from models.comparison import assert_close, assert_same_gradients, draw, weighted
-from models.networks import cross_entropy, labels
 
 import backpass as bp
+from models.comparison import assert_close, assert_same_gradients, draw, weighted
+from models.networks import cross_entropy, labels
 
 # Linen
 

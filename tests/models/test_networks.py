@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import pytest
+
 from models import networks
 from models.comparison import assert_same_gradients, draw
 from models.networks import RELATIVE, TABLE, Init, labels

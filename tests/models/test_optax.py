@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from models.comparison import QUICK, assert_close, assert_same_gradients, draw
-from models.networks import Init, labels, mlp, mlp_params
 
 import backpass as bp
+from models.comparison import QUICK, assert_close, assert_same_gradients, draw
+from models.networks import Init, labels, mlp, mlp_params
 
 OPTIMISERS = {
     **{
@@ -141,7 +141,9 @@ LOSSES = {
     "triplet": lambda x, y: optax.losses.triplet_margin_loss(x, y, -y),
     "dice": lambda x, y: optax.losses.dice_loss(x, (y > 0).astype(float)),
     "sparsemax": lambda x, y: optax.losses.sparsemax_loss(x, y > 0),
-    "fenchel-young": lambda x, y: optax.losses.make_fenchel_young_loss(jax.nn.logsumexp)(x[0], y[0]),
+    "fenchel-young": lambda x, y: optax.losses.make_fenchel_young_loss(jax.nn.logsumexp)(
+        x[0], y[0]
+    ),
     "simplex": lambda x, y: optax.projections.projection_simplex(x[0]) * y[0],
 }
 

@@ -16,6 +16,7 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys("scan while cond".split(), "control flow: tests/passes/autodiff"),
     **dict.fromkeys("jit closed_call remat2 eval_jaxpr".split(), "calls: tests/passes/autodiff"),
     **dict.fromkeys("custom_jvp_call custom_vjp_call".split(), "custom rules: tests/compiler"),
+    "custom_linear_solve": "regions: test_solves",
     "gradients": "a marker: tests/passes/autodiff",
     **{
         name: "a primitive that this version of JAX does not have"

@@ -96,6 +96,18 @@ def triangles() -> Iterator[Case]:
         yield Case("triangular_solve", pair, attrs, f"complex {conjugate:d}")
 
 
+def tridiagonal() -> Iterator[Case]:
+    attrs = dict(jax.make_jaxpr(lax.linalg.tridiagonal_solve)(*_bands()).eqns[0].params)
+    yield Case("tridiagonal_solve", _bands(), attrs)
+    yield Case("tridiagonal_solve", _bands(2), attrs, "batch")
+
+
+def _bands(*batch: int) -> tuple[np.ndarray, ...]:
+    low, high = real(*batch, 5), real(*batch, 5, seed=1)
+    low[..., 0] = high[..., -1] = 0
+    return low, real(*batch, 5) + 5, high, real(*batch, 5, 2)
+
+
 def solve(left: bool, lower: bool, transpose: bool, unit: bool) -> dict:
     return {
         "left_side": left,
@@ -125,11 +137,15 @@ def factorisations() -> Iterator[Case]:
     yield Case("hessenberg", (real(3, 3),))
     yield Case("householder_product", (real(3, 3), real(3)))
     yield Case("tridiagonal", (definite(),), {"lower": True})
-    yield Case("eig", (real(3, 3),), _eig_params())
+    for n in (3, 4):
+        yield Case("eig", (real(n, n),), _eigenvalues(), orders=1)
 
 
-def _eig_params() -> dict:
-    return dict(jax.make_jaxpr(lax.linalg.eig)(np.zeros((3, 3))).eqns[0].params)
+def _eigenvalues() -> dict:
+    def values(x):
+        return lax.linalg.eig(x, compute_left_eigenvectors=False, compute_right_eigenvectors=False)
+
+    return dict(jax.make_jaxpr(values)(np.zeros((3, 3))).eqns[0].params)
 
 
 def fourier() -> Iterator[Case]:
@@ -164,4 +180,4 @@ def random() -> Iterator[Case]:
     yield Case("random_gamma_grad", (positive(3), positive(3, seed=1)))
 
 
-CASES = (*contractions(), *triangles(), *factorisations(), *fourier(), *random())
+CASES = (*contractions(), *triangles(), *tridiagonal(), *factorisations(), *fourier(), *random())

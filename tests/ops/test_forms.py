@@ -1,0 +1,113 @@
+"""The form of a gradient is a choice: what rules emit, and what they must not."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from backpass.ir.builder import Builder
+from backpass.ir.evaluate import evaluate
+from backpass.ir.graph import Value
+from backpass.ir.ops import OPS
+from backpass.ir.types import type_of
+from ops.cases_indexing import GATHERS, WINDOWS, flags
+from ops.draws import distinct, real, tied
+from ops.harness import Case, backward_graph
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def ops_of(case: Case) -> set[str]:
+    return {node.op.name for node in backward_graph(case).nodes[1:]}
+
+
+ONE_HOT = (
+    "one row",
+    "one column, kept",
+    "few rows, twice the same",
+    "take along the last axis",
+    "take two along the last axis",
+    "take along the first axis",
+    "vmapped row",
+    "batch and window",
+)
+
+
+@pytest.mark.parametrize("label", GATHERS)
+def test_few_picks_for_each_row_are_selects(label: str) -> None:
+    shape, indices, numbers, sizes = GATHERS[label]
+    attrs = {"dimension_numbers": numbers, "slice_sizes": sizes, "fill_value": None}
+    found = ops_of(Case("gather", (real(*shape), indices), attrs | flags("fill")))
+    scatters = {name for name in found if name.startswith("scatter")}
+    assert scatters == (set() if label in (*ONE_HOT, "swapped batches") else {"scatter-add"})
+
+
+@pytest.mark.parametrize("label", [label for label in WINDOWS if label != "global"])
+def test_pooling_needs_no_select_and_scatter(label: str) -> None:
+    shape, attrs = WINDOWS[label]
+    assert "select_and_scatter_add" not in ops_of(
+        Case("reduce_window_max", (distinct(*shape),), attrs)
+    )
+
+
+def test_large_windows_are_left_to_select_and_scatter() -> None:
+    shape, attrs = WINDOWS["global"]
+    found = ops_of(Case("reduce_window_max", (distinct(*shape),), attrs))
+    assert found == {"select_and_scatter_add"}
+
+
+def test_average_pooling_in_tiles_is_a_broadcast() -> None:
+    shape, attrs = WINDOWS["tiles"]
+    found = ops_of(Case("reduce_window_sum", (real(*shape),), attrs))
+    assert found == {"broadcast_in_dim", "reshape"}
+
+
+def test_sort_is_not_run_again() -> None:
+    b, x = Builder(OPS), Value(type_of(distinct(9)))
+    b.emit("sort", [x], {"dimension": 0, "is_stable": True, "num_keys": 1})
+    node = b.nodes.pop()
+    (out,), pullback = OPS["sort"].linearise(b, node, [True], None)
+    ct = Value(out.type)
+    (found,) = pullback(b, [ct])
+    assert [n.op.name for n in b.nodes].count("sort") == 1
+    graph = b.graph("sort_vjp", [x, ct], [out, found])
+    values, g = distinct(9), real(9)
+    want, back = jax.vjp(jnp.sort, values)
+    got = evaluate(graph, values, g)
+    np.testing.assert_array_equal(got[0], want)
+    np.testing.assert_array_equal(got[1], back(jnp.asarray(g))[0])
+
+
+def test_unneeded_cotangents_cost_nothing() -> None:
+    b = Builder(OPS)
+    x, y = Value(type_of(real(3))), Value(type_of(real(3)))
+    (out,) = b.emit("mul", [x, y])
+    found = OPS["mul"].vjp(b, b.nodes[0], [Value(out.type)], [False, True])
+    assert found[0] is None
+    assert len(b.nodes) == 2
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_running_logsumexp_of_minus_infinities_has_a_gradient(reverse: bool) -> None:
+    """JAX gives NaN here."""
+    x = np.array([-np.inf, -np.inf, 1.0, -np.inf])
+    case = Case("cumlogsumexp", (x,), {"axis": 0, "reverse": reverse})
+    (found,) = evaluate(backward_graph(case), x, np.ones(4))
+    assert np.isfinite(found).all()
+
+
+def test_power_zero_of_zero_has_a_gradient() -> None:
+    """JAX gives NaN here."""
+    case = Case("pow", (np.zeros(1), np.zeros(1)))
+    found = evaluate(backward_graph(case), *case.args, np.ones(1))
+    np.testing.assert_array_equal(found, np.zeros((2, 1)))
+
+
+def test_pooling_ties_go_to_the_first() -> None:
+    shape, attrs = WINDOWS["tiles with a rest"]
+    x = np.zeros_like(tied(*shape))
+    case = Case("reduce_window_max", (x,), attrs)
+    (found,) = evaluate(backward_graph(case), x, np.ones((2, 2)))
+    want = np.zeros(shape)
+    want[0:4:2, 0:6:3] = 1
+    np.testing.assert_array_equal(found, want)

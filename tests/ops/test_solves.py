@@ -1,0 +1,66 @@
+"""Linear solves given as functions: first and second derivatives, and errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import backpass as bp
+from ops.draws import real
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+A, Y = real(3, 3) + 3 * np.eye(3), real(3)
+
+
+def iterative(a, y):
+    """Jacobi's method in a loop that reverse mode cannot pass through."""
+
+    def solver(matrix):
+        def solve(_, rhs):
+            def step(state):
+                i, x = state
+                return i + 1, (rhs - matrix @ x) / jnp.diag(matrix) + x
+
+            return lax.while_loop(lambda state: state[0] < 200, step, (0, rhs))[1]
+
+        return solve
+
+    return lax.custom_linear_solve(lambda x: a @ x, y, solver(a), solver(a.T))
+
+
+FUNCTIONS = {
+    "direct": lambda a, y: jnp.linalg.solve(a, y),
+    "iterative": iterative,
+    "conjugate gradients": lambda a, y: jax.scipy.sparse.linalg.cg(lambda x: a @ a.T @ x, y)[0],
+    "inside a custom rule": lambda a, y: jnp.linalg.slogdet(a)[1] * y,
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_first_and_second_derivatives_are_those_of_jax(name: str) -> None:
+    def loss(a, y):
+        return jnp.sum(jnp.sin(FUNCTIONS[name](a, y)))
+
+    def twice(grad):
+        def slope(a, y):
+            by_a, by_y = grad(loss, (0, 1))(a, y)
+            return jnp.sum(by_a * A.T) + jnp.sum(by_y**2)
+
+        return grad(slope, (0, 1))
+
+    for ours, theirs in (
+        (bp.grad(loss, (0, 1)), jax.grad(loss, (0, 1))),
+        map(twice, (bp.grad, jax.grad)),
+    ):
+        for got, want in zip(ours(A, Y), jax.jit(theirs)(A, Y), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-9)
+
+
+def test_without_a_transposed_solver_there_is_no_gradient() -> None:
+    def loss(y):
+        return jnp.sum(lax.custom_linear_solve(lambda x: 2 * x, y, lambda _, y: y / 2))
+
+    with pytest.raises(bp.MissingRuleError, match="symmetric=True"):
+        bp.grad(loss)(Y)
