@@ -90,8 +90,20 @@ def _abstract(*avals: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
     return [jax.core.ShapedArray(t.shape, t.dtype, weak_type=t.weak) for t in types]
 
 
-def _batched(args: Sequence[Any], dims: Sequence[Any], **params: Any) -> tuple[list[Any], Any]:
-    run = jax.vmap(functools.partial(_expanded, **params), in_axes=tuple(dims))
+def _batched(
+    axis: Any, args: Sequence[Any], dims: Sequence[Any], **params: Any
+) -> tuple[list[Any], Any]:
+    """Batch what we expand; the axis keeps its name, as the function may ask for it."""
+    if all(dim is None for dim in dims):
+        outs = gradients_p.bind(*args, **params)
+        return outs, [None] * len(outs)
+    run = jax.vmap(
+        functools.partial(_expanded, **params),
+        in_axes=tuple(dims),
+        axis_name=axis.name,
+        axis_size=axis.size,
+        spmd_axis_name=axis.spmd_name,
+    )
     outs = run(*args)
     return outs, [0] * len(outs)
 
@@ -104,7 +116,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
 
 gradients_p.def_impl(_run)
 gradients_p.def_abstract_eval(_abstract)
-batching.primitive_batchers[gradients_p] = _batched
+batching.fancy_primitive_batchers[gradients_p] = _batched
 ad.primitive_jvps[gradients_p] = _jvp
 mlir.register_lowering(gradients_p, mlir.lower_fun(_expanded, multiple_results=True))
 

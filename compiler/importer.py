@@ -232,6 +232,10 @@ def _linear_solve(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
     return {"const_lengths": lengths}, tuple(body for body in bodies if body is not None)
 
 
+def _select_by_name(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
+    return _plain({**params, "select_prim": params["select_prim"].name}, {}), ()
+
+
 def _scatter(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
     return {k: v for k, v in params.items() if not k.startswith("update_")}, ()
 
@@ -250,6 +254,8 @@ _NORMALISE: dict[str, Normalise] = {
     "while": _keeping("cond_nconsts", "body_nconsts", bodies=["cond_jaxpr", "body_jaxpr"]),
     "cond": _cond,
     "custom_linear_solve": _linear_solve,
+    "select_and_scatter_add": _select_by_name,
+    "select_and_gather_add": _select_by_name,
     "gradients": lambda params: ({"wrt": params["wrt"]}, (params["held"].graph,)),
     **dict.fromkeys(
         ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"),

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from . import jax_compat
@@ -166,9 +167,10 @@ def shape_by_jax(lower: LowerRule) -> ShapeRule:
     def shape(
         inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
     ) -> tuple[ArrayType, ...]:
-        key = (tuple(value.type for value in inputs), repr(sorted(attrs.items())))
+        types = tuple(value.type for value in inputs)
+        key = (types, repr(sorted(attrs.items())), jnp.result_type(float))
         if key not in known:
-            structs = [jax.ShapeDtypeStruct(v.type.shape, v.type.dtype) for v in inputs]
+            structs = [jax.ShapeDtypeStruct(t.shape, t.dtype, weak_type=t.weak) for t in types]
             outs = jax.eval_shape(lambda *args: lower(args, attrs, (), _no_regions), *structs)
             known[key] = tuple(map(type_of, outs))
         return known[key]

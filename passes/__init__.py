@@ -11,11 +11,20 @@ from .dce import Dce
 from .fold import Fold
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
 from .simplify import Simplify
+from .sink import Sink
 
 PASSES: Mapping[str, type[Any]] = MappingProxyType(
-    {each.name: each for each in (Canonicalise, Autodiff, Fold, Simplify, Cse, Dce)}
+    {each.name: each for each in (Canonicalise, Sink, Autodiff, Fold, Simplify, Cse, Dce)}
 )
-DEFAULT: tuple[Pass, ...] = (Canonicalise(), Autodiff(), Fold(), Simplify(), Cse(), Dce())
+DEFAULT: tuple[Pass, ...] = (
+    Canonicalise(),
+    Sink(),
+    Autodiff(),
+    Fold(),
+    Simplify(),
+    Cse(),
+    Dce(),
+)
 
 __all__ = [
     "DEFAULT",
@@ -27,6 +36,7 @@ __all__ = [
     "Fold",
     "Pass",
     "Simplify",
+    "Sink",
     "Stage",
     "parse_pipeline",
     "run_passes",

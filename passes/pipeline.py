@@ -85,14 +85,38 @@ def parse_pipeline(text: str, known: Mapping[str, type[Any]]) -> tuple[Pass, ...
 
 
 def _configured(kind: type[Any], text: str) -> Pass:
-    options = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
-    types = {field.name: field.type for field in fields(kind)}
-    unknown = sorted(options.keys() - types.keys())
-    if unknown:
-        raise ArgumentError(f"pass {kind.name!r} has no option {unknown[0]!r}; it has {[*types]}")
-    return kind(**{name.strip(): value.strip() for name, value in options.items()})  # type: ignore[no-any-return]
+    defaults = {field.name: field.default for field in fields(kind)}
+    options: dict[str, Any] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, value = (word.strip() for word in part.partition("="))
+        if name not in defaults:
+            raise ArgumentError(f"pass {kind.name!r} has no option {name!r}; it has {[*defaults]}")
+        try:
+            options[name] = _value(value, defaults[name])
+        except (KeyError, ValueError):
+            wanted = type(defaults[name]).__name__
+            raise ArgumentError(
+                f"option {name!r} of pass {kind.name!r} wants {wanted}, got {value!r}"
+            ) from None
+    return kind(**options)  # type: ignore[no-any-return]
+
+
+def _value(text: str, default: Any) -> Any:
+    """Read an option of the type that its default has."""
+    if isinstance(default, bool):
+        return {"true": True, "false": False}[text.lower()]
+    return type(default)(text) if isinstance(default, int | float) else text
 
 
 def spelled(passes: Sequence[Pass]) -> str:
-    """Return the pipeline's text form."""
-    return ",".join(each.name for each in passes)
+    """Return the pipeline's text form: options that have their default are left out."""
+    return ",".join(map(_spelled, passes))
+
+
+def _spelled(each: Any) -> str:
+    changed = [
+        f"{field.name}={getattr(each, field.name)}"
+        for field in fields(each)
+        if getattr(each, field.name) != field.default
+    ]
+    return f"{each.name}{{{','.join(changed)}}}" if changed else str(each.name)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from ..ir.evaluate import run
 from ..ir.graph import Graph
 from ..ir.jax_compat import bind
@@ -26,6 +28,8 @@ def lowered(graph: Graph, types: Sequence[ArrayType]) -> Callable[..., list[Any]
 
 
 def _as_traced(out: Any, kind: ArrayType) -> Any:
+    if isinstance(out, np.void):  # a float0 scalar, which JAX takes as an array alone
+        return np.asarray(out)
     if type_of(out) == kind:
         return out
     (restored,) = bind(

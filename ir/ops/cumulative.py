@@ -9,17 +9,16 @@ Source: the tree is the parallel prefix of Ladner and Fischer, 1980.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from ..op import Op, flop_per_input, per_operand, primitive_op
+from ..op import Attrs, Cts, Differentiator, Op, Pullback, flop_per_input, per_operand, primitive_op
 from ..types import ArrayType
 from .structural import axes_of, one_operand
 
 if TYPE_CHECKING:
     from ..builder import Builder
-    from ..graph import Value
-    from ..op import Attrs
+    from ..graph import Node, Value
 
 Pull = Callable[["Value"], tuple["Value", "Value"]]
 Pair = Callable[["Builder", "Value", "Value"], tuple["Value", Pull]]
@@ -113,31 +112,50 @@ def _lengthened(b: Builder, x: Value, size: int, axis: int) -> Value:
     return b.pad(x, 0, config)
 
 
-def _through_tree(pair: Pair) -> Callable[..., Value]:
-    def rule(b: Builder, g: Value, o: Value, x: Value, *, axis: int, reverse: bool) -> Value:
-        flip = (axis,) if reverse else ()
-        _, pull = _running(b, b.rev(x, flip), axis, pair)
-        return b.rev(pull(b.rev(g, flip)), flip)
+def _tree(b: Builder, node: Node, pair: Pair) -> tuple[Value, Callable[[Value], Value]]:
+    """The op's output and pullback by way of the tree."""
+    (x,), axis = node.inputs, node.attrs["axis"]
+    flip = (axis,) if node.attrs["reverse"] else ()
+    out, pull = _running(b, b.rev(x, flip), axis, pair)
+    return b.rev(out, flip), lambda g: b.rev(pull(b.rev(g, flip)), flip)
 
-    return rule
+
+def _running_op(name: str, pair: Pair) -> Op:
+    def vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+        (g,) = cts
+        assert g is not None
+        return [_tree(b, node, pair)[1](g)]
+
+    def linearise(
+        b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+    ) -> tuple[Sequence[Value], Pullback]:
+        """One tree for the output and for the pullback."""
+        out, pull = _tree(b, node, pair)
+
+        def pullback(b: Builder, cts: Cts) -> Cts:
+            return [None if g is None else pull(g) for g in cts]
+
+        return [out], pullback
+
+    return _cumulative(name, vjp=vjp, linearise=linearise)
 
 
 def _sum(b: Builder, g: Value, o: Value, x: Value, *, axis: int, reverse: bool) -> Value:
     return b.one("cumsum", g, axis=axis, reverse=not reverse)
 
 
-def _cumulative(name: str, rule: Callable[..., Value]) -> Op:
+def _cumulative(name: str, **rules: Any) -> Op:
     def dims(x: ArrayType, attrs: Attrs) -> tuple[int, ...]:
         axes_of(name, x, (attrs["axis"],))
         return x.shape
 
-    return primitive_op(name, one_operand(dims), vjp=per_operand(rule), flops=flop_per_input)
+    return primitive_op(name, one_operand(dims), flops=flop_per_input, **rules)
 
 
 OPS: tuple[Op, ...] = (
-    _cumulative("cumsum", _sum),
-    _cumulative("cumprod", _through_tree(_product)),
-    _cumulative("cummax", _through_tree(_extremum("max"))),
-    _cumulative("cummin", _through_tree(_extremum("min"))),
-    _cumulative("cumlogsumexp", _through_tree(_logaddexp)),
+    _cumulative("cumsum", vjp=per_operand(_sum)),
+    _running_op("cumprod", _product),
+    _running_op("cummax", _extremum("max")),
+    _running_op("cummin", _extremum("min")),
+    _running_op("cumlogsumexp", _logaddexp),
 )

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Dims = tuple[int, ...]
 Mode = lax.GatherScatterMode
-# Up to this many picks for each row, compares and selects over the row beat a scatter.
-FEW = 4
 
 
 def _gather(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
@@ -42,11 +40,15 @@ def _gather(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
 
 
 def _picked_axis(node: Node) -> int | None:
-    """The axis along which few elements are picked from each row, the rest being in order."""
+    """The axis along which one element is picked from each row, the rest being in order.
+
+    With several picks a scatter-add is as fast: a sum of selects is one reduction or many
+    slices, and slicing what `top_k` gives makes XLA run a whole sort in its place.
+    """
     x, indices = node.inputs
     numbers, sizes = node.attrs["dimension_numbers"], node.attrs["slice_sizes"]
     batching = numbers.operand_batching_dims
-    if len(numbers.start_index_map) != 1 or _picks(node) > FEW:
+    if len(numbers.start_index_map) != 1 or _picks(node) != 1:
         return None
     (axis,) = numbers.start_index_map
     others = (i for i in range(x.ndim) if i != axis and i not in batching)
@@ -61,7 +63,7 @@ def _picks(node: Node) -> int:
 
 
 def _one_hot(b: Builder, g: Value, x: Value, indices: Value, axis: int, attrs: Any) -> Value:
-    """Sum over the picks p of (iota = index_p) ? g_p : 0, in the operand's layout.
+    """(iota = index) ? g : 0, in the operand's layout.
 
     An index out of bounds meets no element of the iota; with mode CLIP it is clamped first.
     """
@@ -74,32 +76,19 @@ def _one_hot(b: Builder, g: Value, x: Value, indices: Value, axis: int, attrs: A
     windows = dict(zip(offsets, (i for i in range(x.ndim) if i not in collapsed), strict=True))
     index_dims = {i: n for n, i in enumerate(i for i in range(g.ndim) if i not in offsets)}
     home = {i: windows.get(i, batching.get(index_dims.get(i, -1), -1)) for i in range(g.ndim)}
-    rows = _in_rows(b, g, {i: d for i, d in home.items() if d not in (axis, -1)})
-    picks = _in_rows(b, b.reshape(indices, indices.shape[:-1]), batching)
-    picks = _bounded(b, picks, x.shape[axis], attrs["mode"])
-    iota = b.iota(picks.dtype, x.shape, axis)
-    row_dims = [d for d in range(x.ndim) if d != axis]
-    parts = [
-        b.select(
-            b.eq(iota, b.broadcast_in_dim(_row(b, picks, p), x.shape, sorted(batching.values()))),
-            b.broadcast_in_dim(_row(b, rows, p), x.shape, row_dims),
-            b.full(x.shape, 0, g.dtype),
-        )
-        for p in range(rows.shape[0])
-    ]
-    return b.sum(parts) if parts else b.zeros(x)
+    index = _spread(b, b.reshape(indices, indices.shape[:-1]), batching, x.shape)
+    index = _bounded(b, index, x.shape[axis], attrs["mode"])
+    row = _spread(b, g, {i: d for i, d in home.items() if d not in (axis, -1)}, x.shape)
+    here = b.eq(b.iota(index.dtype, x.shape, axis), index)
+    return b.select(here, row, b.full(x.shape, 0, g.dtype))
 
 
-def _in_rows(b: Builder, v: Value, home: dict[int, int]) -> Value:
-    """Lay out `v` as [picks, dims of the operand in order]; `home` maps dims of v to those."""
+def _spread(b: Builder, v: Value, home: dict[int, int], shape: Dims) -> Value:
+    """Broadcast `v` to `shape`, its dimension i going to `home[i]`; those without have size 1."""
     kept = sorted(home, key=lambda i: home[i])
-    free = [i for i in range(v.ndim) if i not in home]
-    moved = b.transpose(v, (*free, *kept))
-    return b.reshape(moved, (prod(v.shape[i] for i in free), *(v.shape[i] for i in kept)))
-
-
-def _row(b: Builder, v: Value, p: int) -> Value:
-    return b.reshape(b.slice_in_dim(v, p, p + 1, 0), v.shape[1:])
+    rest = [i for i in range(v.ndim) if i not in home]
+    moved = b.reshape(b.transpose(v, (*rest, *kept)), [v.shape[i] for i in kept])
+    return b.broadcast_in_dim(moved, shape, [home[i] for i in kept])
 
 
 def _bounded(b: Builder, indices: Value, size: int, mode: Any) -> Value:
@@ -240,30 +229,25 @@ def _dynamic_update_slice(b: Builder, node: Node, cts: Cts, needs: Sequence[bool
 def put_along_axis(b: Builder, g: Value, indices: Value, axis: int, size: int) -> Value:
     """Zeros with `g` added at `indices` along one axis, that axis getting `size` elements.
 
-    The transpose of `take_along_axis`: g and indices have one shape. Few picks for each row
-    are compares and selects, many are a scatter-add. All indices are in bounds.
+    The transpose of `take_along_axis`: g and indices have one shape. One pick from each row is a
+    compare and a select, several are a scatter-add. All indices are in bounds.
     """
-    shape, picks = replaced(g.shape, axis, size), g.shape[axis]
-    if picks > FEW:
-        rows = tuple(i for i in range(g.ndim) if i != axis)
-        numbers = lax.ScatterDimensionNumbers(
-            update_window_dims=(),
-            inserted_window_dims=(axis,),
-            scatter_dims_to_operand_dims=(axis,),
-            operand_batching_dims=rows,
-            scatter_indices_batching_dims=rows,
-        )
-        attrs = {"dimension_numbers": numbers, "mode": Mode.PROMISE_IN_BOUNDS}
-        attrs |= {"indices_are_sorted": False, "unique_indices": True}
-        places = b.reshape(indices, (*indices.shape, 1))
-        return b.one("scatter-add", b.full(shape, 0, g.dtype), places, g, **attrs)
-    iota, zeros = b.iota(indices.dtype, shape, axis), b.full(shape, 0, g.dtype)
-
-    def pick(v: Value, p: int) -> Value:
-        return b.broadcast(b.slice_in_dim(v, p, p + 1, axis), shape)
-
-    parts = [b.select(b.eq(iota, pick(indices, p)), pick(g, p), zeros) for p in range(picks)]
-    return b.sum(parts) if parts else zeros
+    shape = replaced(g.shape, axis, size)
+    if g.shape[axis] == 1:
+        here = b.eq(b.iota(indices.dtype, shape, axis), b.broadcast(indices, shape))
+        return b.select(here, b.broadcast(g, shape), b.full(shape, 0, g.dtype))
+    rows = tuple(i for i in range(g.ndim) if i != axis)
+    numbers = lax.ScatterDimensionNumbers(
+        update_window_dims=(),
+        inserted_window_dims=(axis,),
+        scatter_dims_to_operand_dims=(axis,),
+        operand_batching_dims=rows,
+        scatter_indices_batching_dims=rows,
+    )
+    attrs = {"dimension_numbers": numbers, "mode": Mode.PROMISE_IN_BOUNDS}
+    attrs |= {"indices_are_sorted": False, "unique_indices": True}
+    places = b.reshape(indices, (*indices.shape, 1))
+    return b.one("scatter-add", b.full(shape, 0, g.dtype), places, g, **attrs)
 
 
 def _top_k(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:

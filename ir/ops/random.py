@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from jax import lax
 
 from ..op import Op, call, no_gradient, per_operand, primitive_op, shape_by_jax
@@ -24,7 +24,8 @@ def _gamma(b: Builder, g: Value, o: Value, key: Value, a: Value, *, log_space: b
     """ds/da at the sample s, found by implicit differentiation; divided by s for log(s)."""
     if not log_space:
         return b.mul(g, b.one("random_gamma_grad", a, o))
-    sample = b.max(b.exp(o), float(np.finfo(np.dtype(o.dtype)).tiny))
+    tiny = jnp.finfo(o.dtype).tiny  # type: ignore[no-untyped-call]
+    sample = b.max(b.exp(o), float(tiny))
     return b.mul(g, b.div(b.one("random_gamma_grad", a, sample), sample))
 
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ShapeError
-from ..op import Attrs, Op, ShapeRule, flop_per_input, no_gradient, per_operand, primitive_op
+from ..op import (
+    Attrs,
+    Cts,
+    Differentiator,
+    Op,
+    Pullback,
+    ShapeRule,
+    flop_per_input,
+    no_gradient,
+    per_operand,
+    primitive_op,
+)
 from ..types import ArrayType
 from .structural import axes_of, one_operand, without
 
 if TYPE_CHECKING:
     from ..builder import Builder
-    from ..graph import Graph, Value
+    from ..graph import Graph, Node, Value
 
 Axes = Sequence[int]
 
@@ -59,39 +69,61 @@ def _extremum(b: Builder, g: Value, o: Value, x: Value, *, axes: Axes, **attrs: 
     return b.mul(attained, b.expand(share, x.shape, axes))
 
 
+def _product_tree(b: Builder, x: Value, axes: Axes) -> tuple[Value, Callable[[Value], Value]]:
+    """Product over the axes by halves, axis after axis, and its pullback: 0 is safe.
+
+    Each half gets the cotangent times the other half.
+    """
+    if not axes:
+        return x, lambda g: g
+    axis, n = axes[0], x.shape[axes[0]]
+    if n == 0:
+        return b.full(without(x.shape, axes), 1, x.dtype), lambda g: b.zeros(x)
+    if n == 1:
+        out, pull = _product_tree(
+            b, b.reshape(x, without(x.shape, (axis,))), [i - (i > axis) for i in axes[1:]]
+        )
+        return out, lambda g: b.reshape(pull(g), x.shape)
+    half = n // 2
+    left, right = (b.slice_in_dim(x, lo, lo + half, axis) for lo in (0, half))
+    rest = [b.slice_in_dim(x, 2 * half, n, axis)] if n % 2 else []
+    out, pull = _product_tree(b, b.concatenate([b.mul(left, right), *rest], axis), axes)
+
+    def halves(g: Value) -> Value:
+        g = pull(g)
+        pairs, odd = b.slice_in_dim(g, 0, half, axis), b.slice_in_dim(g, half, half + n % 2, axis)
+        sides = [b.mul(pairs, right), b.mul(left, pairs)]
+        return b.concatenate([*sides, odd] if rest else sides, axis)
+
+    return out, halves
+
+
 def _prod(b: Builder, g: Value, o: Value, x: Value, *, axes: Axes, **attrs: Any) -> Value:
-    """g times the product of all others, as product before times product after: 0 is safe."""
-    kept = [i for i in range(x.ndim) if i not in axes]
-    order, n = (*kept, *axes), prod(x.shape[i] for i in axes)
-    if not x.type.size:
-        return b.zeros(x)
-    moved = b.transpose(x, order)
-    rows = b.reshape(moved, (*o.shape, n))
-    last = rows.ndim - 1
-    before = _shifted_cumprod(b, rows, last, reverse=False)
-    after = _shifted_cumprod(b, rows, last, reverse=True)
-    slope = b.mul(b.mul(before, after), b.expand(g, rows.shape, (last,)))
-    return b.transpose(b.reshape(slope, moved.shape), sorted(range(x.ndim), key=lambda i: order[i]))
+    return _product_tree(b, x, axes)[1](g)
 
 
-def _shifted_cumprod(b: Builder, x: Value, axis: int, *, reverse: bool) -> Value:
-    """Product of what comes strictly before (after, in reverse) each element."""
-    n = x.shape[axis]
-    edge = [(0, 0, 0)] * x.ndim
-    edge[axis] = (0, 1, 0) if reverse else (1, 0, 0)
-    rest = b.slice_in_dim(x, 1, n, axis) if reverse else b.slice_in_dim(x, 0, n - 1, axis)
-    return b.pad(b.one("cumprod", rest, axis=axis, reverse=reverse), 1, edge)
+def _prod_once(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    """One tree for the output and for the pullback."""
+    out, pull = _product_tree(b, node.inputs[0], node.attrs["axes"])
+
+    def pullback(b: Builder, cts: Cts) -> Cts:
+        return [None if g is None else pull(g) for g in cts]
+
+    return [out], pullback
 
 
-def _reduction(name: str, rule: Any) -> Op:
-    return primitive_op(name, _reduced(name), vjp=per_operand(rule), flops=flop_per_input)
+def _reduction(name: str, rule: Any, **rules: Any) -> Op:
+    vjp = per_operand(rule)
+    return primitive_op(name, _reduced(name), vjp=vjp, flops=flop_per_input, **rules)
 
 
 OPS: tuple[Op, ...] = (
     _reduction("reduce_sum", _sum),
     _reduction("reduce_max", _extremum),
     _reduction("reduce_min", _extremum),
-    _reduction("reduce_prod", _prod),
+    _reduction("reduce_prod", _prod, linearise=_prod_once),
     *(
         primitive_op(name, _bits(name), vjp=no_gradient, flops=flop_per_input)
         for name in ("reduce_and", "reduce_or", "reduce_xor")

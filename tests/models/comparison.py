@@ -22,6 +22,13 @@ def draw(seed: int, *shape: int, low: float | None = None, high: float = 1.0) ->
     return rng.normal(size=shape) if low is None else rng.uniform(low, high, shape)
 
 
+def batches(table: dict[str, Any], size: int = 12) -> dict[str, list[str]]:
+    """Names that share a program, by a name for the batch."""
+    names = list(table)
+    parts = [names[i : i + size] for i in range(0, len(names), size)]
+    return {f"{part[0]} to {part[-1]}": part for part in parts}
+
+
 def weighted(outputs: Any) -> Any:
     """A scalar that every inexact element of a pytree enters with a weight of its own."""
     total = 0.0

@@ -5,21 +5,13 @@ import numpy as np
 import pytest
 
 import backpass as bp
-from models.comparison import QUICK, assert_close, draw, weighted
+from models.comparison import QUICK, assert_close, batches, draw, weighted
 from models.functions import POSITIVE, SECTIONS
 
-TOGETHER = 12
-
-
-def batched(rows):
-    rows = list(rows)
-    return [rows[i : i + TOGETHER] for i in range(0, len(rows), TOGETHER)]
-
-
 GROUPS = {
-    f"{section} from {rows[0][0]}": dict(rows)
+    f"{section}: {batch}": {name: table[name] for name in names}
     for section, table in SECTIONS.items()
-    for rows in batched(table.items())
+    for batch, names in batches(table).items()
 }
 
 

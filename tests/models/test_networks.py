@@ -22,7 +22,7 @@ def test_batch_statistics_come_back_as_aux():
     assert_same_gradients(networks.resnet_batch_norm, *args, has_aux=True)
 
 
-@pytest.mark.parametrize("name", ["mlp tanh", "lstm", "gpt scanned", "lenet", "vae"])
+@pytest.mark.parametrize("name", ["mlp tanh", "lstm", "mlp scanned", "lenet", "vae"])
 def test_gradient_of_the_gradient(name):
     loss, args = TABLE[name]
 

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 import backpass as bp
 from backpass.ir import evaluate, verify
 from backpass.passes import Autodiff, Canonicalise, Dce
-from models.comparison import assert_same_gradients, draw
+from models.comparison import QUICK, assert_close, assert_same_gradients, batches, draw
 from passes.texts import compiled, graph, ops
 
 
@@ -413,10 +413,23 @@ REGIONS = SCANS | {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REGIONS)
-def test_through(name):
-    fun, args, argnums = REGIONS[name]
-    assert_same_gradients(lambda *xs: jnp.sum(fun(*xs)), *args, argnums=argnums)
+@pytest.mark.parametrize("names", batches(REGIONS, 9).values(), ids=batches(REGIONS, 9))
+def test_through(names):
+    def slopes(value_and_grad):
+        return lambda args: {
+            name: value_and_grad(
+                lambda *xs: jnp.sum(REGIONS[name][0](*xs)),  # noqa: B023
+                REGIONS[name][2],
+            )(*args[name])
+            for name in names
+        }
+
+    args = {name: REGIONS[name][1] for name in names}
+    expected = jax.jit(slopes(jax.value_and_grad), compiler_options=QUICK)(args)
+    found = bp.compile(slopes(bp.value_and_grad), debug=True, compiler_options=QUICK)(args)
+    assert_close(found, expected)
+    for name, (_, grads) in expected.items():
+        assert any(jnp.any(grad != 0) for grad in jax.tree.leaves(grads)), f"{name} tests nothing"
 
 
 SECOND = [
@@ -428,18 +441,23 @@ SECOND = [
 
 
 @pytest.mark.parametrize("outer", [bp.grad, jax.grad])
-@pytest.mark.parametrize("name", SECOND)
-def test_second_order_through(name, outer):
+@pytest.mark.parametrize("names", batches(SECOND, 9).values(), ids=batches(SECOND, 9))
+def test_second_order_through(names, outer):
     """The gradient of a gradient, both ours, and with JAX's around ours."""
-    fun, args, argnums = REGIONS[name]
-    wrt = argnums if isinstance(argnums, int) else argnums[0]
 
-    def slope(grad):
-        return lambda *xs: jnp.sum(jnp.sin(grad(lambda *ys: jnp.sum(fun(*ys)), wrt)(*xs)))
+    def curvatures(outer, inner):
+        def curvature(name, args):
+            fun, _, wrt = REGIONS[name]
+            wrt = wrt if isinstance(wrt, int) else wrt[0]
+            slope = inner(lambda *xs: jnp.sum(fun(*xs)), wrt)
+            return outer(lambda *xs: jnp.sum(jnp.sin(slope(*xs))), wrt)(*args)
 
-    found = jax.jit(outer(slope(bp.grad), wrt))(*args)
-    expected = jax.jit(jax.grad(slope(jax.grad), wrt))(*args)
-    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-11)
+        return lambda args: {name: curvature(name, args[name]) for name in names}
+
+    args = {name: REGIONS[name][1] for name in names}
+    found = jax.jit(curvatures(outer, bp.grad), compiler_options=QUICK)(args)
+    expected = jax.jit(curvatures(jax.grad, jax.grad), compiler_options=QUICK)(args)
+    assert_close(found, expected)
 
 
 def test_fifth_derivative():
