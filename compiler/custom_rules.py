@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax.interpreters import ad
 
+from ..ir.jax_compat import CustomVJPException
 from ..ir.types import is_inexact
 
 
@@ -52,7 +53,7 @@ def vjp_rule(eqn: Any) -> dict[str, Any]:
     """
     params, avals = eqn.params, [var.aval for var in eqn.invars]
     consts = params["num_consts"]
-    rule, rule_consts = params["fwd_jaxpr_thunk"].call_wrapped(*[True] * (len(avals) - consts))
+    rule, rule_consts = _forward_rule(params, len(avals) - consts)
     _, residual_tree, forwarded = params["out_trees"]()
 
     def forward(*args: Any) -> tuple[list[Any], list[Any]]:
@@ -81,6 +82,21 @@ def vjp_rule(eqn: Any) -> dict[str, Any]:
     fwd, (_, residuals) = jax.make_jaxpr(forward, return_shape=True)(*structs)
     cts = [_struct(var.aval) for var in eqn.outvars if is_inexact(var.aval.dtype)]
     return {"fwd": fwd, "bwd": jax.make_jaxpr(backward)(residuals, cts)}
+
+
+def _forward_rule(params: dict[str, Any], count: int) -> Any:
+    """Trace the forward rule of a function of `count` arguments.
+
+    A call inside another rule has what it closes over as leading arguments, we cannot see how
+    many. JAX raises until those are said to have no tangents.
+    """
+    for held in range(count + 1):
+        try:
+            return params["fwd_jaxpr_thunk"].call_wrapped(*[i >= held for i in range(count)])
+        except CustomVJPException:
+            if held == count:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _instantiated(x: Any) -> Any:

@@ -74,7 +74,7 @@ def _same_along_last(x: Value, value: Value) -> bool:
 
 
 def _picks_from_rows(node: Node) -> bool:
-    """True for `take_along_axis` on the last axis of floating numbers, filled with NaN if at all."""
+    """True for `take_along_axis` on the last axis of floating numbers, filled with NaN if ever."""
     x, indices = node.inputs
     numbers, fill = node.attrs["dimension_numbers"], node.attrs.get("fill_value")
     rows = tuple(range(x.ndim - 1))

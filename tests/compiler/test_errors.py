@@ -404,9 +404,7 @@ OPTIONS = {
     "unknown pass option": (lambda: bp.compile(simple, passes="cse{deep=1}"), "'cse'", "'deep'"),
     "pipeline syntax": (lambda: bp.compile(simple, passes="cse;dce"), "cse;dce", "pass name"),
     "names as a list": (lambda: bp.compile(simple, passes=["cse"]), "['cse']", "pipeline"),
-    "no autodiff": (
-        lambda: bp.compile(bp.grad(jnp.sum), passes="cse")(X), "no autodiff pass"
-    ),
+    "no autodiff": (lambda: bp.compile(bp.grad(jnp.sum), passes="cse")(X), "no autodiff pass"),
     "number of passes": (lambda: bp.compile(simple, passes=3), "got 3", "pipeline"),
 }
 

@@ -8,12 +8,15 @@ from backpass.ir.builder import Builder
 from backpass.ir.graph import Value
 from backpass.ir.op import no_gradient
 from backpass.ir.ops import OPS
+from backpass.ir.parser import parse
 from backpass.ir.types import type_of
 from ops.cases import CASES, ELSEWHERE
 from ops.harness import Case, no_regions
 from ops.measure import derivatives, inner
 
 DIFFERENTIABLE = [c for c in CASES if OPS[c.op].vjp not in (None, no_gradient) and c.active]
+# Their attributes hold devices, which have no text.
+OPAQUE = ("device_put", "sharding_constraint")
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -31,6 +34,14 @@ def test_shape_rule_tells_what_the_lowering_gives(case: Case) -> None:
     flops = op.flops(b.nodes[0])
     assert isinstance(flops, int)
     assert flops >= 0
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.op not in OPAQUE], ids=str)
+def test_text_of_a_node_is_read_back(case: Case) -> None:
+    b = Builder(OPS)
+    inputs = [Value(type_of(x)) for x in case.args]
+    graph = b.graph("f", inputs, b.emit(case.op, inputs, case.attrs))
+    assert parse(str(graph)) == graph
 
 
 @pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)

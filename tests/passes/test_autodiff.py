@@ -85,7 +85,7 @@ def step(params, x):
 ARGS = {"w": np.ones((3, 3))}, np.ones((3, 3))
 
 
-@pytest.mark.parametrize("passes", ["autodiff", "canonicalise,autodiff,fold,simplify,cse,dce"])
+@pytest.mark.parametrize("passes", ["autodiff", "canonicalise,sink,autodiff,fold,simplify,cse,dce"])
 def test_phases_come_in_order(passes):
     final = joint(step, *ARGS, passes=passes)
     phases = [node.phase for node in final.nodes if node.op.name != "constant"]
@@ -96,7 +96,7 @@ def test_phases_come_in_order(passes):
             assert {inner.phase for inner in region.walk()} <= {node.phase}
 
 
-@pytest.mark.parametrize("passes", ["autodiff", "canonicalise,autodiff,fold,simplify,cse,dce"])
+@pytest.mark.parametrize("passes", ["autodiff", "canonicalise,sink,autodiff,fold,simplify,cse,dce"])
 def test_backward_nodes_name_their_forward_node(passes):
     final = joint(step, *ARGS, passes=passes)
     backward = [node for node in final.nodes if node.phase == "backward"]

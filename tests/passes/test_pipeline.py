@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
-from passes.texts import graph
 
 import backpass as bp
 from backpass.passes import DEFAULT, PASSES, Cse, Dce, parse_pipeline, run_passes
 from backpass.passes.pipeline import spelled
+from passes.texts import graph
 
 GIVEN = ("%0: f32[3]", "%1: f32[3] = sin(%0)\n%2: f32[3] = sin(%0)\nreturn %2")
 
@@ -58,7 +58,7 @@ def test_parse(text, names):
 
 
 def test_default_is_spelled():
-    assert spelled(DEFAULT) == "canonicalise,autodiff,fold,simplify,cse,dce"
+    assert spelled(DEFAULT) == "canonicalise,sink,autodiff,fold,simplify,cse,dce"
     assert parse_pipeline(spelled(DEFAULT), PASSES) == DEFAULT
     assert {each.name for each in DEFAULT} == set(PASSES)
 

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from ir.graphs import graphs, patient
-from passes.texts import arguments
 
 from backpass.ir import OPS, Builder, Graph, Literal, Node, Value, evaluate, parse, verify
 from backpass.ir.types import ArrayType
 from backpass.passes import Autodiff, Canonicalise, Cse, Dce, Fold, Simplify
+from ir.graphs import graphs, patient
+from passes.texts import arguments
 
 CLEAN = (Canonicalise(), Fold(), Simplify(), Cse(), Dce())
 PASSES = (*CLEAN, Autodiff())
