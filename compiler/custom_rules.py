@@ -12,6 +12,7 @@ import jax
 from jax.interpreters import ad
 
 from ..ir.jax_compat import CustomVJPException
+from ..ir import jax_compat
 from ..ir.types import is_inexact
 
 
@@ -53,7 +54,7 @@ def vjp_rule(eqn: Any) -> dict[str, Any]:
     """
     params, avals = eqn.params, [var.aval for var in eqn.invars]
     consts = params["num_consts"]
-    rule, rule_consts = _forward_rule(params, len(avals) - consts)
+    rule, rule_consts = jax_compat.forward_rule(params["fwd_jaxpr_thunk"], len(avals) - consts)
     _, residual_tree, forwarded = params["out_trees"]()
 
     def forward(*args: Any) -> tuple[list[Any], list[Any]]:
@@ -69,7 +70,8 @@ def vjp_rule(eqn: Any) -> dict[str, Any]:
             next(given) if is_inexact(var.aval.dtype) else ad.Zero(var.aval.to_tangent_aval())
             for var in eqn.outvars
         ]
-        found = params["bwd"].call_wrapped(*residuals, *map(_instantiated, every))
+        given_back = [*residuals, *map(_instantiated, every)]
+        found = jax_compat.backward_rule(params["bwd"], given_back)
         return [
             jax.numpy.zeros(aval.shape, aval.dtype)
             if i < consts
@@ -82,21 +84,6 @@ def vjp_rule(eqn: Any) -> dict[str, Any]:
     fwd, (_, residuals) = jax.make_jaxpr(forward, return_shape=True)(*structs)
     cts = [_struct(var.aval) for var in eqn.outvars if is_inexact(var.aval.dtype)]
     return {"fwd": fwd, "bwd": jax.make_jaxpr(backward)(residuals, cts)}
-
-
-def _forward_rule(params: dict[str, Any], count: int) -> Any:
-    """Trace the forward rule of a function of `count` arguments.
-
-    A call inside another rule has what it closes over as leading arguments, we cannot see how
-    many. JAX raises until those are said to have no tangents.
-    """
-    for held in range(count + 1):
-        try:
-            return params["fwd_jaxpr_thunk"].call_wrapped(*[i >= held for i in range(count)])
-        except CustomVJPException:
-            if held == count:
-                raise
-    raise AssertionError("unreachable")
 
 
 def _instantiated(x: Any) -> Any:

@@ -26,7 +26,7 @@ except ImportError:  # no such name: programs are then keyed by their arguments 
 
 
 try:  # raised by a custom_vjp whose closed-over tracers have tangents; no public name
-    from jax._src.interpreters.ad import CustomVJPException
+    from jax._src.interpreters.ad import CustomVJPException as CustomVJPException
 except ImportError:
 
     class CustomVJPException(Exception):  # type: ignore[no-redef]
@@ -105,6 +105,27 @@ def is_library(jaxpr: Any) -> bool:
     """True when a jaxpr was traced from a function of JAX's own."""
     info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
     return str(getattr(info, "func_filename", None) or "").startswith(JAX_FOLDER)
+
+
+def forward_rule(thunk: Any, count: int) -> Any:
+    """Trace the forward part of a `custom_vjp` of `count` arguments: `(jaxpr, consts)`.
+
+    A call inside another rule has what it closes over as leading arguments, we cannot see how
+    many. JAX raises until those are said to have no tangents.
+    """
+    for held in range(count):
+        try:
+            return thunk.call_wrapped(*[i >= held for i in range(count)])
+        except Exception as error:
+            if type(error).__name__ != "CustomVJPException":  # has no public name
+                raise
+    return thunk.call_wrapped(*[False] * count)
+
+
+def backward_rule(bwd: Any, args: Sequence[Any]) -> Sequence[Any]:
+    """Cotangents by the backward part of a `custom_vjp`; from 0.11 on, logs lie beside them."""
+    found = bwd.call_wrapped(*args)
+    return found[0] if JAX_VERSION >= (0, 11) else found  # type: ignore[no-any-return]
 
 
 def custom_name(params: Mapping[str, Any]) -> str:
