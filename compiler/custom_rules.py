@@ -11,7 +11,6 @@ from typing import Any
 import jax
 from jax.interpreters import ad
 
-from ..ir.jax_compat import CustomVJPException
 from ..ir import jax_compat
 from ..ir.types import is_inexact
 

@@ -25,14 +25,6 @@ except ImportError:  # no such name: programs are then keyed by their arguments 
         return None
 
 
-try:  # raised by a custom_vjp whose closed-over tracers have tangents; no public name
-    from jax._src.interpreters.ad import CustomVJPException as CustomVJPException
-except ImportError:
-
-    class CustomVJPException(Exception):  # type: ignore[no-redef]
-        """Never raised."""
-
-
 JAX_VERSION: tuple[int, ...] = tuple(int(part) for part in jax.__version__.split(".")[:3])
 
 # Parameters that JAX's primitives need and that are plain in almost every program: the importer
