@@ -155,7 +155,7 @@ def measure(model: Any, repeats: int, options: dict[str, Any]) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Run the models asked for; print and return their rows."""
-    from models import FULL, models
+    from workloads import FULL, models
 
     options = parser(__doc__)
     options.add_argument("--models", nargs="+", choices=list(FULL), metavar="NAME")

@@ -173,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Measure each depth; print and return the rows."""
     from dataclasses import replace
 
-    from models import gpt
+    from workloads import gpt
 
     options = parser(__doc__)
     options.add_argument("--layers", nargs="+", type=int, metavar="N", help="default 12 48")

@@ -134,7 +134,7 @@ def _concretization(fun: Callable[..., Any], error: Exception) -> Concretization
     )
 
 
-_MADE = re.compile(r"created on line (\S+?):(\d+)")
+_MADE = re.compile(r"created on line (.+?):(\d+):")
 
 
 def leaked(fun: Callable[..., Any], error: Exception) -> LeakError:

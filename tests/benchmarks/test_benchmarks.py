@@ -12,7 +12,7 @@ NAMES = ["mlp", "resnet", "gpt", "gpt_scan", "lstm", "vit", "unet", "moe", "vae"
 @pytest.mark.parametrize("tiny", [True, False])
 def test_every_model_is_a_scalar_loss(load_benchmark, tiny):
     """At both sizes, by shape alone; every leaf is a parameter in float32."""
-    made = load_benchmark("models").models(tiny=tiny)
+    made = load_benchmark("workloads").models(tiny=tiny)
     assert [model.name for model in made] == NAMES
     for model in made:
         key = jax.eval_shape(lambda: jax.random.key(0))

@@ -11,8 +11,8 @@ from backpass.runtime.lower import lowered
 TEXT = """backpass.ir 1
 
 graph "f"(%0: f32[3] x, %1: f32[]* y) {
-  %2: f32[3] = sin(%0)                    @ model.py:4 in block
-  %3: f32[3] = mul(%2, %1)                @ model.py:5 in block/scale
+  %2: f32[3] = sin(%0)                    @ model.py:4 block
+  %3: f32[3] = mul(%2, %1)                @ model.py:5 block/scale
   return %3, %1, 2.0:f32*, %0
 }
 """
