@@ -10,6 +10,7 @@ from typing import ClassVar
 from ..ir.builder import Builder
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.contraction import free_dims
+from .products import Products
 from .rewriter import rewrite
 
 
@@ -19,14 +20,16 @@ class Canonicalise:
 
     Runs before autodiff, so that both gradients of a product are two-dimensional as well: XLA's
     CPU backend runs x[B,T,D] . w[D,F] and its gradients far slower than the collapsed form, and
-    a 1x1 convolution far slower than the product that it is.
+    a 1x1 convolution far slower than the product that it is. `products` says what else is done
+    to products that are scaled or transposed.
     """
 
     name: ClassVar[str] = "canonicalise"
 
     def __call__(self, graph: Graph) -> Graph:
         """Return the canonical graph, or `graph` itself when it is canonical."""
-        return rewrite(graph, _rule)
+        graph = rewrite(graph, _rule)
+        return rewrite(graph, Products(graph))
 
 
 def _rule(b: Builder, node: Node) -> Sequence[Value] | None:

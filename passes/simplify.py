@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from jax import lax
 
 from ..ir.builder import Builder
 from ..ir.graph import Graph, Literal, Node, Value
 from .rewriter import rewrite
+from .sink import picks_from_rows
 
 Rule = Callable[["Known", Builder, Node], Value | None]
 
@@ -59,6 +61,17 @@ class Known:
             return value.data
         node = self.made_by(value, "broadcast_in_dim")
         return self.number(node.inputs[0]) if node else None
+
+    def row(self, value: Value, size: int) -> Value | None:
+        """Return the `size` elements that every row of `value` repeats, or None."""
+        node = self.made_by(value, "broadcast_in_dim")
+        if value.ndim == 0 or value.shape[-1] != size:
+            return None
+        if value.type.size == size:
+            return value
+        if node is None or node.attrs["broadcast_dimensions"][-1:] != (value.ndim - 1,):
+            return None
+        return self.row(node.inputs[0], size)
 
     def filled_with(self, value: Value, number: float) -> bool:
         """True when every element of `value` is known to be `number`."""
@@ -198,6 +211,27 @@ def _sum_of_one_hot(known: Known, b: Builder, node: Node) -> Value | None:
     return None
 
 
+def _pick_of_biased(known: Known, b: Builder, node: Node) -> Value | None:
+    """(x + b)[i] -> x[i] + b[i] for rows x and one b for all rows.
+
+    The gradient of a cross-entropy reads the same logits x + b; once the label's pick does not,
+    XLA computes them where they are read, and they are never written.
+    """
+    if not picks_from_rows(node):
+        return None
+    value, indices = node.inputs
+    total = known.made_by(value, "add")
+    for x, y in (total.inputs, total.inputs[::-1]) if total else ():
+        row = known.row(y, value.shape[-1])
+        if row is None or x.shape != value.shape:
+            continue
+        numbers = lax.GatherDimensionNumbers((), (0,), (0,))
+        attrs = {**node.attrs, "dimension_numbers": numbers, "slice_sizes": (1,)}
+        picked = b.emit("gather", (b.reshape(row, (value.shape[-1],)), indices), attrs)[0]
+        return b.add(b.emit(node.op, (x, indices), node.attrs)[0], picked)
+    return None
+
+
 def _without(b: Builder, spread: Node, axis: int, shape: Sequence[int]) -> Value | None:
     """Return what `spread` broadcasts along `axis`, broadcast to the other dimensions alone."""
     (x,), dims = spread.inputs, spread.attrs["broadcast_dimensions"]
@@ -227,4 +261,5 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     "max": (_below_all,),
     "min": (_below_all,),
     "reduce_sum": (_sum_of_one_hot,),
+    "gather": (_pick_of_biased,),
 }

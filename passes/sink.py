@@ -41,7 +41,7 @@ class _Sinking:
     producer: dict[Value, Node] = field(default_factory=dict)
 
     def __call__(self, b: Builder, node: Node) -> Sequence[Value] | None:
-        if node.op.name != "gather" or not _picks_from_rows(node):
+        if node.op.name != "gather" or not picks_from_rows(node):
             self.producer.update((value, node) for value in node.outputs)
             return None
         moved = self._picked(b, node, node.inputs[0])
@@ -73,7 +73,7 @@ def _same_along_last(x: Value, value: Value) -> bool:
     return x.shape in (value.shape, (), (*value.shape[:-1], 1))
 
 
-def _picks_from_rows(node: Node) -> bool:
+def picks_from_rows(node: Node) -> bool:
     """True for `take_along_axis` on the last axis of floating numbers, filled with NaN if ever."""
     x, indices = node.inputs
     numbers, fill = node.attrs["dimension_numbers"], node.attrs.get("fill_value")

@@ -271,13 +271,32 @@ def _while_types(
     return tuple(value.type for value in regions[1].outputs)
 
 
+def _active_loop_carry(node: Node, needs: Sequence[bool], ad: Differentiator) -> list[bool]:
+    """Least fixed point of: a carry is active if it starts so, or if the body makes it so."""
+    nc, nb = node.attrs["cond_nconsts"], node.attrs["body_nconsts"]
+    consts, carry = needs[nc : nc + nb], list(needs[nc + nb :])
+    while True:
+        outs = ad.activity(node.regions[1], [*consts, *carry])
+        grown = [a or b for a, b in zip(carry, outs, strict=True)]
+        if grown == carry:
+            return carry
+        carry = grown
+
+
 def _linearise_while(
     b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
 ) -> tuple[Sequence[Value], Pullback]:
-    """The number of steps is unknown, so there is no room to save what each step needs."""
+    """The number of steps is unknown, so there is no room to save what each step needs.
+
+    Nothing is needed where the cotangents belong to carries that the inputs do not reach in a
+    differentiable way.
+    """
     outputs = b.emit("while", node.inputs, node.attrs, node.regions)
+    active = _active_loop_carry(node, needs, ad)
 
     def pullback(b: Builder, cts: Cts) -> Cts:
+        if not any(ct is not None for ct, reached in zip(cts, active, strict=True) if reached):
+            return [None] * len(node.inputs)
         raise DifferentiationError(
             "reverse mode needs a loop with a fixed number of steps, got `while`"
             f"\n  at {node.source or 'unknown line'}{f' in {node.scope}' if node.scope else ''}"

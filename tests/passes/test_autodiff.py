@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.ode import odeint
 
 import backpass as bp
 from backpass.ir import evaluate, verify
@@ -231,6 +232,39 @@ clipped.defvjp(
 
 
 @jax.custom_vjp
+def weighty(x, n, y):
+    return jnp.vdot(x, y) * n
+
+
+weighty.defvjp(
+    lambda x, n, y: (weighty(x, n, y), (x, n, y)),
+    lambda saved, g: (2 * g * saved[2], None, 3 * g * saved[1] * saved[0]),
+)
+
+
+@jax.custom_vjp
+def treelike(tree, pair):
+    return {"a": tree["w"] * pair[0], "n": tree["n"]}
+
+
+treelike.defvjp(
+    lambda tree, pair: (treelike(tree, pair), (tree["w"], pair[0])),
+    lambda saved, g: ({"w": 2 * g["a"] * saved[1], "n": None}, (g["a"] * saved[0], None)),
+)
+
+
+@jax.custom_vjp
+def outer_rule(x, y):
+    return jnp.sin(clipped(0.5, x * y, 2))
+
+
+outer_rule.defvjp(
+    lambda x, y: (clipped(0.5, x, 2) * y, (x, y)),
+    lambda saved, g: (clipped(0.7, g * saved[1], 1), clipped(0.7, g * saved[0], 1)),
+)
+
+
+@jax.custom_vjp
 def fixed_point(a):
     return lax.while_loop(
         lambda s: jnp.abs(s - jnp.sqrt(a)) > 1e-12, lambda s: 0.5 * (s + a / s), a
@@ -247,6 +281,7 @@ def by_parts(x, y):
 
 by_parts.defjvps(lambda t, out, x, y: t * jnp.cos(x) * y, None)
 
+TIMES = np.linspace(0.0, 1.0, 3)
 X, M, XS = draw(1, 3), draw(2, 3, 3), draw(3, 4, 3)
 SCANS = {
     "scan all kinds": (scan_all_kinds, (M, X, XS), (0, 1, 2)),
@@ -364,6 +399,14 @@ REGIONS = SCANS | {
         )),
         (X,), 0,
     ),
+    "while that is not reached": (
+        lambda x: jnp.sum(x * lax.while_loop(
+            lambda s: s[0] < 5, lambda s: (s[0] + 1, jnp.ceil(s[1] + jnp.sin(x[0])), s[2]),
+            (0, 1.0, x),
+        )[1]),
+        (X,), 0,
+    ),
+    "binomial": (lambda x: jnp.sum(x * jax.random.binomial(jax.random.key(0), 5, x)), (X**2 / 9,), 0),
     "fori_loop with static bounds": (
         lambda x: jnp.sum(lax.fori_loop(2, 5, lambda i, s: s * jnp.sin(s + i), x)), (X,), 0
     ),
@@ -384,6 +427,15 @@ REGIONS = SCANS | {
     "custom_vjp in vmap": (lambda xs: jnp.sum(jax.vmap(lambda v: clipped(0.5, v, 2))(xs)), (XS,), 0),
     "custom_vjp in checkpoint": (
         lambda x: jnp.sum(jax.checkpoint(lambda v: clipped(0.5, jnp.sin(v), 2))(x)), (X,), 0
+    ),
+    "custom_vjp of three": (lambda x, y: weighty(x, 3, y) + weighty(y, 2, x), (X, X + 1), (0, 1)),
+    "custom_vjp of trees": (
+        lambda x, y: jnp.sum(treelike({"w": x, "n": 3}, (y, None))["a"] ** 2), (X, X + 1), (0, 1)
+    ),
+    "custom_vjp in custom_vjp": (lambda x: jnp.sum(outer_rule(x, X)), (X,), 0),
+    "odeint": (
+        lambda y, w: jnp.sum(odeint(lambda y, t, w: jnp.tanh(w @ y) * jnp.cos(t), y, TIMES, w)),
+        (X, M), (0, 1),
     ),
     "custom_vjp around a while": (lambda x: jnp.sum(jax.vmap(fixed_point)(x**2 + 1)), (X,), 0),
     "custom_vjp of a checkpoint": (
@@ -435,7 +487,7 @@ def test_through(names):
 SECOND = [
     "scan all kinds", "scan reversed", "scan unrolled", "scan nested", "scan: written buffer",
     "scan: carry becomes active late", "cond 0", "cond 1", "cond 3", "cond in scan", "custom_jvp",
-    "custom_vjp", "custom_vjp in scan", "custom_jvp in scan", "jit called twice", "custom_root",
+    "custom_vjp", "custom_vjp in scan", "custom_vjp of three", "custom_jvp in scan", "jit called twice", "custom_root",
     "our gradient inside", "associative scan",
 ]  # fmt: skip
 

@@ -12,6 +12,52 @@ from backpass.passes import Canonicalise
 from passes.texts import assert_rewrites, assert_same_values, compiled, graph, ops
 
 CASES = {
+    "scale of scores goes to the queries": (
+        "%0: f32[2,8,3], %1: f32[2,8,3], %2: f32[]",
+        """
+        %3: f32[2,8,8] = dot_general(%0, %1) {dimension_numbers=(((2,),(2,)),((0,),(0,)))}
+        %4: f32[2,8,8] = broadcast_in_dim(%2) {broadcast_dimensions=()}
+        %5: f32[2,8,8] = div(%3, %4) @ model.py:5
+        return %5
+        """,
+        """
+        %3: f32[2,8,8] = dot_general(%0, %1) {dimension_numbers=(((2,),(2,)),((0,),(0,)))}
+        %4: f32[2,8,8] = broadcast_in_dim(%2) {broadcast_dimensions=()}
+        %5: f32[2,8,3] = broadcast_in_dim(%2) {broadcast_dimensions=()} @ model.py:5
+        %6: f32[2,8,3] = div(%0, %5) @ model.py:5
+        %7: f32[2,8,8] = dot_general(%6, %1) {dimension_numbers=(((2,),(2,)),((0,),(0,)))}
+        return %7
+        """,
+    ),
+    "number times a product": (
+        "%0: f32[8,2], %1: f32[2,8]",
+        """
+        %2: f32[8,8] = dot_general(%0, %1) {dimension_numbers=(((1,),(0,)),((),()))}
+        %3: f32[8,8] = mul(2.0:f32, %2)
+        return %3
+        """,
+        """
+        %2: f32[8,8] = dot_general(%0, %1) {dimension_numbers=(((1,),(0,)),((),()))}
+        %3: f32[8,2] = broadcast_in_dim(2.0:f32) {broadcast_dimensions=()}
+        %4: f32[8,2] = mul(%0, %3)
+        %5: f32[8,8] = dot_general(%4, %1) {dimension_numbers=(((1,),(0,)),((),()))}
+        return %5
+        """,
+    ),
+    "values times weights, transposed": (
+        "%0: f32[2,8,4,3], %1: f32[2,4,8,8]",
+        """
+        %2: f32[2,4,3,8] = dot_general(%0, %1) {dimension_numbers=(((1,),(3,)),((0,2),(0,1)))}
+        %3: f32[2,8,4,3] = transpose(%2) {permutation=(0,3,1,2)}
+        return %3
+        """,
+        """
+        %2: f32[2,4,3,8] = dot_general(%0, %1) {dimension_numbers=(((1,),(3,)),((0,2),(0,1)))}
+        %3: f32[2,4,8,3] = dot_general(%1, %0) {dimension_numbers=(((3,),(1,)),((0,1),(0,2)))}
+        %4: f32[2,8,4,3] = transpose(%3) {permutation=(0,2,1,3)}
+        return %4
+        """,
+    ),
     "call": (
         "%0: f32[3]",
         """

@@ -9,6 +9,16 @@ from passes.texts import assert_rewrites
 X = "%0: f32[3,4]"
 XY = "%0: f32[3,4], %1: f32[3,4]"
 
+PICK = (
+    "{dimension_numbers=GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=(1,), "
+    "start_index_map=(1,), operand_batching_dims=(0,), start_indices_batching_dims=(0,)), "
+    "fill_value=nan, mode=GatherScatterMode.FILL_OR_DROP, slice_sizes=(1,1)}"
+)
+PICK_ONE = (
+    "{dimension_numbers=GatherDimensionNumbers(offset_dims=(), collapsed_slice_dims=(0,), "
+    "start_index_map=(0,)), fill_value=nan, mode=GatherScatterMode.FILL_OR_DROP, slice_sizes=(1,)}"
+)
+
 CASES = {
     # x + 0, 0 + x
     "add literal zero": (
@@ -230,6 +240,37 @@ CASES = {
         %7: f32[3,200] = select_n(%4, %6, %5)
         %8: f32[3] = reduce_sum(%7) {axes=(1,)}
         return %8
+        """,
+        None,
+    ),
+    "label picked from biased logits": (
+        "gather",
+        "%0: f32[3,5], %1: f32[5], %2: i32[3,1,1]",
+        f"""
+        %3: f32[3,5] = broadcast_in_dim(%1) {{broadcast_dimensions=(1,)}}
+        %4: f32[3,5] = add(%0, %3)
+        %5: f32[3,1] = gather(%4, %2) {PICK}
+        %6: f32[3] = reduce_max(%4) {{axes=(1,)}}
+        return %5, %6
+        """,
+        f"""
+        %3: f32[3,5] = broadcast_in_dim(%1) {{broadcast_dimensions=(1,)}}
+        %4: f32[3,5] = add(%0, %3)
+        %5: f32[3,1] = gather(%1, %2) {PICK_ONE}
+        %6: f32[3,1] = gather(%0, %2) {PICK}
+        %7: f32[3,1] = add(%6, %5)
+        %8: f32[3] = reduce_max(%4) {{axes=(1,)}}
+        return %7, %8
+        """,
+    ),
+    "label picked from logits of each row": (
+        "gather",
+        "%0: f32[3,5], %1: f32[3], %2: i32[3,1,1]",
+        f"""
+        %3: f32[3,5] = broadcast_in_dim(%1) {{broadcast_dimensions=(0,)}}
+        %4: f32[3,5] = add(%0, %3)
+        %5: f32[3,1] = gather(%4, %2) {PICK}
+        return %5
         """,
         None,
     ),
