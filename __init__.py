@@ -10,8 +10,10 @@ return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
 
 from . import ir
 from .compiler.compile import CompiledFunction, compile
+from .compiler.derivatives import jvp, linearize, vjp
 from .compiler.explain import Explanation
 from .compiler.gradients import grad, value_and_grad
+from .compiler.jacobians import hessian, hvp, jacfwd, jacrev
 from .compiler.stages import Compiled, Lowered, Traced
 from .ir.errors import (
     ArgumentError,
@@ -49,6 +51,13 @@ __all__ = [
     "__version__",
     "compile",
     "grad",
+    "hessian",
+    "hvp",
     "ir",
+    "jacfwd",
+    "jacrev",
+    "jvp",
+    "linearize",
     "value_and_grad",
+    "vjp",
 ]

@@ -1,124 +1,35 @@
 """`bp.grad` and `bp.value_and_grad`: functions that ask for gradients by our own chain rules.
 
-A call traces the function, imports it and binds one primitive, `gradients`, that carries the
-graph. Under `bp.compile` it becomes a `gradients` node, which `passes/autodiff` expands into the
-joint graph. Anywhere else (called as it is, under `jax.jit`, `jax.vmap`, `jax.lax.scan`, or the
-user's own `jax.grad`) the primitive expands itself in the same way and runs as ordinary JAX.
+A call traces the function, imports it and asks for a graph of one `gradients` node, which
+`passes/autodiff` expands into the joint graph.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.extend.core as jec
 import numpy as np
-from jax.interpreters import ad, batching, mlir
 
 from ..ir.errors import ArgumentError, DifferentiationError
-from ..ir.fingerprint import fingerprint
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops import OPS
 from ..ir.types import ArrayType, is_complex, is_inexact, type_of
-from ..passes import Autodiff, Canonicalise, Dce
-from ..runtime.lower import lowered
+from .derivatives import pair_of
 from .diagnose import caller_line, check_results, defined_at, in_place_of, is_array, tracing
 from .importer import import_open
-
-gradients_p = jec.Primitive("gradients")
-gradients_p.multiple_results = True
-
-
-@dataclass(frozen=True, eq=False)
-class Held:
-    """A graph as a parameter of the primitive: compared by identity, which JAX's caches do."""
-
-    graph: Graph
-
-    def __repr__(self) -> str:
-        """Name and size of the graph."""
-        return repr(self.graph)
+from .program_call import call_program
 
 
 def gradients_graph(graph: Graph, wrt: tuple[int, ...]) -> Graph:
     """Return a graph of one `gradients` node that differentiates `graph`."""
     inputs = tuple(Value(value.type, value.name) for value in graph.inputs)
-    outputs = tuple(map(Value, _types(graph, wrt)))
+    outputs = tuple(map(Value, OPS["gradients"].shape(graph.inputs, {"wrt": wrt}, (graph,))))
     node = Node(OPS["gradients"], inputs, outputs, {"wrt": wrt}, (graph,))
     return Graph(f"grad_{graph.name}", inputs, (node,), node.outputs)
-
-
-def _expanded(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
-    """Run the joint graph of forward and backward nodes."""
-    joint = gradients_graph(held.graph, wrt)
-    for step in (Canonicalise(), Autodiff(), Dce()):
-        joint = step(joint)
-    return lowered(joint, _types(held.graph, wrt))(*args)
-
-
-def _types(graph: Graph, wrt: tuple[int, ...]) -> tuple[ArrayType, ...]:
-    """Types of the outputs and the gradients; those of weak inputs are weak, as in JAX."""
-    return OPS["gradients"].shape(graph.inputs, {"wrt": wrt}, (graph,))
-
-
-@dataclass(frozen=True)
-class _Question:
-    """A graph and what to differentiate it by, as a key; equal ones share an executable."""
-
-    key: Hashable
-    wrt: tuple[int, ...]
-    held: Held = field(compare=False)
-
-
-@functools.lru_cache(maxsize=512)
-def _executable(question: _Question) -> Callable[..., list[Any]]:
-    return jax.jit(functools.partial(_expanded, held=question.held, wrt=question.wrt))
-
-
-def _run(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
-    """Run on arrays: one program, compiled once for all graphs that compute the same."""
-    question = _Question(fingerprint(held.graph), wrt, held)
-    return _executable(question)(*args)
-
-
-def _abstract(*avals: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
-    types = _types(held.graph, wrt)
-    return [jax.core.ShapedArray(t.shape, t.dtype, weak_type=t.weak) for t in types]
-
-
-def _batched(
-    axis: Any, args: Sequence[Any], dims: Sequence[Any], **params: Any
-) -> tuple[list[Any], Any]:
-    """Batch what we expand; the axis keeps its name, as the function may ask for it."""
-    if all(dim is None for dim in dims):
-        outs = gradients_p.bind(*args, **params)
-        return outs, [None] * len(outs)
-    run = jax.vmap(
-        functools.partial(_expanded, **params),
-        in_axes=tuple(dims),
-        axis_name=axis.name,
-        axis_size=axis.size,
-        spmd_axis_name=axis.spmd_name,
-    )
-    outs = run(*args)
-    return outs, [0] * len(outs)
-
-
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
-    """The user's own `jax.grad` or `jax.jvp` around ours: JAX differentiates what we expanded."""
-    run = functools.partial(_expanded, **params)
-    return jax.jvp(run, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
-
-
-gradients_p.def_impl(_run)
-gradients_p.def_abstract_eval(_abstract)
-batching.fancy_primitive_batchers[gradients_p] = _batched
-ad.primitive_jvps[gradients_p] = _jvp
-mlir.register_lowering(gradients_p, mlir.lower_fun(_expanded, multiple_results=True))
 
 
 def value_and_grad(
@@ -151,12 +62,12 @@ def value_and_grad(
             f"grad wants a function, got {type(fun).__name__}\n  at {caller_line()}; write "
             "bp.grad(f)(x), not bp.grad(f(x))"
         )
-    positions = _positions(argnums)
+    positions = positions_of(argnums)
 
     @functools.wraps(fun)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         where = caller_line()
-        chosen = _chosen(fun, args, positions, where)
+        chosen = chosen_arguments(fun, args, positions, where)
         leaves, tree = jax.tree.flatten(chosen)
         paths = _paths(chosen, [i % len(args) for i in positions])
         _check_inputs(fun, leaves, paths, holomorphic, allow_int, where)
@@ -165,7 +76,7 @@ def value_and_grad(
             full = list(args)
             for i, x in zip(positions, jax.tree.unflatten(tree, xs), strict=True):
                 full[i] = x
-            return _loss_and_aux(fun, check_results(fun, fun(*full, **kwargs)), has_aux, where)
+            return pair_of(fun, check_results(fun, fun(*full, **kwargs)), has_aux, where)
 
         with tracing(fun):
             jaxpr, shapes = jax.make_jaxpr(in_place_of(fun, flat), return_shape=True)(*leaves)
@@ -174,7 +85,7 @@ def value_and_grad(
         wrt = [i for i, x in enumerate(leaves) if is_inexact(type_of(x).dtype)]
         at = tuple(len(consts) + i for i in wrt)
         with tracing(fun):
-            found = gradients_p.bind(*consts, *leaves, held=Held(graph), wrt=at)
+            found = call_program(gradients_graph(graph, at), *consts, *leaves)
         count = len(found) - len(wrt)
         given = dict(zip(wrt, found[count:], strict=True))
         grads = [given[i] if i in given else _float0(x) for i, x in enumerate(leaves)]
@@ -212,7 +123,7 @@ def _float0(x: Any) -> Any:
     return np.zeros(np.shape(x), jax.dtypes.float0)
 
 
-def _positions(argnums: Any) -> tuple[int, ...]:
+def positions_of(argnums: Any) -> tuple[int, ...]:
     """Return `argnums` as a tuple. Raises `ArgumentError` for what is no integer."""
     try:
         return tuple(map(operator.index, argnums if np.iterable(argnums) else (argnums,)))
@@ -232,9 +143,10 @@ def _paths(chosen: Sequence[Any], positions: Sequence[int]) -> list[str]:
     ]
 
 
-def _chosen(
+def chosen_arguments(
     fun: Callable[..., Any], args: Sequence[Any], positions: Sequence[int], where: str
 ) -> tuple[Any, ...]:
+    """Return the arguments at `positions`. Raises `ArgumentError`."""
     for i in positions:
         if not -len(args) <= i < len(args):
             raise ArgumentError(
@@ -284,17 +196,6 @@ def _check_dtype(
     raise DifferentiationError(
         f"grad of {defined_at(fun)} wants {wanted}, got {kind} at {path}\n  at {where}; {todo}"
     )
-
-
-def _loss_and_aux(fun: Callable[..., Any], out: Any, has_aux: bool, where: str) -> tuple[Any, Any]:
-    if not has_aux:
-        return out, ()
-    if not (isinstance(out, tuple | list) and len(out) == 2):
-        raise DifferentiationError(
-            f"has_aux=True wants {defined_at(fun)} to return a pair (loss, aux), got "
-            f"{type(out).__name__}\n  at {where}"
-        )
-    return out[0], out[1]
 
 
 def _check_loss(fun: Callable[..., Any], loss: Any, holomorphic: bool, where: str) -> None:

@@ -77,6 +77,8 @@ class Importer:
         if name == "call_hi_primitive" and jax_compat.expands(eqn):
             body = self.graph(jax_compat.expanded(eqn), "expanded", depth=depth, library=True)
             return OPS["jit"], {"name": type(params["_prim"]).__name__}, (body,)
+        if name == "program_call":
+            return _of_program(params["held"].graph)
         normalise = _NORMALISE.get(name)
         if name == "scatter" and params["update_jaxpr"] is not None:  # scatter_apply's function
             return foreign(eqn.primitive), dict(params), ()
@@ -189,6 +191,15 @@ def _closing(text: str, start: int) -> int:
     return len(text)
 
 
+def _of_program(graph: Graph) -> tuple[Op, Mapping[str, Any], tuple[Graph, ...]]:
+    """Return the one node that a program consists of, or a call of the program."""
+    if len(graph.nodes) == 1:
+        (node,) = graph.nodes
+        if (node.inputs, node.outputs) == (graph.inputs, graph.outputs):
+            return node.op, node.attrs, node.regions
+    return OPS["jit"], {"name": graph.name}, (graph,)
+
+
 def _plain(params: Mapping[str, Any], implied: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters without those that have their usual value, NumPy integers made Python's."""
     return {
@@ -256,7 +267,6 @@ _NORMALISE: dict[str, Normalise] = {
     "custom_linear_solve": _linear_solve,
     "select_and_scatter_add": _select_by_name,
     "select_and_gather_add": _select_by_name,
-    "gradients": lambda params: ({"wrt": params["wrt"]}, (params["held"].graph,)),
     **dict.fromkeys(
         ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"),
         _scatter,

@@ -6,6 +6,7 @@ A rule is a plain function. Rules that many ops share are made by the small fact
     lower(args, attrs, regions, run)       -> JAX arrays; `run(region, *args)` runs a region
     vjp(b, node, cts, needs)               -> one cotangent or None for each input
     linearise(b, node, needs, ad)          -> (outputs, pullback), for ops with regions
+    jvp(b, node, tangents, ad)             -> (outputs, tangents), for ops with regions
     flops(node)                            -> floating-point operations, a FMA counts as two
 
 A VJP is written against the builder `b` alone, so that the same rule emits nodes in the static
@@ -91,6 +92,37 @@ class Split:
     seeds: tuple[int, ...]
 
 
+class ForwardDifferentiator(Protocol):
+    """What `passes/autodiff` lends to the forward rules of ops that have regions."""
+
+    def activity(self, region: Graph, active: Sequence[bool]) -> Sequence[bool]:
+        """Tell which outputs depend differentiably on the active inputs."""
+
+    def inline(
+        self, b: Builder, region: Graph, inputs: Sequence[Value], tangents: Cts
+    ) -> tuple[Sequence[Value], Cts]:
+        """Emit a region's nodes in place; gives its outputs and their tangents."""
+
+    def region(
+        self, region: Graph, active: Sequence[bool], wanted: Sequence[bool] | None = None
+    ) -> Graph:
+        """Carry tangents: inputs ++ active inputs' tangents -> outputs ++ wanted tangents."""
+
+    def linear_tape(
+        self, b: Builder, region: Graph, inputs: Sequence[Value | None]
+    ) -> tuple[Sequence[Value | None], Pullback]:
+        """Emit the part of a region without tangents; pull back through the linear rest."""
+
+
+class JvpRule(Protocol):
+    """Forward mode of an op with regions: emit its outputs and their tangents."""
+
+    def __call__(
+        self, b: Builder, node: Node, tangents: Cts, ad: ForwardDifferentiator
+    ) -> tuple[Sequence[Value], Cts]:
+        """See the module's docstring."""
+
+
 class LineariseRule(Protocol):
     """Reverse mode of an op with regions: emit its outputs, return its pullback."""
 
@@ -120,7 +152,8 @@ class Op:
     """The record of one op; see the module's docstring for the rules.
 
     `vjp` is None where no rule exists: differentiating through the op is then an error, unless
-    `linearise` is there. `effect` names what keeps a node from being removed, merged or moved.
+    `linearise` is there. Forward mode transposes `vjp` unless `jvp` is there.
+    `effect` names what keeps a node from being removed, merged or moved.
     `foreign` marks a primitive that the tables do not list and that passes through unchanged.
     """
 
@@ -129,6 +162,7 @@ class Op:
     lower: LowerRule
     vjp: VjpRule | None = None
     linearise: LineariseRule | None = None
+    jvp: JvpRule | None = None
     flops: FlopsRule = no_flops
     effect: str = ""
     foreign: bool = False

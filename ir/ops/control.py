@@ -17,6 +17,7 @@ from .. import jax_compat
 from ..errors import DifferentiationError
 from ..op import Attrs, Cts, Differentiator, Op, Pullback
 from ..types import ArrayType
+from . import tangents
 from .scan import SCAN
 
 if TYPE_CHECKING:
@@ -271,18 +272,6 @@ def _while_types(
     return tuple(value.type for value in regions[1].outputs)
 
 
-def _active_loop_carry(node: Node, needs: Sequence[bool], ad: Differentiator) -> list[bool]:
-    """Least fixed point of: a carry is active if it starts so, or if the body makes it so."""
-    nc, nb = node.attrs["cond_nconsts"], node.attrs["body_nconsts"]
-    consts, carry = needs[nc : nc + nb], list(needs[nc + nb :])
-    while True:
-        outs = ad.activity(node.regions[1], [*consts, *carry])
-        grown = [a or b for a, b in zip(carry, outs, strict=True)]
-        if grown == carry:
-            return carry
-        carry = grown
-
-
 def _linearise_while(
     b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
 ) -> tuple[Sequence[Value], Pullback]:
@@ -292,10 +281,12 @@ def _linearise_while(
     differentiable way.
     """
     outputs = b.emit("while", node.inputs, node.attrs, node.regions)
-    active = _active_loop_carry(node, needs, ad)
+    nc, nb = node.attrs["cond_nconsts"], node.attrs["body_nconsts"]
+    reached = list(needs[nc:])
+    tangents.grown(node.regions[1], reached, slice(nb, None), ad)
 
     def pullback(b: Builder, cts: Cts) -> Cts:
-        if not any(ct is not None for ct, reached in zip(cts, active, strict=True) if reached):
+        if not any(ct is not None and on for ct, on in zip(cts, reached[nb:], strict=True)):
             return [None] * len(node.inputs)
         raise DifferentiationError(
             "reverse mode needs a loop with a fixed number of steps, got `while`"
@@ -309,12 +300,24 @@ def _linearise_while(
 
 OPS: tuple[Op, ...] = (
     SCAN,
-    Op("jit", _region_types(0), _call, linearise=_linearise_call),
-    Op("eval_jaxpr", _region_types(0), _call, linearise=_linearise_call),
-    Op("closed_call", _region_types(0), _call, linearise=_linearise_call),
-    Op("remat2", _region_types(0), _call, linearise=_linearise_checkpoint),
-    Op("custom_jvp_call", _region_types(0), _custom_jvp, linearise=_linearise_custom_jvp),
-    Op("custom_vjp_call", _region_types(0), _custom_vjp, linearise=_linearise_custom_vjp),
-    Op("cond", _region_types(0), _cond, linearise=_linearise_cond),
-    Op("while", _while_types, _while, linearise=_linearise_while),
+    Op("jit", _region_types(0), _call, linearise=_linearise_call, jvp=tangents.call),
+    Op("eval_jaxpr", _region_types(0), _call, linearise=_linearise_call, jvp=tangents.call),
+    Op("closed_call", _region_types(0), _call, linearise=_linearise_call, jvp=tangents.call),
+    Op("remat2", _region_types(0), _call, linearise=_linearise_checkpoint, jvp=tangents.checkpoint),
+    Op(
+        "custom_jvp_call",
+        _region_types(0),
+        _custom_jvp,
+        linearise=_linearise_custom_jvp,
+        jvp=tangents.custom_jvp,
+    ),
+    Op(
+        "custom_vjp_call",
+        _region_types(0),
+        _custom_vjp,
+        linearise=_linearise_custom_vjp,
+        jvp=tangents.custom_vjp,
+    ),
+    Op("cond", _region_types(0), _cond, linearise=_linearise_cond, jvp=tangents.cond),
+    Op("while", _while_types, _while, linearise=_linearise_while, jvp=tangents.while_loop),
 )

@@ -16,6 +16,7 @@ from jax import lax
 
 from ..op import Attrs, Cts, Differentiator, Op, Pullback
 from ..types import ArrayType
+from . import tangents
 
 if TYPE_CHECKING:
     from ..builder import Builder
@@ -46,26 +47,13 @@ def _lower(
     return [*carry, *ys]
 
 
-def _active_carry(
-    node: Node, needs: Sequence[bool], ad: Differentiator
-) -> tuple[list[bool], Sequence[bool]]:
-    """Fixed point of `a carry is active if it starts or becomes active`: (inputs, outputs)."""
-    n, k = node.attrs["num_consts"], node.attrs["num_carry"]
-    active = list(needs)
-    while True:
-        outs = ad.activity(node.regions[0], active)
-        grown = [a or b for a, b in zip(active[n : n + k], outs[:k], strict=True)]
-        if grown == active[n : n + k]:
-            return active, outs
-        active[n : n + k] = grown
-
-
 def _linearise(
     b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
 ) -> tuple[Sequence[Value], Pullback]:
     n, k = node.attrs["num_consts"], node.attrs["num_carry"]
     (body,) = node.regions
-    active, active_outs = _active_carry(node, needs, ad)
+    active = list(needs)
+    active_outs = tangents.grown(body, active, slice(n, n + k), ad)
     stored_inputs = range(n, n + k)
     split = ad.split(body, active, store=stored_inputs, seeds=active_outs)
     found = b.emit("scan", node.inputs, node.attrs, (split.forward,))
@@ -148,4 +136,4 @@ def _flops(node: Node) -> int:
     return int(node.attrs["length"]) * sum(n.op.flops(n) for n in node.regions[0].nodes)
 
 
-SCAN = Op("scan", _types, _lower, linearise=_linearise, flops=_flops)
+SCAN = Op("scan", _types, _lower, linearise=_linearise, jvp=tangents.scan, flops=_flops)

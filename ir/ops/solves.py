@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jax import lax
 
 from ..errors import MissingRuleError
-from ..op import Attrs, Cts, Differentiator, Op, Pullback
+from ..op import Attrs, Cts, Differentiator, ForwardDifferentiator, Op, Pullback
 from ..types import ArrayType
 
 if TYPE_CHECKING:
@@ -97,4 +97,29 @@ def _linearise(
     return outputs, pullback
 
 
-OPS: tuple[Op, ...] = (Op("custom_linear_solve", _shape, _lower, vjp=_vjp, linearise=_linearise),)
+def _jvp(
+    b: Builder, node: Node, tangents: Cts, ad: ForwardDifferentiator
+) -> tuple[Sequence[Value], Cts]:
+    """A dx = db - dA x, by the same solver."""
+    outputs = b.emit(node.op, node.inputs, node.attrs, node.regions)
+    of_a, *_, y = _parts(node.inputs, node.attrs)
+    x = outputs[: len(y)]
+    t_of_a, *_, t_y = _parts(tangents, node.attrs)
+    _, moved = ad.inline(b, node.regions[0], [*of_a, *x], [*t_of_a, *[None] * len(x)])
+    if all(t is None for t in (*t_y, *moved)):
+        return outputs, [None] * len(outputs)
+    rest = [_difference(b, v, t, m) for v, t, m in zip(y, t_y, moved, strict=True)]
+    closed = node.inputs[: len(node.inputs) - len(y)]
+    found = b.emit(node.op, (*closed, *rest), node.attrs, node.regions)
+    return outputs, [*found[: len(y)], *[None] * (len(outputs) - len(y))]
+
+
+def _difference(b: Builder, like: Value, t: Value | None, m: Value | None) -> Value:
+    if m is None:
+        return b.zeros(like) if t is None else t
+    return b.neg(m) if t is None else b.sub(t, m)
+
+
+OPS: tuple[Op, ...] = (
+    Op("custom_linear_solve", _shape, _lower, vjp=_vjp, linearise=_linearise, jvp=_jvp),
+)

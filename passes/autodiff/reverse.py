@@ -9,14 +9,15 @@ Source: Linnainmaa 1970; Griewank and Walther, "Evaluating Derivatives", 2008, c
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from ...ir.builder import Builder
-from ...ir.errors import MissingRuleError
+from ...ir.errors import DifferentiationError, MissingRuleError
 from ...ir.graph import Graph, Literal, Node, Origin, Phase, Value
 from ...ir.op import Cts, Pullback, Split, no_gradient
 from ...ir.ops import OPS
+from ...ir.ops.tangents import grown
 from .partition import partition
 
 NOTHING: Mapping[Value, Value] = {}
@@ -38,6 +39,7 @@ def propagates(node: Node) -> bool:
     return node.op.vjp is not no_gradient and any(v.type.is_inexact for v in node.outputs)
 
 
+CALLS = frozenset(("jit", "closed_call", "eval_jaxpr", "remat2"))
 CUSTOM = frozenset(("custom_jvp_call", "custom_vjp_call"))
 
 
@@ -77,7 +79,7 @@ class Reverse:
         tape: list[Step] = []
         origins: dict[Origin, Origin] = {}
         for node in region.nodes:
-            origin = _moved(node.origin, within, origins)
+            origin = moved(node.origin, within, origins)
             needs = tuple(value in live for value in node.inputs)
             on_tape = any(needs) and propagates(node)
             operands = [env.get(value, value) for value in node.inputs]
@@ -121,7 +123,11 @@ class Reverse:
         return Node(node.op, tuple(operands), outputs, node.attrs, node.regions, origin)
 
     def linear_tape(
-        self, b: Builder, region: Graph, inputs: Sequence[Value | None]
+        self,
+        b: Builder,
+        region: Graph,
+        inputs: Sequence[Value | None],
+        phase: Phase = "backward",
     ) -> tuple[Sequence[Value | None], Pullback]:
         """Emit what does not depend on the inputs given as None; the rest is linear in them.
 
@@ -136,20 +142,60 @@ class Reverse:
             operands = [env.get(value, value) for value in node.inputs]
             needs = tuple(value in linear for value in node.inputs)
             if any(needs) and propagates(node):
-                linear.update(node.outputs)
-                absent = Node(node.op, tuple(operands), node.outputs, node.attrs, node.regions)
-                tape.append(Step(node, absent, None, needs, origin))
+                step, outputs = self._linear_step(b, node, operands, needs)
+                tape.append(step)
+                for value, at_zero, on in zip(
+                    node.outputs, outputs, self.reached(node, needs), strict=True
+                ):
+                    if on:
+                        linear.add(value)
+                    else:
+                        env[value] = at_zero
             elif not any(needs):
                 copy = self._clone(b, node, operands, origin)
                 env.update(zip(node.outputs, copy.outputs, strict=True))
 
         def pullback(b: Builder, cts: Cts) -> Cts:
-            return walk_back(b, region, tape, cts)
+            start = len(b.nodes)
+            found = walk_back(b, region, tape, cts, phase)
+            _check_linear(region, b.nodes[start:], linear)
+            return found
 
         def primal(value: Value) -> Value | None:
             return value if isinstance(value, Literal) else env.get(value)
 
         return [primal(value) for value in region.outputs], pullback
+
+    def reached(self, node: Node, needs: Sequence[bool]) -> Sequence[bool]:
+        """Tell which outputs of a node depend on the needed inputs."""
+        attrs, regions = node.attrs, node.regions
+        if node.op.name == "optimization_barrier":
+            return needs
+        if node.op.name == "cond":
+            each = [self.activity(branch, needs[1:]) for branch in regions]
+            return [any(outs) for outs in zip(*each, strict=True)]
+        if node.op.name == "scan":
+            carry = slice(attrs["num_consts"], attrs["num_consts"] + attrs["num_carry"])
+            return grown(regions[0], list(needs), carry, self)
+        if node.op.name in CALLS:
+            return self.activity(regions[0], needs)
+        return [True] * len(node.outputs)
+
+    def _linear_step(
+        self, b: Builder, node: Node, operands: Sequence[Value], needs: tuple[bool, ...]
+    ) -> tuple[Step, Sequence[Value]]:
+        """Tape of a linear node, and its outputs where what is absent is zero.
+
+        One with regions is linearised at zero, as good a point as any.
+        """
+        absent = Node(node.op, tuple(operands), node.outputs, node.attrs, node.regions, b.origin)
+        if node.op.linearise is None:
+            outputs = operands if node.op.name == "optimization_barrier" else node.outputs
+            return Step(node, absent, None, needs, b.origin), outputs
+        at = [b.zeros(x) if need else x for x, need in zip(operands, needs, strict=True)]
+        asked = Node(node.op, tuple(at), node.outputs, node.attrs, node.regions, b.origin)
+        outputs, pullback = node.op.linearise(b, asked, needs, self)
+        return Step(node, absent, pullback, needs, b.origin), outputs
 
     def split(
         self,
@@ -179,7 +225,18 @@ class Reverse:
         )
 
 
-def _moved(origin: Origin, within: Origin, done: dict[Origin, Origin]) -> Origin:
+def _check_linear(region: Graph, nodes: Sequence[Node], absent: Set[Value]) -> None:
+    """Raise `DifferentiationError` where a transposed node reads a value that was never there."""
+    for node in nodes:
+        if not absent.isdisjoint(node.inputs):
+            raise DifferentiationError(
+                f"{region.name} wants to be transposed and is not linear: {node.op.name!r} reads "
+                f"the cotangent's own value\n  at {node.source or 'unknown line'}; use reverse "
+                "mode, or write the rule so that it is linear in the cotangent"
+            )
+
+
+def moved(origin: Origin, within: Origin, done: dict[Origin, Origin]) -> Origin:
     """Return the origin inside the scope of the node whose region is inlined."""
     if not within.scope and origin.known:
         return origin
@@ -198,7 +255,9 @@ def _reading(step: Step, env: Mapping[Value, Value]) -> Step:
     return Step(step.node, shown, step.pullback, step.needs, step.origin)
 
 
-def walk_back(b: Builder, region: Graph, tape: Sequence[Step], cts: Cts) -> Cts:
+def walk_back(
+    b: Builder, region: Graph, tape: Sequence[Step], cts: Cts, phase: Phase = "backward"
+) -> Cts:
     """Cotangents of the region's inputs from those of its outputs."""
     found: dict[Value, Value] = {}
 
@@ -207,7 +266,7 @@ def walk_back(b: Builder, region: Graph, tape: Sequence[Step], cts: Cts) -> Cts:
             found[value] = b.add_any(found[value], ct) if value in found else ct
 
     outer: tuple[Origin, Phase] = (b.origin, b.phase)
-    b.phase = "backward"
+    b.phase = phase
     for value, ct in zip(region.outputs, cts, strict=True):
         accumulate(value, ct)
     for step in reversed(tape):
@@ -231,11 +290,16 @@ def pull(b: Builder, step: Step, cts: Cts) -> Cts:
     node = step.emitted
     assert node is not None
     if node.op.vjp is None:
-        where = f"\n  at {step.origin.source or 'unknown line'}"
-        scope = f" in {step.origin.scope}" if step.origin.scope else ""
-        raise MissingRuleError(
-            f"no VJP rule for {node.op.name!r}, which stands between an input and the loss"
-            f"{where}{scope}; use another formulation, wrap it in jax.lax.stop_gradient, or give "
-            "it a rule of its own with jax.custom_vjp"
-        )
+        raise missing_rule(node, step.origin)
     return node.op.vjp(b, node, cts, step.needs)
+
+
+def missing_rule(node: Node, origin: Origin) -> MissingRuleError:
+    """Say which op has no rule, where it stands, and what to do."""
+    where = f"\n  at {origin.source or 'unknown line'}"
+    scope = f" in {origin.scope}" if origin.scope else ""
+    return MissingRuleError(
+        f"no VJP rule for {node.op.name!r}, which stands between an input and the loss"
+        f"{where}{scope}; use another formulation, wrap it in jax.lax.stop_gradient, or give "
+        "it a rule of its own with jax.custom_vjp"
+    )

@@ -1,0 +1,138 @@
+"""One JAX primitive that carries a graph: how our functions stand in a trace of JAX's.
+
+`bp.grad`, `bp.vjp`, `bp.jvp` and the rest trace a function, make a graph of it and bind this
+primitive. Under `bp.compile` the importer takes the graph out again, and the passes see it whole.
+Anywhere else (called as it is, under `jax.jit`, `jax.vmap`, `jax.lax.scan`, or the user's own
+`jax.grad`) the primitive expands itself in the same way and runs as ordinary JAX.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.extend.core as jec
+from jax.interpreters import ad, batching, mlir
+
+from ..ir.fingerprint import fingerprint
+from ..ir.graph import Graph
+from ..ir.jax_compat import bind
+from ..ir.types import ArrayType
+from ..passes import Autodiff, Canonicalise, Dce
+from ..passes.autodiff import Forward
+from ..runtime.lower import lowered
+
+program_call_p = jec.Primitive("program_call")
+program_call_p.multiple_results = True
+
+# A program of up to this many nodes, none with regions, runs op by op: a compile costs more.
+SMALL = 48
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A graph as a parameter of the primitive: compared by identity, which JAX's caches do."""
+
+    graph: Graph
+
+    def __repr__(self) -> str:
+        """Name and size of the graph."""
+        return repr(self.graph)
+
+    @functools.cached_property
+    def plain(self) -> Graph:
+        """The graph with calls inlined and gradients expanded."""
+        return Dce()(plain(self.graph))
+
+
+def plain(graph: Graph) -> Graph:
+    """Inline calls and expand gradients."""
+    return Autodiff()(Canonicalise()(graph))
+
+
+def call_program(graph: Graph, *args: Any) -> list[Any]:
+    """Run a graph on arrays or tracers."""
+    return program_call_p.bind(*args, held=Held(graph))  # type: ignore[no-any-return]
+
+
+def _expanded(*args: Any, held: Held) -> list[Any]:
+    types = [value.type for value in held.graph.outputs]
+    return lowered(held.plain, types)(*args)
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A graph as a key; equal ones share an executable."""
+
+    key: Hashable
+    held: Held = field(compare=False)
+
+
+@functools.lru_cache(maxsize=512)
+def _executable(question: _Question) -> Callable[..., list[Any]]:
+    return jax.jit(functools.partial(_expanded, held=question.held))
+
+
+def _run(*args: Any, held: Held) -> list[Any]:
+    """Run on arrays: op by op when small, else as one program for all that compute the same."""
+    if len(held.plain.nodes) <= SMALL and not any(node.regions for node in held.plain.nodes):
+        outs = _expanded(*args, held=held)
+        return [_as_array(x, v.type) for x, v in zip(outs, held.graph.outputs, strict=True)]
+    return _executable(_Question(fingerprint(held.graph), held))(*args)
+
+
+def _as_array(x: Any, type: ArrayType) -> Any:
+    """Return what was passed through, a literal or an argument, as an array."""
+    if isinstance(x, jax.Array) or type.dtype == jax.dtypes.float0:
+        return x
+    return bind("convert_element_type", [x], {"new_dtype": type.dtype, "weak_type": type.weak})[0]
+
+
+def _abstract(*avals: Any, held: Held) -> list[Any]:
+    types = [value.type for value in held.graph.outputs]
+    return [jax.core.ShapedArray(t.shape, t.dtype, weak_type=t.weak) for t in types]
+
+
+def _batched(
+    axis: Any, args: Sequence[Any], dims: Sequence[Any], *, held: Held
+) -> tuple[list[Any], Any]:
+    """Batch what we expand; the axis keeps its name, as the function may ask for it."""
+    if all(dim is None for dim in dims):
+        outs = program_call_p.bind(*args, held=held)
+        return outs, [None] * len(outs)
+    run = jax.vmap(
+        functools.partial(_expanded, held=held),
+        in_axes=tuple(dims),
+        axis_name=axis.name,
+        axis_size=axis.size,
+        spmd_axis_name=axis.spmd_name,
+    )
+    outs = run(*args)
+    return outs, [0] * len(outs)
+
+
+def _jvp(
+    primals: Sequence[Any], tangents: Sequence[Any], *, held: Held
+) -> tuple[list[Any], list[Any]]:
+    """The user's own `jax.grad` or `jax.jvp` around ours: expanded with its tangents."""
+    active = [
+        not isinstance(t, ad.Zero) and value.type.is_inexact
+        for t, value in zip(tangents, held.plain.inputs, strict=True)
+    ]
+    wanted = Forward().activity(held.plain, active)
+    joint = Forward().region(held.plain, active, wanted)
+    given = [t for t, is_active in zip(tangents, active, strict=True) if is_active]
+    found = lowered(joint, [value.type for value in joint.outputs])(*primals, *given)
+    outs, rest = found[: len(wanted)], iter(found[len(wanted) :])
+    zeros = [ad.Zero(jax.typeof(out).to_tangent_aval()) for out in outs]
+    return outs, [next(rest) if on else zero for on, zero in zip(wanted, zeros, strict=True)]
+
+
+program_call_p.def_impl(_run)
+program_call_p.def_abstract_eval(_abstract)
+batching.fancy_primitive_batchers[program_call_p] = _batched
+ad.primitive_jvps[program_call_p] = _jvp
+mlir.register_lowering(program_call_p, mlir.lower_fun(_expanded, multiple_results=True))
