@@ -47,7 +47,7 @@ def vjp(fun: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     point = _at(fun, primals, has_aux, "vjp")
     seeds = [is_inexact(t.dtype) for t in point.types] + [False] * point.aux_count
     split = Reverse().split(point.graph, point.active, seeds=seeds)
-    found = call_program(Dce()(split.forward), *point.operands)
+    found = call_program(Dce()(split.forward), *point.operands, is_plain=True)
     residuals = _residuals(split.residuals, point, found)
     linear = _Pullback(split.backward, point)
     return point.results(found, Partial(linear, residuals))
@@ -70,7 +70,7 @@ def linearize(fun: Callable[..., Any], *primals: Any, has_aux: bool = False) -> 
     """
     point = _at(fun, primals, has_aux, "linearize")
     first, second, kinds = linearised(point.graph, point.active)
-    found = call_program(Dce()(first), *point.operands)
+    found = call_program(Dce()(first), *point.operands, is_plain=True)
     residuals = _residuals(kinds, point, found)
     return point.results(found, Partial(_Linear(second, point), residuals))
 
@@ -105,7 +105,7 @@ def jvp(
     leaves = _fitting(point.tree, point.primal_types, tuple(tangents), "jvp wants tangents")
     wanted = [is_inexact(t.dtype) for t in point.types] + [False] * point.aux_count
     joint = Forward().region(point.graph, point.active, wanted)
-    found = call_program(Dce()(joint), *point.operands, *leaves)
+    found = call_program(Dce()(joint), *point.operands, *leaves, is_plain=True)
     count = len(point.graph.outputs)
     return point.results(found, point.tangent_tree(found[count:]))
 
@@ -171,7 +171,7 @@ class _Pullback:
         """Apply it to a cotangent."""
         point = self.point
         given = _fitting(point.out_tree, point.types, ct, "the pullback wants cotangents")
-        found = call_program(self.graph, *residuals, *given)
+        found = call_program(self.graph, *residuals, *given, is_plain=True)
         cts = _with_float0(point.primal_types, found)
         return jax.tree.unflatten(point.tree, cts)  # type: ignore[no-any-return]
 
@@ -187,7 +187,7 @@ class _Linear:
         """Apply it to tangents."""
         point = self.point
         given = _fitting(point.tree, point.primal_types, tangents, "linearize wants tangents")
-        return point.tangent_tree(call_program(self.graph, *residuals, *given))
+        return point.tangent_tree(call_program(self.graph, *residuals, *given, is_plain=True))
 
 
 def _at(fun: Callable[..., Any], primals: tuple[Any, ...], has_aux: bool, what: str) -> _Point:

@@ -6,13 +6,17 @@ parameters for its own use is dropped, so that attrs print and compare.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ..ir import jax_compat
 from ..ir.graph import UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
+from ..ir.jax_compat import trace_context
 from ..ir.op import Op
 from ..ir.ops import OPS
 from ..ir.ops.foreign import foreign
@@ -33,7 +37,6 @@ class Importer:
     def __init__(self) -> None:
         """Start with nothing remembered."""
         self._regions: dict[tuple[int, int], tuple[Any, Graph]] = {}
-        self._library_rules: dict[tuple[str, int, Graph], tuple[Graph, ...]] = {}
 
     def graph(
         self,
@@ -114,16 +117,39 @@ class Importer:
     def _rules(self, eqn: Any, name: str, call: Graph, depth: int) -> tuple[Graph, ...]:
         """Import the rule; for JAX's own functions once for all calls with an equal body."""
         library = jax_compat.is_library(eqn.params["call_jaxpr"])
-        key = (name, depth, call)
-        if library and key in self._library_rules:
-            return self._library_rules[key]
-        rules = tuple(
-            self.graph(jaxpr, f"{name}_{part}", depth=depth + 1, library=library)
-            for part, jaxpr in _CUSTOM[eqn.primitive.name](eqn).items()
-        )
+        rule = _Rule(name, depth, call, trace_context(), self, eqn)
         if library:
-            self._library_rules[key] = rules
-        return rules
+            graphs, reusable = _library_rules(rule)
+            return graphs if reusable else rule.imported(library=True)
+        return rule.imported(library=False)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A custom rule as a key: equal ones of one library are the same."""
+
+    name: str
+    depth: int
+    call: Graph
+    context: Hashable
+    importer: Importer = field(compare=False)
+    eqn: Any = field(compare=False)
+
+    def imported(self, *, library: bool) -> tuple[Graph, ...]:
+        """Trace the rule and import its parts."""
+        parts = _CUSTOM[self.eqn.primitive.name](self.eqn)
+        return tuple(
+            self.importer.graph(jaxpr, f"{self.name}_{part}", (), self.depth + 1, library)
+            for part, jaxpr in parts.items()
+        )
+
+
+@lru_cache(maxsize=256)
+def _library_rules(rule: _Rule) -> tuple[tuple[Graph, ...], bool]:
+    """Import a rule once, and tell whether it serves again: not if it closes over a tracer."""
+    graphs = rule.imported(library=True)
+    constants = [n for g in graphs for n in g.walk() if n.op.name == "constant"]
+    return graphs, not any(isinstance(n.attrs["value"], jax.core.Tracer) for n in constants)
 
 
 def _origin(info: Any, library: bool) -> tuple[Origin, Phase]:

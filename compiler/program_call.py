@@ -34,9 +34,13 @@ SMALL = 48
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A graph as a parameter of the primitive: compared by identity, which JAX's caches do."""
+    """A graph as a parameter of the primitive: compared by identity, which JAX's caches do.
+
+    `is_plain`: calls are inlined and gradients expanded already.
+    """
 
     graph: Graph
+    is_plain: bool = False
 
     def __repr__(self) -> str:
         """Name and size of the graph."""
@@ -45,7 +49,7 @@ class Held:
     @functools.cached_property
     def plain(self) -> Graph:
         """The graph with calls inlined and gradients expanded."""
-        return Dce()(plain(self.graph))
+        return self.graph if self.is_plain else Dce()(plain(self.graph))
 
 
 def plain(graph: Graph) -> Graph:
@@ -53,9 +57,9 @@ def plain(graph: Graph) -> Graph:
     return Autodiff()(Canonicalise()(graph))
 
 
-def call_program(graph: Graph, *args: Any) -> list[Any]:
+def call_program(graph: Graph, *args: Any, is_plain: bool = False) -> list[Any]:
     """Run a graph on arrays or tracers."""
-    return program_call_p.bind(*args, held=Held(graph))  # type: ignore[no-any-return]
+    return program_call_p.bind(*args, held=Held(graph, is_plain))  # type: ignore[no-any-return]
 
 
 def _expanded(*args: Any, held: Held) -> list[Any]:

@@ -1,0 +1,71 @@
+"""Forward mode of every op, which transposes its VJP, against reverse mode and JAX's own."""
+
+import jax
+import numpy as np
+import pytest
+
+from backpass.ir import evaluate
+from backpass.ir.builder import Builder
+from backpass.ir.graph import Value
+from backpass.ir.ops import OPS
+from backpass.ir.types import is_complex, type_of
+from backpass.ir.verifier import verify
+from backpass.passes.autodiff import Forward, linearised
+from ops.harness import Case, backward_graph, operands, primal
+from ops.measure import inner
+from ops.test_rules import DIFFERENTIABLE
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+# JAX's own two modes choose different ones of equal maxima; ours agree with its reverse mode.
+TIES = ("reduce_window_max-overlapping, ties", "reduce_window_min-overlapping, ties")
+# Tangents and cotangents are rounded, each for itself.
+ROUNDING = ("reduce_precision",)
+
+
+def node_graph(case: Case):
+    b = Builder(OPS)
+    inputs = [Value(type_of(x)) for x in case.args]
+    return b.graph(case.op, inputs, b.emit(case.op, inputs, case.attrs))
+
+
+def draw(rng, x):
+    x = np.asarray(x)
+    noise = rng.normal(size=x.shape)
+    if is_complex(x.dtype):
+        noise = noise + 1j * rng.normal(size=x.shape)
+    return noise.astype(x.dtype)
+
+
+@pytest.mark.parametrize("case", DIFFERENTIABLE, ids=str)
+def test_jvp(case: Case) -> None:
+    """`J t` against `jax.jvp`, and `ct . J t` against `J^T ct . t`."""
+    rng = np.random.default_rng(0)
+    graph = node_graph(case)
+    active = [i in case.active for i in range(len(case.args))]
+    joint = Forward().region(graph, active)
+    verify(joint)
+    directions = [case.within(draw(rng, x)) for x in operands(case)]
+    found = evaluate(joint, *case.args, *directions)
+    count = len(graph.outputs)
+    outs, tangents = found[:count], found[count:]
+    inexact = [x for x, v in zip(outs, graph.outputs, strict=True) if v.type.is_inexact]
+    if case.peer and str(case) not in TIES:
+        primals, wanted = jax.jvp(primal(case), tuple(operands(case)), tuple(directions))
+        close(inexact, primals)
+        close([case.seen(t) for t in tangents], [case.seen(t) for t in wanted])
+    cts = [case.seen(draw(rng, x)) for x in inexact]
+    pulled = evaluate(backward_graph(case), *case.args, *cts)
+    if case.op not in ROUNDING:
+        there, back = inner(cts, tangents), inner(pulled, directions)
+        assert there == pytest.approx(back, rel=1e-7, abs=1e-7, nan_ok=True)
+    first, second, residuals = linearised(graph, active)
+    kept = evaluate(first, *case.args)
+    given = [case.args[i] if kind == "input" else kept[count + i] for kind, i in residuals]
+    close(evaluate(second, *given, *directions), tangents)
+
+
+def close(got, want) -> None:
+    for x, y in zip(got, want, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-7, atol=1e-9)
