@@ -81,7 +81,7 @@ def _cholesky(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     (g,), (out,) = cts, node.outputs
     assert g is not None
     low = below(b, out)
-    half = lower_half(b, matmul(b, transposed(b, low), below(b, g)))
+    half = lower_half(b, matmul(b, transposed(b, low), g))
     left = solve(b, low, half, transpose=True)
     return [solve(b, low, left, left=False, conjugate=True)]
 
