@@ -244,7 +244,7 @@ def _fitting(tree: Any, types: Sequence[ArrayType], given: Any, what: str) -> li
             "each leaf"
         )
     return [
-        leaf
+        np.asarray(leaf, type.dtype) if isinstance(leaf, float | complex) else leaf
         for leaf, type in zip(leaves, types, strict=True)
         if _fits(leaf, type, what) and is_inexact(type.dtype)
     ]
