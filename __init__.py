@@ -12,6 +12,7 @@ from . import ir
 from .compiler.compile import CompiledFunction, compile
 from .compiler.derivatives import jvp, linearize, vjp
 from .compiler.explain import Explanation
+from .compiler.gradcheck import gradcheck
 from .compiler.gradients import grad, value_and_grad
 from .compiler.jacobians import hessian, hvp, jacfwd, jacrev
 from .compiler.stages import Compiled, Lowered, Traced
@@ -21,6 +22,7 @@ from .ir.errors import (
     ConcretizationError,
     DifferentiationError,
     DonationError,
+    GradcheckError,
     GraphError,
     LeakError,
     MissingRuleError,
@@ -40,6 +42,7 @@ __all__ = [
     "DifferentiationError",
     "DonationError",
     "Explanation",
+    "GradcheckError",
     "GraphError",
     "LeakError",
     "Lowered",
@@ -51,6 +54,7 @@ __all__ = [
     "__version__",
     "compile",
     "grad",
+    "gradcheck",
     "hessian",
     "hvp",
     "ir",

@@ -15,8 +15,10 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
+from ..ir.builder import Builder
 from ..ir.errors import ArgumentError, DifferentiationError
 from ..ir.graph import Graph
+from ..ir.ops import OPS
 from ..ir.types import ArrayType, is_inexact
 from ..passes import Dce
 from ..passes.autodiff import Forward, Reverse, linearised
@@ -49,7 +51,7 @@ def vjp(fun: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
     split = Reverse().split(point.graph, point.active, seeds=seeds)
     found = call_program(Dce()(split.forward), *point.operands, is_plain=True)
     residuals = _residuals(split.residuals, point, found)
-    linear = _Pullback(split.backward, point)
+    linear = _Pullback(_weak_as(split.backward, point), point)
     return point.results(found, Partial(linear, residuals))
 
 
@@ -233,6 +235,20 @@ def _residuals(kinds: Sequence[tuple[str, int]], point: _Point, found: Sequence[
     count = len(point.graph.outputs)
     given = point.operands
     return [given[i] if kind == "input" else found[count + i] for kind, i in kinds]
+
+
+def _weak_as(graph: Graph, point: _Point) -> Graph:
+    """Give cotangents of weak primals, which are Python numbers, weak types, as in JAX."""
+    types = [t for t in point.primal_types if is_inexact(t.dtype)]
+    if not any(t.weak for t in types):
+        return graph
+    b = Builder(OPS)
+    b.nodes.extend(graph.nodes)
+    outputs = [
+        b.one("convert_element_type", v, new_dtype=t.dtype, weak_type=True) if t.weak else v
+        for v, t in zip(graph.outputs, types, strict=True)
+    ]
+    return b.graph(graph.name, graph.inputs, outputs)
 
 
 def _fitting(tree: Any, types: Sequence[ArrayType], given: Any, what: str) -> list[Any]:

@@ -71,3 +71,7 @@ class DifferentiationError(BackpassError, TypeError):
 
 class MissingRuleError(DifferentiationError, NotImplementedError):
     """An op on the way from inputs to loss has no VJP rule."""
+
+
+class GradcheckError(BackpassError, AssertionError):
+    """A derivative is not what finite differences say."""

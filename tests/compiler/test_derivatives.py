@@ -40,7 +40,11 @@ def cotangent(y):
 
 
 def mixed(tree, n=2):
-    return {"s": jnp.sin(tree["a"] @ tree["b"][0]) * tree["b"][1], "n": jnp.int32(n * 2), "t": (tree["a"],)}
+    return {
+        "s": jnp.sin(tree["a"] @ tree["b"][0]) * tree["b"][1],
+        "n": jnp.int32(n * 2),
+        "t": (tree["a"],),
+    }
 
 
 FUNCTIONS = {
