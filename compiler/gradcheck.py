@@ -109,7 +109,7 @@ def _check(
 
 def _bits(x: Any) -> int:
     dtype = np.dtype(type_of(jax.typeof(x)).dtype)
-    return dtype.itemsize * 8 // (2 if is_complex(dtype) else 1)
+    return int(dtype.itemsize * 8 // (2 if is_complex(dtype) else 1))
 
 
 class _Space:

@@ -163,7 +163,8 @@ def _basis(tree: Any) -> Any:
     """Return the unit vectors of a tree's space, along a new first axis of every leaf."""
     leaves, structure = jax.tree.flatten(tree)
     total = sum(np.size(x) for x in leaves)
-    found, start = [], 0
+    found: list[Any] = []
+    start = 0
     for x in leaves:
         kind = type_of(jax.typeof(x))
         if is_inexact(kind.dtype):
