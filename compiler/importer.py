@@ -74,9 +74,11 @@ class Importer:
         name, params = eqn.primitive.name, eqn.params
         if name in _CUSTOM:
             return self._custom(eqn, depth)
-        if name == "call_hi_primitive" and jax_compat.expands(eqn):
-            body = self.graph(jax_compat.expanded(eqn), "expanded", depth=depth, library=True)
-            return OPS["jit"], {"name": type(params["_prim"]).__name__}, (body,)
+        opened = OPENED[name](eqn) if name in OPENED else None
+        if opened is not None:
+            label, jaxpr = opened
+            body = self.graph(jaxpr, "expanded", depth=depth, library=True)
+            return OPS["jit"], {"name": label}, (body,)
         normalise = _NORMALISE.get(name)
         if name == "scatter" and params["update_jaxpr"] is not None:  # scatter_apply's function
             return foreign(eqn.primitive), dict(params), ()
@@ -222,7 +224,29 @@ def _scan(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
 
 
 def _cond(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-    return {}, tuple(params["branches"])
+    platforms = params.get("branches_platforms")
+    return {"platforms": platforms} if platforms else {}, tuple(params["branches"])
+
+
+def _reduce(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
+    return {"dimensions": _plain_value(tuple(params["dimensions"]))}, (params["jaxpr"],)
+
+
+def _reduce_window(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
+    jaxpr = params["jaxpr"]
+    body = _Open(jaxpr.constvars, params["consts"], jaxpr.invars, jaxpr.eqns, jaxpr.outvars)
+    return _plain({k: v for k, v in params.items() if k not in ("jaxpr", "consts")}, {}), (body,)
+
+
+def _linear_call(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
+    """The transpose ignores what the function alone closes over."""
+    held = params["num_callee_consts"]
+    closed, consts = params["transpose_thunk"]()
+    constvars, _, invars, eqns, outvars = jax_compat.jaxpr_parts(closed)
+    own, rest = invars[: len(consts)], invars[len(consts) :]
+    unused = jax_compat.jaxpr_parts(params["callee"])[2][:held]
+    back = _Open((*constvars, *own), tuple(consts), (*unused, *rest), eqns, outvars)
+    return {"residuals": held + params["num_res"]}, (params["callee"], back)
 
 
 def _linear_solve(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
@@ -240,6 +264,23 @@ def _scatter(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
     return {k: v for k, v in params.items() if not k.startswith("update_")}, ()
 
 
+def _expanded(eqn: Any) -> tuple[str, Any] | None:
+    if not jax_compat.expands(eqn):
+        return None
+    return type(eqn.params["_prim"]).__name__, jax_compat.expanded(eqn)
+
+
+def _remat_opt(eqn: Any) -> tuple[str, Any]:
+    """The forward part of a `custom_vjp` with `optimize_remat`, whose residuals XLA may drop."""
+    return "optimize_remat", eqn.params["fwd_jaxpr"]
+
+
+# Calls that are replaced by what they call: `(name, jaxpr)`, or None to leave one as it is.
+OPENED: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
+    "call_hi_primitive": _expanded,
+    "remat_opt": _remat_opt,
+}
+
 _CUSTOM: dict[str, Callable[[Any], dict[str, Any]]] = {
     "custom_jvp_call": jvp_rule,
     "custom_vjp_call": vjp_rule,
@@ -253,6 +294,9 @@ _NORMALISE: dict[str, Normalise] = {
     "scan": _scan,
     "while": _keeping("cond_nconsts", "body_nconsts", bodies=["cond_jaxpr", "body_jaxpr"]),
     "cond": _cond,
+    "reduce": _reduce,
+    "reduce_window": _reduce_window,
+    "linear_call": _linear_call,
     "custom_linear_solve": _linear_solve,
     "select_and_scatter_add": _select_by_name,
     "select_and_gather_add": _select_by_name,

@@ -332,7 +332,7 @@ FLAT: tuple[Op, ...] = (
     primitive_op("bitcast_convert_type", vjp=no_gradient),
     primitive_op("nextafter", broadcasting("nextafter"), vjp=no_gradient, flops=one_flop),
     *map(comparison, "eq ne lt le gt ge eq_to lt_to le_to".split()),
-    *map(bitwise, "and or xor shift_left shift_right_logical shift_right_arithmetic".split()),
+    *map(bitwise, "and or xor shift_left shift_right_logical shift_right_arithmetic mulhi".split()),
 )
 
 OPS = SMOOTH + COMPLEX + SELECTION + FLAT
