@@ -7,17 +7,20 @@ parameters for its own use is dropped, so that attrs print and compare.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..ir import jax_compat
+from ..ir.builder import Builder
 from ..ir.graph import UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
-from ..ir.op import Op
+from ..ir.op import Differentiator, LineariseRule, Op, Pullback
 from ..ir.ops import OPS
-from ..ir.ops.foreign import foreign
+from ..ir.ops.foreign import by_derivation, foreign
 from ..ir.types import ArrayType, type_of
 from .custom_rules import jvp_rule, vjp_rule
+from .fallback import derive
 
 Regions = tuple[Any, ...]
 Normalise = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Regions]]
@@ -59,12 +62,12 @@ class Importer:
         inputs = tuple(env[var] for var in invars)
         for eqn in eqns:
             nodes.append(self._node(eqn, env, depth, library))
-        outputs = tuple(_read(var, env) for var in outvars)
+        outputs = tuple(_operand(var, env) for var in outvars)
         return Graph(name, inputs, tuple(nodes), outputs)
 
     def _node(self, eqn: Any, env: dict[Any, Value], depth: int, library: bool) -> Node:
         op, attrs, regions = self._translate(eqn, depth)
-        inputs = tuple(_read(var, env) for var in eqn.invars)
+        inputs = tuple(_operand(var, env) for var in eqn.invars)
         outputs = tuple(Value(type_of(var)) for var in eqn.outvars)
         env.update(zip(eqn.outvars, outputs, strict=True))
         origin, phase = _origin(eqn.source_info, library)
@@ -72,6 +75,8 @@ class Importer:
 
     def _translate(self, eqn: Any, depth: int) -> tuple[Op, Mapping[str, Any], tuple[Graph, ...]]:
         name, params = eqn.primitive.name, eqn.params
+        if not jax_compat.is_named(eqn.primitive):
+            return foreign(eqn.primitive, bool(eqn.effects), _rule_of(name)), dict(params), ()
         if name in _CUSTOM:
             return self._custom(eqn, depth)
         opened = OPENED[name](eqn) if name in OPENED else None
@@ -81,12 +86,12 @@ class Importer:
             return OPS["jit"], {"name": label}, (body,)
         normalise = _NORMALISE.get(name)
         if name == "scatter" and params["update_jaxpr"] is not None:  # scatter_apply's function
-            return foreign(eqn.primitive), dict(params), ()
+            return foreign(eqn.primitive, False, _rule_of(name)), dict(params), ()
         if normalise is not None:
             attrs, bodies = normalise(params)
             regions = tuple(self.region(body, depth) for body in bodies)
             return OPS[name], attrs, regions
-        op = OPS.get(name) or foreign(eqn.primitive, bool(eqn.effects))
+        op = OPS.get(name) or foreign(eqn.primitive, bool(eqn.effects), _rule_of(name))
         if op.foreign:
             return op, dict(params), ()
         return op, _plain(params, jax_compat.IMPLIED.get(name, {})), ()
@@ -133,6 +138,27 @@ def _origin(info: Any, library: bool) -> tuple[Origin, Phase]:
     return Origin(None, plain_scope(stack), None if library else info.traceback), phase
 
 
+def _read(jaxpr: Any, name: str) -> Graph:
+    return Importer().graph(jaxpr, name, library=True)
+
+
+def _of_body(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    """The function that a batching rule belongs to; the rule is for batches alone."""
+    return ad.inline(b, _read(node.attrs["call"], node.op.name), node.inputs, needs)
+
+
+# Primitives without a record whose derivative is known from their parameters.
+FOREIGN: dict[str, LineariseRule] = {"custom_vmap_call": _of_body}
+_BY_JAX = by_derivation(partial(derive, read=_read))
+
+
+def _rule_of(name: str) -> LineariseRule:
+    """Reverse mode of a primitive that the tables do not list."""
+    return FOREIGN.get(name, _BY_JAX)
+
+
 def import_jaxpr(jaxpr: Any, name: str, names: Sequence[str | None] = ()) -> Graph:
     """Import a closed jaxpr as a graph called `name`; `names` label its inputs."""
     return Importer().graph(jaxpr, name, names)
@@ -161,7 +187,7 @@ class _Open(NamedTuple):
     outvars: Sequence[Any]
 
 
-def _read(var: Any, env: Mapping[Any, Value]) -> Value:
+def _operand(var: Any, env: Mapping[Any, Value]) -> Value:
     if hasattr(var, "val"):
         kind = type_of(var)
         return Literal(jax_compat.as_numpy_scalar(var.val, kind.dtype), kind)

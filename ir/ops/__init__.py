@@ -27,6 +27,7 @@ from . import (
     structural,
     windows,
 )
+from .foreign import OPS as FALLBACK
 from .foreign import foreign
 
 __all__ = ["OPS", "foreign"]
@@ -52,6 +53,7 @@ ALL: tuple[Op, ...] = (
     *solves.OPS,
     *linear_call.OPS,
     *dialect.OPS,
+    *FALLBACK,
 )
 
 

@@ -19,6 +19,7 @@ ELSEWHERE: dict[str, str] = {
     "custom_linear_solve": "regions: test_solves",
     "linear_call": "regions: test_calls",
     **dict.fromkeys("reduce reduce_window".split(), "regions: test_reducers"),
+    "fallback": "JAX's own derivative of one primitive: tests/compiler/test_fallback",
     "gradients": "a marker: tests/passes/autodiff",
     **{
         name: "a primitive that this version of JAX does not have"

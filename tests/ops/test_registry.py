@@ -8,7 +8,7 @@ import subprocess
 import sys
 from functools import cache
 
-from backpass.compiler.importer import OPENED
+from backpass.compiler.importer import FOREIGN, OPENED
 from backpass.ir.op import no_gradient
 from backpass.ir.ops import OPS
 
@@ -53,8 +53,7 @@ REASONS: dict[str, str] = {
 
 # Differentiated by JAX's rule for the one primitive, as `Lowered.fallbacks` tells.
 FALLBACK = frozenset(
-    "custom_vmap_call shard_map reshard relayout to_edtype from_edtype tie "
-    "with_memory_space_constraint".split()
+    "shard_map reshard relayout to_edtype from_edtype tie with_memory_space_constraint".split()
 )
 
 
@@ -73,7 +72,7 @@ def differentiable() -> frozenset[str]:
 def ruled(name: str) -> bool:
     """True when we differentiate the op: a rule, a region rule, or a call that is opened."""
     op = OPS.get(name)
-    return name in OPENED or bool(op and (op.vjp or op.linearise))
+    return name in OPENED or name in FOREIGN or bool(op and (op.vjp or op.linearise))
 
 
 def test_jax_has_the_tables() -> None:
