@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import with_layout_constraint
 
@@ -298,7 +299,8 @@ def _same_op(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
 def _constrain_layout(
     args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Callable[..., list[Any]]
 ) -> list[Any]:
-    return [with_layout_constraint(*args, attrs["layout"])]  # type: ignore[call-arg]
+    (x,) = args
+    return [with_layout_constraint(jnp.asarray(x), attrs["layout"])]  # type: ignore[call-arg]
 
 
 OPS: tuple[Op, ...] = (
