@@ -15,6 +15,7 @@ from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .diagnose import caller_line, defined_at, explain_failure
 from .explain import Explanation, History
+from .fallback import forbid
 from .program import Arguments, Program, collection_paused, trace_program
 from .stages import Lowered, Traced
 
@@ -33,7 +34,7 @@ class CompiledFunction:
         self,
         fun: Callable[..., Any],
         passes: Sequence[Pass],
-        debug: bool,
+        debug: bool | str,
         max_traces: int | None,
         jit_options: dict[str, Any],
     ) -> None:
@@ -118,7 +119,9 @@ class CompiledFunction:
         found = self._programs.get(signature)
         if found is None:
             program = trace_program(self._arguments, self._name, args, kwargs)
-            stages = program.stages(self._passes, self._debug)
+            stages = program.stages(self._passes, bool(self._debug))
+            if self._debug == "strict":
+                forbid(stages[-1].graph)
             self._history.record(program, stages)
             found = program, stages
             if not program.holds_tracers:
@@ -147,7 +150,7 @@ def compile(
     fun: Callable[..., Any] | None = None,
     *,
     passes: str | Sequence[Pass] | None = None,
-    debug: bool | None = None,
+    debug: bool | str | None = None,
     max_traces: int | None = None,
     static_argnums: Numbers = None,
     static_argnames: Names = None,
@@ -166,7 +169,8 @@ def compile(
         fun: a function of arrays, in ordinary `jax.numpy`; gradients by `bp.grad` inside.
         passes: a pipeline such as `"canonicalise,autodiff,cse"` or a sequence of passes, in
             place of the default one.
-        debug: verify the graph after every pass.
+        debug: verify the graph after every pass; `"strict"` also forbids `Lowered.fallbacks`,
+            derivatives that are JAX's own for want of a rule.
         max_traces: warn when the function has been traced more often than this.
         static_argnums: positions of arguments that are hashable settings of the program.
         static_argnames: their names.
@@ -181,7 +185,10 @@ def compile(
 
     Raises:
         ArgumentError: `fun` is no function, or an option is unknown.
+        MissingRuleError: at the first call, with `debug="strict"`.
     """
+    if debug not in (None, True, False, "strict"):
+        raise ArgumentError(f"debug wants a boolean or 'strict', got {debug!r}")
     unknown = sorted(shardings.keys() - {"in_shardings", "out_shardings"})
     if unknown:
         raise ArgumentError(f"compile has no option {unknown[0]!r}")
@@ -199,7 +206,7 @@ def compile(
     def decorate(fun: Callable[..., Any]) -> CompiledFunction:
         if not callable(fun):
             raise ArgumentError(f"compile wants a function, got {type(fun).__name__}")
-        return CompiledFunction(fun, pipeline, bool(debug), max_traces, options)
+        return CompiledFunction(fun, pipeline, debug or False, max_traces, options)
 
     return decorate if fun is None else decorate(fun)
 

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ..ir import jax_compat
+from ..ir.builder import Builder
 from ..ir.graph import UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
 from ..ir.jax_compat import trace_context
-from ..ir.op import Op
+from ..ir.op import Differentiator, LineariseRule, Op, Pullback
 from ..ir.ops import OPS
-from ..ir.ops.foreign import foreign
+from ..ir.ops.foreign import by_derivation, foreign
 from ..ir.types import ArrayType, type_of
 from .custom_rules import jvp_rule, vjp_rule
+from .fallback import derive
 
 Regions = tuple[Any, ...]
 Normalise = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Regions]]
@@ -62,12 +64,12 @@ class Importer:
         inputs = tuple(env[var] for var in invars)
         for eqn in eqns:
             nodes.append(self._node(eqn, env, depth, library))
-        outputs = tuple(_read(var, env) for var in outvars)
+        outputs = tuple(_operand(var, env) for var in outvars)
         return Graph(name, inputs, tuple(nodes), outputs)
 
     def _node(self, eqn: Any, env: dict[Any, Value], depth: int, library: bool) -> Node:
         op, attrs, regions = self._translate(eqn, depth)
-        inputs = tuple(_read(var, env) for var in eqn.invars)
+        inputs = tuple(_operand(var, env) for var in eqn.invars)
         outputs = tuple(Value(type_of(var)) for var in eqn.outvars)
         env.update(zip(eqn.outvars, outputs, strict=True))
         origin, phase = _origin(eqn.source_info, library)
@@ -75,21 +77,25 @@ class Importer:
 
     def _translate(self, eqn: Any, depth: int) -> tuple[Op, Mapping[str, Any], tuple[Graph, ...]]:
         name, params = eqn.primitive.name, eqn.params
+        if not jax_compat.is_named(eqn.primitive):
+            return foreign(eqn.primitive, bool(eqn.effects), _rule_of(name)), dict(params), ()
         if name in _CUSTOM:
             return self._custom(eqn, depth)
-        if name == "call_hi_primitive" and jax_compat.expands(eqn):
-            body = self.graph(jax_compat.expanded(eqn), "expanded", depth=depth, library=True)
-            return OPS["jit"], {"name": type(params["_prim"]).__name__}, (body,)
         if name == "program_call":
             return _of_program(params["held"].graph)
+        opened = OPENED[name](eqn) if name in OPENED else None
+        if opened is not None:
+            label, jaxpr = opened
+            body = self.graph(jaxpr, "expanded", depth=depth, library=True)
+            return OPS["jit"], {"name": label}, (body,)
         normalise = _NORMALISE.get(name)
         if name == "scatter" and params["update_jaxpr"] is not None:  # scatter_apply's function
-            return foreign(eqn.primitive), dict(params), ()
+            return foreign(eqn.primitive, False, _rule_of(name)), dict(params), ()
         if normalise is not None:
             attrs, bodies = normalise(params)
             regions = tuple(self.region(body, depth) for body in bodies)
             return OPS[name], attrs, regions
-        op = OPS.get(name) or foreign(eqn.primitive, bool(eqn.effects))
+        op = OPS.get(name) or foreign(eqn.primitive, bool(eqn.effects), _rule_of(name))
         if op.foreign:
             return op, dict(params), ()
         return op, _plain(params, jax_compat.IMPLIED.get(name, {})), ()
@@ -159,6 +165,27 @@ def _origin(info: Any, library: bool) -> tuple[Origin, Phase]:
     return Origin(None, plain_scope(stack), None if library else info.traceback), phase
 
 
+def _read(jaxpr: Any, name: str) -> Graph:
+    return Importer().graph(jaxpr, name, library=True)
+
+
+def _of_body(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    """The function that a batching rule belongs to; the rule is for batches alone."""
+    return ad.inline(b, _read(node.attrs["call"], node.op.name), node.inputs, needs)
+
+
+# Primitives without a record whose derivative is known from their parameters.
+FOREIGN: dict[str, LineariseRule] = {"custom_vmap_call": _of_body}
+_BY_JAX = by_derivation(partial(derive, read=_read))
+
+
+def _rule_of(name: str) -> LineariseRule:
+    """Reverse mode of a primitive that the tables do not list."""
+    return FOREIGN.get(name, _BY_JAX)
+
+
 def import_jaxpr(jaxpr: Any, name: str, names: Sequence[str | None] = ()) -> Graph:
     """Import a closed jaxpr as a graph called `name`; `names` label its inputs."""
     return Importer().graph(jaxpr, name, names)
@@ -187,7 +214,7 @@ class _Open(NamedTuple):
     outvars: Sequence[Any]
 
 
-def _read(var: Any, env: Mapping[Any, Value]) -> Value:
+def _operand(var: Any, env: Mapping[Any, Value]) -> Value:
     if hasattr(var, "val"):
         kind = type_of(var)
         return Literal(jax_compat.as_numpy_scalar(var.val, kind.dtype), kind)
@@ -259,7 +286,29 @@ def _scan(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
 
 
 def _cond(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-    return {}, tuple(params["branches"])
+    platforms = params.get("branches_platforms")
+    return {"platforms": platforms} if platforms else {}, tuple(params["branches"])
+
+
+def _reduce(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
+    return {"dimensions": _plain_value(tuple(params["dimensions"]))}, (params["jaxpr"],)
+
+
+def _reduce_window(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
+    jaxpr = params["jaxpr"]
+    body = _Open(jaxpr.constvars, params["consts"], jaxpr.invars, jaxpr.eqns, jaxpr.outvars)
+    return _plain({k: v for k, v in params.items() if k not in ("jaxpr", "consts")}, {}), (body,)
+
+
+def _linear_call(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
+    """The transpose ignores what the function alone closes over."""
+    held = params["num_callee_consts"]
+    closed, consts = params["transpose_thunk"]()
+    constvars, _, invars, eqns, outvars = jax_compat.jaxpr_parts(closed)
+    own, rest = invars[: len(consts)], invars[len(consts) :]
+    unused = jax_compat.jaxpr_parts(params["callee"])[2][:held]
+    back = _Open((*constvars, *own), tuple(consts), (*unused, *rest), eqns, outvars)
+    return {"residuals": held + params["num_res"]}, (params["callee"], back)
 
 
 def _linear_solve(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
@@ -277,6 +326,23 @@ def _scatter(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
     return {k: v for k, v in params.items() if not k.startswith("update_")}, ()
 
 
+def _expanded(eqn: Any) -> tuple[str, Any] | None:
+    if not jax_compat.expands(eqn):
+        return None
+    return type(eqn.params["_prim"]).__name__, jax_compat.expanded(eqn)
+
+
+def _remat_opt(eqn: Any) -> tuple[str, Any]:
+    """The forward part of a `custom_vjp` with `optimize_remat`, whose residuals XLA may drop."""
+    return "optimize_remat", eqn.params["fwd_jaxpr"]
+
+
+# Calls that are replaced by what they call: `(name, jaxpr)`, or None to leave one as it is.
+OPENED: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
+    "call_hi_primitive": _expanded,
+    "remat_opt": _remat_opt,
+}
+
 _CUSTOM: dict[str, Callable[[Any], dict[str, Any]]] = {
     "custom_jvp_call": jvp_rule,
     "custom_vjp_call": vjp_rule,
@@ -290,6 +356,9 @@ _NORMALISE: dict[str, Normalise] = {
     "scan": _scan,
     "while": _keeping("cond_nconsts", "body_nconsts", bodies=["cond_jaxpr", "body_jaxpr"]),
     "cond": _cond,
+    "reduce": _reduce,
+    "reduce_window": _reduce_window,
+    "linear_call": _linear_call,
     "custom_linear_solve": _linear_solve,
     "select_and_scatter_add": _select_by_name,
     "select_and_gather_add": _select_by_name,

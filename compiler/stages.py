@@ -11,6 +11,7 @@ from typing import Any
 from ..ir.graph import Graph
 from ..passes import Stage
 from .dump import write_stages
+from .fallback import Fallback, fallbacks
 from .program import Program
 
 
@@ -53,6 +54,17 @@ class Lowered:
     def graph(self) -> Graph:
         """The final graph, which is handed to XLA."""
         return self.stages[-1].graph
+
+    @property
+    def fallbacks(self) -> tuple[Fallback, ...]:
+        """Where JAX's own derivative of one primitive stands in for a rule that we lack."""
+        return fallbacks(self.graph)
+
+    def __str__(self) -> str:
+        """One line for each stage, then the fallbacks."""
+        listed = [f"  fallback to JAX's derivative: {each}" for each in self.fallbacks]
+        stages = [f"  {s.name}: {len(s.graph.nodes)} nodes, {s.seconds:.3f} s" for s in self.stages]
+        return "\n".join([f"{self._program.name}, lowered", *stages, *listed])
 
     @property
     def out_info(self) -> Any:

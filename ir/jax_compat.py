@@ -59,6 +59,15 @@ def primitive(name: str) -> Any:
     raise KeyError(f"JAX {jax.__version__} has no public primitive named {name!r}")
 
 
+@cache
+def is_named(prim: Any) -> bool:
+    """False for a primitive of a user's that has the name of one of JAX's."""
+    try:
+        return primitive(prim.name) is prim
+    except KeyError:
+        return True
+
+
 def bind(name: str, args: Sequence[Any], attrs: Mapping[str, Any]) -> list[Any]:
     """Bind the primitive `name` to arrays or tracers, the implied parameters put back."""
     prim = primitive(name)

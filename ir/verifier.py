@@ -160,10 +160,18 @@ def _gradients(check: _Check, node: Node) -> None:
     check.signature(node, function, _types(node.inputs), None)
 
 
+def _reduce(check: _Check, node: Node) -> None:
+    scalars = [t.with_shape(()) for t in _types(node.inputs)]
+    (function,) = node.regions
+    check.signature(node, function, scalars, scalars[: len(node.outputs)])
+
+
+_CALLS = "jit closed_call remat2 custom_jvp_call custom_vjp_call fallback linear_call".split()
 _SIGNATURES: Mapping[str, Callable[[_Check, Node], None]] = {
     "scan": _scan,
     "while": _while,
     "cond": _cond,
     "gradients": _gradients,
-    **dict.fromkeys(("jit", "closed_call", "remat2", "custom_jvp_call", "custom_vjp_call"), _call),
+    **dict.fromkeys(("reduce", "reduce_window"), _reduce),
+    **dict.fromkeys(_CALLS, _call),
 }

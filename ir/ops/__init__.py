@@ -10,13 +10,16 @@ from . import (
     control,
     cumulative,
     dialect,
+    eigen,
     elementwise,
     factor,
     fourier,
     indexing,
     linalg,
+    linear_call,
     ragged,
     random,
+    reducers,
     reductions,
     solves,
     sorting,
@@ -24,6 +27,7 @@ from . import (
     structural,
     windows,
 )
+from .foreign import OPS as FALLBACK
 from .foreign import foreign
 
 __all__ = ["OPS", "foreign"]
@@ -33,6 +37,7 @@ ALL: tuple[Op, ...] = (
     *special.OPS,
     *structural.OPS,
     *reductions.OPS,
+    *reducers.OPS,
     *cumulative.OPS,
     *indexing.OPS,
     *sorting.OPS,
@@ -41,11 +46,14 @@ ALL: tuple[Op, ...] = (
     *ragged.OPS,
     *linalg.OPS,
     *factor.OPS,
+    *eigen.OPS,
     *fourier.OPS,
     *random.OPS,
     *control.OPS,
     *solves.OPS,
+    *linear_call.OPS,
     *dialect.OPS,
+    *FALLBACK,
 )
 
 

@@ -171,11 +171,19 @@ def _linearise_custom_vjp(
 
 
 # `cond(index, x) branches`
+#
+# With `platforms` the index is that of the platform which the program is compiled for: the names
+# of the platforms of each branch, None for the branch of all others.
 
 
 def _cond(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run) -> list[Any]:
     index, *operands = args
     branches = [lambda *xs, region=region: run(region, *xs) for region in regions]
+    if attrs.get("platforms"):
+        each = list(zip(attrs["platforms"], branches, strict=True))
+        default = next((branch for names, branch in each if names is None), None)
+        chosen = {name: branch for names, branch in each for name in names or ()}
+        return list(lax.platform_dependent(*operands, default=default, **chosen))
     return list(lax.switch(index, branches, *operands))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..op import Attrs, Cts, Differentiator, Op, Pullback, flop_per_input, per_operand, primitive_op
-from ..types import ArrayType
+from ..types import ArrayType, is_complex
 from .structural import axes_of, one_operand
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def _extremum(name: str) -> Pair:
 
 def _logaddexp(b: Builder, x: Value, y: Value) -> tuple[Value, Pull]:
     """log(e^x + e^y) as max + log1p(e^-|x-y|); the slopes are e^(x-o) and e^(y-o)."""
+    if is_complex(x.dtype):
+        return _complex_logaddexp(b, x, y)
     top, gap = b.max(x, y), b.sub(x, y)
     same = b.eq(x, y)  # also where both are infinite, and the gap is not a number
     near = b.select(same, b.zeros(gap), b.neg(b.one("abs", gap)))
@@ -53,6 +55,14 @@ def _logaddexp(b: Builder, x: Value, y: Value) -> tuple[Value, Pull]:
         return b.mul(g, half)
 
     return o, lambda g: (slope(g, x), slope(g, y))
+
+
+def _complex_logaddexp(b: Builder, x: Value, y: Value) -> tuple[Value, Pull]:
+    """The greater is that by its real part; right up to multiples of 2 pi i, as e^z ignores."""
+    first = b.ge(b.real(x), b.real(y))
+    top, low = b.select(first, x, y), b.select(first, y, x)
+    o = b.add(top, b.one("log1p", b.exp(b.sub(low, top))))
+    return o, lambda g: (b.mul(g, b.exp(b.sub(x, o))), b.mul(g, b.exp(b.sub(y, o))))
 
 
 def _every_other(b: Builder, x: Value, start: int, limit: int, axis: int) -> Value:
@@ -131,6 +141,8 @@ def _running_op(name: str, pair: Pair) -> Op:
     ) -> tuple[Sequence[Value], Pullback]:
         """One tree for the output and for the pullback."""
         out, pull = _tree(b, node, pair)
+        if is_complex(out.dtype):  # of logarithms, JAX's branch
+            (out,) = b.emit(node.op, node.inputs, node.attrs)
 
         def pullback(b: Builder, cts: Cts) -> Cts:
             return [None if g is None else pull(g) for g in cts]

@@ -259,7 +259,7 @@ SMOOTH: tuple[Op, ...] = (
     unary("atanh", lambda b, g, o, x: b.div(g, b.mul(b.add(x, 1), b.sub(1, x)))),
     unary("sqrt", lambda b, g, o, x: b.div(g, b.mul(o, 2))),
     unary("rsqrt", lambda b, g, o, x: b.mul(g, b.mul(b.div(o, x), -0.5))),
-    unary("cbrt", lambda b, g, o, x: b.mul(g, b.div(o, b.mul(x, 3)))),
+    unary("cbrt", lambda b, g, o, x: b.div(g, b.mul(b.square(o), 3))),
     unary("square", lambda b, g, o, x: b.mul(g, b.mul(x, 2))),
     unary("logistic", lambda b, g, o, x: b.mul(g, b.mul(o, b.sub(1, o)))),
     unary("erf", lambda b, g, o, x: b.mul(g, _gauss(b, x))),
@@ -310,7 +310,10 @@ COMPLEX: tuple[Op, ...] = (
     ),
     primitive_op(
         "complex",
-        vjp=per_operand(lambda b, g, o, x, y: b.real(g), lambda b, g, o, x, y: b.neg(b.imag(g))),
+        vjp=per_operand(
+            lambda b, g, o, x, y: b.unbroadcast(b.real(g), x),
+            lambda b, g, o, x, y: b.unbroadcast(b.neg(b.imag(g)), y),
+        ),
     ),
     primitive_op("conj", vjp=per_operand(lambda b, g, o, x, *, input_dtype: _conj(b, g, x))),
 )
@@ -332,7 +335,7 @@ FLAT: tuple[Op, ...] = (
     primitive_op("bitcast_convert_type", vjp=no_gradient),
     primitive_op("nextafter", broadcasting("nextafter"), vjp=no_gradient, flops=one_flop),
     *map(comparison, "eq ne lt le gt ge eq_to lt_to le_to".split()),
-    *map(bitwise, "and or xor shift_left shift_right_logical shift_right_arithmetic".split()),
+    *map(bitwise, "and or xor shift_left shift_right_logical shift_right_arithmetic mulhi".split()),
 )
 
 OPS = SMOOTH + COMPLEX + SELECTION + FLAT

@@ -1,24 +1,25 @@
-"""LU, QR, symmetric eigenvalues and singular values.
+"""LU, QR and singular values; `eigen.py` holds the eigenvalues.
 
-Each factor's cotangent may be None. As in JAX, equal eigenvalues or singular values give
-infinite gradients of the vectors: these are not functions of the matrix there.
+Each factor's cotangent may be None. As in JAX, equal singular values give infinite gradients of
+the vectors: these are not functions of the matrix there.
 
 Source: Giles, "Collected matrix derivative results", 2008; Walter and Lehmann, "Algorithmic
 differentiation of linear algebra functions", 2010, for QR; Ionescu et al., "Matrix
-backpropagation", 2015, for the singular values.
+backpropagation", 2015, for the singular values; Wan and Zhang, "Automatic differentiation for
+complex valued SVD", 2019, for their phases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jax import lax
 
 from ..errors import MissingRuleError
 from ..op import Cts, Op, primitive_op
 from ..types import is_complex
-from .linalg import below, matmul, on_diagonal, solve, transposed
+from .linalg import adjoint, below, lower_half, matmul, on_diagonal, solve, transposed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,126 +106,169 @@ def _rows(b: Builder, x: Value, order: Value) -> Value:
     )
 
 
-def _real_only(name: str, x: Value) -> None:
-    if is_complex(x.dtype):
-        raise MissingRuleError(f"{name} of a complex matrix has no VJP yet, got {x.type}")
-
-
 def _qr(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
-    """A = Q R:  (g_Q + Q sym(M)) R^-T with M = R g_R^T - g_Q^T Q, its lower half mirrored."""
-    (x,), (q, r) = node.inputs, node.outputs[:2]
-    _real_only("qr", x)
+    """A = Q R, in all of its forms; conjugated at both ends, so that <g, d> = Re tr(g^H d).
+
+    Pivoting: A's columns are permuted first. Wide: A = [A1 A2], R2 = Q^H A2. Full: see `_full_q`.
+    """
+    (x,), (q, r, *order) = node.inputs, node.outputs
     m, n = x.shape[-2:]
-    if node.attrs["pivoting"] or m < n or q.shape[-1] != n:
-        raise MissingRuleError(
-            "qr has a VJP for tall or square matrices without pivoting and full_matrices, got "
-            f"{x.type} with {dict(node.attrs)}"
-        )
-    g_q, g_r = _or_zeros(b, cts[0], q), _or_zeros(b, cts[1], r)
-    core = b.sub(matmul(b, r, transposed(b, g_r)), matmul(b, transposed(b, g_q), q))
-    mirrored = b.add(below(b, core), transposed(b, below(b, core, offset=-1)))
-    inner = b.add(g_q, matmul(b, q, mirrored))
-    return [solve(b, r, inner, left=False, lower=False, transpose=True)]
+    k = min(m, n)
+    if not x.type.size:
+        return [b.zeros(x)]
+    g_q, g_r = (b.conj(_or_zeros(b, g, o)) for g, o in zip(cts, (q, r), strict=False))
+    rest: Value | None = None
+    if m < n:
+        right, rest = (_block(b, v, (0, m), (m, n)) for v in (r, g_r))
+        g_q = b.add(g_q, matmul(b, matmul(b, q, right), adjoint(b, rest)))
+        rest = matmul(b, q, rest)
+    elif q.shape[-1] > n:
+        g_q = _full_q(b, q, g_q, n)
+    thin = _block(b, q, (0, m), (0, k))
+    r1, g_r1 = (_block(b, v, (0, k), (0, k)) for v in (r, g_r))
+    found = _thin_qr(b, thin, r1, g_q, g_r1)
+    if rest is not None:
+        found = b.concatenate([found, rest], found.ndim - 1)
+    if order:
+        found = transposed(b, _rows(b, transposed(b, found), _inverse(b, order[0])))
+    return [b.conj(found)]
 
 
-def _as_diagonal(b: Builder, x: Value, like: Value) -> Value:
-    """Diagonal matrix of a vector, in the shape of `like`."""
-    spread = b.broadcast_in_dim(x, like.shape, range(x.ndim))
-    return b.select(on_diagonal(b, like), spread, b.zeros(like))
+def _thin_qr(b: Builder, q: Value, r: Value, g_q: Value, g_r: Value) -> Value:
+    """(g_Q + Q K) R^-H with M = R g_R^H - g_Q^H Q; K is M's lower half mirrored, its diagonal real.
+
+    Source: Walter and Lehmann, section 2; the diagonal of R stays real.
+    """
+    core = b.sub(matmul(b, r, adjoint(b, g_r)), matmul(b, adjoint(b, g_q), q))
+    half = lower_half(b, core)
+    inner = b.add(g_q, matmul(b, q, b.add(half, adjoint(b, half))))
+    return solve(b, r, inner, left=False, lower=False, transpose=True, conjugate=True)
 
 
-def _columns(b: Builder, x: Value, shape: Sequence[int]) -> Value:
+def _full_q(b: Builder, q: Value, g: Value, n: int) -> Value:
+    """The cotangent of Q1 in Q = [Q1 Q2]; Q2 follows from Q1 by way of the Householder vectors.
+
+    dQ2 = dQ1 Z^H - (Q1 + Q2 Z) (dQ1[n:] - Z dQ1[:n])^H with Z = Q1[n:] (Q1[:n] - I)^-1.
+
+    Source: Roberts and Roberts, "QR and LQ decomposition matrix backpropagation algorithms",
+    2020, for thin factors; arXiv 2409.13374, equations 32 and 33, for the rest of Q.
+    """
+    m = q.shape[-2]
+    q1, q2 = _block(b, q, (0, m), (0, n)), _block(b, q, (0, m), (n, m))
+    g1, g2 = _block(b, g, (0, m), (0, n)), _block(b, g, (0, m), (n, m))
+    top, bottom = _block(b, q, (0, n), (0, n)), _block(b, q, (n, m), (0, n))
+    shifted = b.select(on_diagonal(b, top), b.sub(top, 1), top)
+    z = right_solve(b, shifted, bottom)
+    s = matmul(b, adjoint(b, g2), b.add(q1, matmul(b, q2, z)))
+    moved = b.concatenate([matmul(b, adjoint(b, z), s), b.neg(s)], s.ndim - 2)
+    return b.sum([g1, matmul(b, g2, z), moved])
+
+
+def right_solve(b: Builder, a: Value, y: Value) -> Value:
+    """y a^-1 for a square matrix: with a[p] = L U it is y U^-1 L^-1, its columns moved."""
+    packed, _, permutation = b.emit("lu", (a,))
+    up = solve(b, packed, y, left=False, lower=False)
+    both = solve(b, packed, up, left=False, unit=True)
+    return transposed(b, _rows(b, transposed(b, both), _inverse(b, permutation)))
+
+
+def as_diagonal(b: Builder, x: Value) -> Value:
+    """Diagonal matrix of a vector."""
+    spread = b.broadcast_in_dim(x, (*x.shape, x.shape[-1]), range(x.ndim))
+    return b.select(on_diagonal(b, spread), spread, b.zeros(spread))
+
+
+def columns(b: Builder, x: Value, shape: Sequence[int]) -> Value:
     """A vector as the scale of each column of a matrix."""
     return b.broadcast_in_dim(x, shape, (*range(x.ndim - 1), len(shape) - 1))
 
 
-def _gaps(b: Builder, w: Value) -> Value:
+def gaps(b: Builder, w: Value) -> Value:
     """1 / (w_j - w_i), and 0 on the diagonal."""
     shape = (*w.shape, w.shape[-1])
-    gap = b.sub(_columns(b, w, shape), b.broadcast_in_dim(w, shape, range(w.ndim)))
+    gap = b.sub(columns(b, w, shape), b.broadcast_in_dim(w, shape, range(w.ndim)))
     diagonal = on_diagonal(b, gap)
     safe = b.select(diagonal, b.ones(gap), gap)
     return b.select(diagonal, b.zeros(gap), b.div(1, safe))
 
 
-def _eigh(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
-    """A = V w V^H:  conj(V) (diag(g_w) + F * (V^T g_V)) V^T with F = 1 / (w_j - w_i)."""
-    (g_v, g_w), (v, w), (x,) = cts, node.outputs, node.inputs
-    if v.shape != x.shape:
-        raise MissingRuleError("eigh of a part of the spectrum (subset_by_index) has no VJP")
-    core: list[Value] = []
-    if g_v is not None:
-        gaps = b.convert(_gaps(b, w), v.dtype)
-        core.append(b.mul(gaps, matmul(b, transposed(b, v), g_v)))
-    if g_w is not None:
-        core.append(_as_diagonal(b, b.convert(g_w, v.dtype), v))
-    return [matmul(b, matmul(b, b.conj(v), b.sum(core)), transposed(b, v))]
-
-
 def _svd(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
-    """A = U s V^T:  U (diag(g_s) + (W + W^T) s + s (Z + Z^T)) V^T and what leaves the ranges.
+    """A = U s V^H, conjugated at both ends:  U K V^H and what leaves the ranges of U and V.
 
-    W = F * (U^T g_U), Z = F * (V^T g_V), F = 1 / (s_j^2 - s_i^2).
+    K = diag(g_s) + (W + W^H) s + s (Z + Z^H) + i Im diag(U^H g_U) / s,
+    W = F * (U^H g_U), Z = F * (V^H g_V), F = 1 / (s_j^2 - s_i^2).
     """
     (x,), attrs = node.inputs, node.attrs
-    _real_only("svd", x)
-    g_s, g_u, g_vt = (*cts, None, None)[:3]
+    g_s, g_u, g_vh = (*cts, None, None)[:3]
     if attrs["compute_uv"]:
-        s, u, vt = node.outputs
+        s, u, vh = node.outputs
     else:
         full = {**attrs, "compute_uv": True, "full_matrices": False}
-        s, u, vt = b.emit(node.op, (x,), full)
-    k = s.shape[-1]
-    if attrs["subset_by_index"] is not None or k != min(x.shape[-2:]):
+        s, u, vh = b.emit(node.op, (x,), full)
+    (m, n), k = x.shape[-2:], s.shape[-1]
+    if attrs["subset_by_index"] is not None or k != min(m, n):
         raise MissingRuleError("svd of a part of the spectrum (subset_by_index) has no VJP")
-    if (g_u is not None or g_vt is not None) and (u.shape[-1], vt.shape[-2]) != (k, k):
+    if (g_u is not None or g_vh is not None) and (u.shape[-1], vh.shape[-2]) != (k, k):
         raise MissingRuleError("svd with full_matrices has no VJP for its vectors; use False")
-    u, vt = _block(b, u, (0, x.shape[-2]), (0, k)), _block(b, vt, (0, k), (0, x.shape[-1]))
-    if g_u is None and g_vt is None:
-        assert g_s is not None
-        return [matmul(b, b.mul(u, _columns(b, g_s, u.shape)), vt)]
-    gaps = _gaps(b, b.square(s))
-    v, inverse = transposed(b, vt), b.div(1, s)
-    core: list[Value] = [] if g_s is None else [_as_diagonal(b, g_s, gaps)]
+    u, vh = _block(b, u, (0, m), (0, k)), _block(b, vh, (0, k), (0, n))
+    scale = None if g_s is None else b.convert(g_s, x.dtype)
+    if g_u is None and g_vh is None:
+        assert scale is not None
+        return [b.conj(matmul(b, b.mul(u, columns(b, scale, u.shape)), vh))]
+    core: list[Value] = [] if scale is None else [as_diagonal(b, scale)]
     outside: list[Value] = []
+    width, fraction = b.convert(s, x.dtype), _square_gaps(b, s, x.dtype)
     if g_u is not None:
-        w = b.mul(gaps, matmul(b, transposed(b, u), g_u))
-        core.append(b.mul(b.add(w, transposed(b, w)), _columns(b, s, w.shape)))
-        rest = b.mul(_off(b, g_u, u), _columns(b, inverse, u.shape))
-        outside.append(matmul(b, rest, vt))
-    if g_vt is not None:
-        g_v = transposed(b, g_vt)
-        z = b.mul(gaps, matmul(b, vt, g_v))
-        rows = b.broadcast_in_dim(s, z.shape, range(s.ndim))
-        core.append(b.mul(b.add(z, transposed(b, z)), rows))
-        scaled = b.mul(u, _columns(b, inverse, u.shape))
-        outside.append(matmul(b, scaled, transposed(b, _off(b, g_v, v))))
-    inside = matmul(b, matmul(b, u, b.sum(core)), vt)
-    return [b.sum([inside, *outside])]
+        g_u = b.conj(g_u)
+        p = matmul(b, adjoint(b, u), g_u)
+        w = b.mul(fraction, p)
+        core.append(b.mul(b.add(w, adjoint(b, w)), columns(b, width, w.shape)))
+        core += _phases(b, p, s)
+        if m > n:
+            rest = b.div(_off(b, g_u, u), columns(b, width, u.shape))
+            outside.append(matmul(b, rest, vh))
+    if g_vh is not None:
+        g_v, v = transposed(b, g_vh), adjoint(b, vh)
+        z = b.mul(fraction, matmul(b, vh, g_v))
+        core.append(b.mul(b.add(z, adjoint(b, z)), _each_row(b, width, z.shape)))
+        if n > m:
+            rest = adjoint(b, _off(b, g_v, v))
+            outside.append(matmul(b, u, b.div(rest, _each_row(b, width, rest.shape))))
+    inside = matmul(b, matmul(b, u, b.sum(core)), vh)
+    return [b.conj(b.sum([inside, *outside]))]
+
+
+def _phases(b: Builder, p: Value, s: Value) -> list[Value]:
+    """i Im(p_ii) / s_i on a diagonal, and 0 where s_i is; nothing for real matrices."""
+    if not is_complex(p.dtype):
+        return []
+    zero = b.eq(s, 0)
+    imag = b.select(on_diagonal(b, p), b.imag(p), b.zeros(b.imag(p)))
+    inverse = b.select(zero, b.zeros(s), b.div(1, b.select(zero, b.ones(s), s)))
+    found = b.mul(imag, columns(b, inverse, p.shape))
+    return [b.complex(b.zeros(found), found)]
+
+
+def _each_row(b: Builder, x: Value, shape: Sequence[int]) -> Value:
+    """A vector as the scale of each row of a matrix."""
+    return b.broadcast_in_dim(x, shape, range(x.ndim))
+
+
+def _square_gaps(b: Builder, s: Value, dtype: Any) -> Value:
+    """1 / (s_j^2 - s_i^2), and 0 on the diagonal."""
+    shape = (*s.shape, s.shape[-1])
+    total = b.add(columns(b, s, shape), _each_row(b, s, shape))
+    diagonal = on_diagonal(b, total)
+    safe = b.select(diagonal, b.ones(total), total)
+    return b.convert(b.div(gaps(b, s), safe), dtype)
 
 
 def _off(b: Builder, g: Value, u: Value) -> Value:
-    """(I - U U^T) g."""
-    return b.sub(g, matmul(b, u, matmul(b, transposed(b, u), g)))
+    """(I - U U^H) g."""
+    return b.sub(g, matmul(b, u, matmul(b, adjoint(b, u), g)))
 
 
-def _eig(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
-    """A V = V w:  conj(U) (g_w / s) V^T, U the left vectors and s_i = u_i^H v_i."""
-    (g, *vectors), (x,), attrs = cts, node.inputs, node.attrs
-    if any(ct is not None for ct in vectors):
-        raise MissingRuleError("eig has a VJP for its eigenvalues, not for its eigenvectors")
-    assert g is not None
-    both = {"compute_left_eigenvectors": True, "compute_right_eigenvectors": True}
-    complete = all(attrs[key] for key in both)
-    outputs = node.outputs if complete else b.emit(node.op, (x,), {**attrs, **both})
-    left, right = b.conj(outputs[1]), outputs[2]
-    overlap = b.reduce_sum(b.mul(left, right), (x.ndim - 2,))
-    scaled = b.mul(left, _columns(b, b.div(g, overlap), left.shape))
-    found = matmul(b, scaled, transposed(b, right))
-    return [found if is_complex(x.dtype) else b.real(found)]
-
-
-def _cubic(factor: float) -> Callable[[Node], int]:
+def cubic(factor: float) -> Callable[[Node], int]:
     """`factor` m n min(m, n) for each matrix."""
 
     def flops(node: Node) -> int:
@@ -235,13 +279,11 @@ def _cubic(factor: float) -> Callable[[Node], int]:
 
 
 OPS: tuple[Op, ...] = (
-    primitive_op("lu", vjp=_lu, flops=_cubic(2 / 3)),
-    primitive_op("qr", vjp=_qr, flops=_cubic(2)),
-    primitive_op("eigh", vjp=_eigh, flops=_cubic(9)),
-    primitive_op("svd", vjp=_svd, flops=_cubic(14)),
+    primitive_op("lu", vjp=_lu, flops=cubic(2 / 3)),
+    primitive_op("qr", vjp=_qr, flops=cubic(2)),
+    primitive_op("svd", vjp=_svd, flops=cubic(14)),
     *(
-        primitive_op(name, flops=_cubic(10))
+        primitive_op(name, flops=cubic(10))
         for name in ("schur", "hessenberg", "householder_product", "tridiagonal")
     ),
-    primitive_op("eig", vjp=_eig, flops=_cubic(25)),
 )

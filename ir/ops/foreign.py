@@ -1,4 +1,13 @@
-"""Primitives that the tables do not list: they pass through, and have no derivative."""
+"""Primitives that the tables do not list: they pass through as they came.
+
+Their derivative is JAX's own for the one primitive, imported as two regions, when the importer
+gives the means (see `compiler/fallback.py`):
+
+    y = foreign(x)  ->  y ++ residuals = fallback(x) forward
+                        ct_x           = fallback(residuals, ct_y) pullback
+
+The regions are ordinary graphs, so that a second derivative is by our own rules again.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +15,21 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ..op import Attrs, Op, shape_by_jax
+from ..errors import MissingRuleError
+from ..op import Attrs, Cts, Differentiator, LineariseRule, Op, Pullback, shape_by_jax
+from ..types import ArrayType
 
 if TYPE_CHECKING:
-    from ..graph import Graph
+    from ..builder import Builder
+    from ..graph import Graph, Node, Value
+
+# A node and which inputs need cotangents -> (inputs -> outputs ++ residuals,
+# residuals ++ cotangents of the inexact outputs -> cotangents of the needed inputs).
+Derive = Callable[["Node", Sequence[bool]], tuple["Graph", "Graph"]]
 
 
 @cache
-def foreign(primitive: Any, effectful: bool = False) -> Op:
+def foreign(primitive: Any, effectful: bool = False, linearise: LineariseRule | None = None) -> Op:
     """Return a record that binds JAX's `primitive` with the parameters that it came with."""
 
     def lower(
@@ -22,5 +38,70 @@ def foreign(primitive: Any, effectful: bool = False) -> Op:
         out = primitive.bind(*args, **primitive.get_bind_params(dict(attrs)))
         return list(out) if primitive.multiple_results else [out]
 
-    effect = "foreign" if effectful else ""
-    return Op(primitive.name, shape_by_jax(lower), lower, effect=effect, foreign=True)
+    return Op(
+        primitive.name,
+        shape_by_jax(lower),
+        lower,
+        linearise=linearise,
+        effect="foreign" if effectful else "",
+        foreign=True,
+    )
+
+
+def by_derivation(derive: Derive) -> LineariseRule:
+    """Reverse mode of a foreign op by the two graphs that `derive` gives."""
+
+    def linearise(
+        b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+    ) -> tuple[Sequence[Value], Pullback]:
+        """Where there is no derivative, only who asks for one is told."""
+        try:
+            forward, backward = derive(node, needs)
+        except MissingRuleError as error:
+            return b.emit(node.op, node.inputs, node.attrs), _refusal(error)
+        attrs = {"primitive": node.op.name}
+        found = b.emit("fallback", node.inputs, attrs | {"part": "forward"}, (forward,))
+        count = len(node.outputs)
+
+        def pullback(b: Builder, cts: Cts) -> Cts:
+            seeds = [
+                b.zeros(out) if ct is None else ct
+                for ct, out in zip(cts, node.outputs, strict=True)
+                if out.type.is_inexact
+            ]
+            operands = (*found[count:], *seeds)
+            given = b.emit("fallback", operands, attrs | {"part": "pullback"}, (backward,))
+            each = iter(given)
+            return [next(each) if needed else None for needed in needs]
+
+        return found[:count], pullback
+
+    return linearise
+
+
+def _refusal(error: MissingRuleError) -> Pullback:
+    def pullback(b: Builder, cts: Cts) -> Cts:
+        raise error
+
+    return pullback
+
+
+def _shape(
+    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
+) -> tuple[ArrayType, ...]:
+    return tuple(value.type for value in regions[0].outputs)
+
+
+def _lower(
+    args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Callable[..., list[Any]]
+) -> list[Any]:
+    return run(regions[0], *args)
+
+
+def _inline(
+    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
+) -> tuple[Sequence[Value], Pullback]:
+    return ad.inline(b, node.regions[0], node.inputs, needs)
+
+
+OPS: tuple[Op, ...] = (Op("fallback", _shape, _lower, linearise=_inline),)

@@ -32,6 +32,11 @@ def transposed(b: Builder, x: Value) -> Value:
     return b.transpose(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
 
 
+def adjoint(b: Builder, x: Value) -> Value:
+    """Conjugate and transpose."""
+    return b.conj(transposed(b, x))
+
+
 def solve(
     b: Builder,
     a: Value,

@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 from jax import lax
+from jax.experimental.layout import with_layout_constraint
 
 from ..errors import ShapeError
 from ..op import Attrs, Cts, Op, ShapeRule, call, no_gradient, per_operand, primitive_op
@@ -294,6 +296,13 @@ def _same_op(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     return list(b.emit(node.op, (g,), node.attrs))
 
 
+def _constrain_layout(
+    args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Callable[..., list[Any]]
+) -> list[Any]:
+    (x,) = args
+    return [with_layout_constraint(jnp.asarray(x), attrs["layout"])]  # type: ignore[call-arg]
+
+
 OPS: tuple[Op, ...] = (
     primitive_op("broadcast_in_dim", one_operand(_broadcast_dims), vjp=per_operand(_broadcast)),
     primitive_op(
@@ -321,5 +330,7 @@ OPS: tuple[Op, ...] = (
     Op("tile", one_operand(_tile_dims), call(lax.tile), vjp=per_operand(_tile)),
     primitive_op("iota", _iota_shape, vjp=no_gradient),
     primitive_op("device_put", _pass_shape, vjp=_pass),
+    primitive_op("stage", _pass_shape, vjp=_pass),
     primitive_op("sharding_constraint", _pass_shape, vjp=_same_op),
+    Op("layout_constraint", _pass_shape, _constrain_layout, vjp=_same_op),
 )

@@ -16,7 +16,6 @@ from math import inf, prod
 from typing import TYPE_CHECKING, Any
 
 from .. import jax_compat
-from ..errors import MissingRuleError
 from ..op import Attrs, Cts, Op, per_operand, primitive_op, shape_by_jax
 from .structural import replaced, unpad
 
@@ -88,11 +87,16 @@ def _extremum(fill: float, select: str) -> Callable[..., Value]:
         if prod(attrs["window_dimensions"]) > MANY and undilated:
             kept = {key: attrs[key] for key in _KEYS[:3]}
             return b.one("select_and_scatter_add", g, x, **kept, select_prim=select)
-        places = list(product(*map(range, attrs["window_dimensions"])))
-        winner = _winner(b, o, x, places, fill, attrs)
-        return _laid_back(b, g, winner, x, places, attrs)
+        return _to_winners(b, g, o, x, fill, attrs)
 
     return rule
+
+
+def _to_winners(b: Builder, g: Value, o: Value, x: Value, fill: float, attrs: Attrs) -> Value:
+    """Each window's cotangent to the first element that attains the window's extremum o."""
+    places = list(product(*map(range, attrs["window_dimensions"])))
+    winner = _winner(b, o, x, places, fill, attrs)
+    return _laid_back(b, g, winner, x, places, attrs)
 
 
 def _winner(
@@ -189,7 +193,11 @@ def _gather(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     if not needs[0]:
         return [None, None]
     if {*attrs["base_dilation"], *attrs["window_dilation"]} != {1}:
-        raise MissingRuleError("select_and_gather_add has no VJP where a window is dilated")
+        largest = attrs["select_prim"] == "ge"
+        windows = {key: attrs[key] for key in _KEYS}
+        best = b.one(f"reduce_window_{'max' if largest else 'min'}", operand, **windows)
+        fill = -inf if largest else inf
+        return [_to_winners(b, g, best, operand, fill, attrs), None]
     kept = {key: attrs[key] for key in (*_KEYS[:3], "select_prim")}
     return [b.one("select_and_scatter_add", g, operand, **kept), None]
 

@@ -17,6 +17,9 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys("jit closed_call remat2 eval_jaxpr".split(), "calls: tests/passes/autodiff"),
     **dict.fromkeys("custom_jvp_call custom_vjp_call".split(), "custom rules: tests/compiler"),
     "custom_linear_solve": "regions: test_solves",
+    "linear_call": "regions: test_calls",
+    **dict.fromkeys("reduce reduce_window".split(), "regions: test_reducers"),
+    "fallback": "JAX's own derivative of one primitive: tests/compiler/test_fallback",
     "gradients": "a marker: tests/passes/autodiff",
     **{
         name: "a primitive that this version of JAX does not have"

@@ -93,6 +93,7 @@ def binary() -> Iterator[Case]:
         yield Case(op, (real(3), real(3, seed=1)))
     for op in "and or xor shift_left shift_right_logical shift_right_arithmetic".split():
         yield Case(op, (ints(3), ints(3, high=4, seed=1)))
+    yield Case("mulhi", (ints(3), ints(3, seed=1)))
     for op in "and or xor".split():
         yield Case(op, (bools(3), bools(3, seed=1)))
 

@@ -187,6 +187,11 @@ def windows() -> Iterator[Case]:
         shape, attrs = WINDOWS[label]
         kept = {k: attrs[k] for k in ("window_dimensions", "window_strides", "padding")}
         yield from _selecting(shape, kept, attrs, label)
+    shape, attrs = WINDOWS["dilated"]
+    for select in ("ge", "le"):
+        operands, name = (real(*shape), distinct(*shape)), {"select_prim": select}
+        label = f"dilated, {select}"
+        yield Case("select_and_gather_add", operands, attrs | name, label, wrt=(0,), peer=False)
 
 
 def _selecting(shape, kept, attrs, label) -> Iterator[Case]:

@@ -123,29 +123,56 @@ def factorisations() -> Iterator[Case]:
         yield Case("lu", (real(*shape),))
     yield Case("lu", (complexes(3, 3),))
     thin = {"pivoting": False, "full_matrices": False, "use_magma": None}
-    for shape in ((3, 3), (4, 3), (2, 4, 3)):
+    for shape in ((3, 3), (4, 3), (2, 4, 3), (3, 5), (2, 3, 4), (0, 3), (3, 0)):
         yield Case("qr", (real(*shape),), thin)
+    for shape in ((3, 3), (5, 3), (2, 4, 2), (3, 5)):
+        yield Case("qr", (real(*shape),), thin | {"full_matrices": True}, f"full {shape}")
+        yield Case("qr", (complexes(*shape),), thin, f"complex {shape}")
+        # JAX permutes the columns of a batch by all permutations at once.
+        pivoted, single = thin | {"pivoting": True}, len(shape) == 2
+        yield Case("qr", (real(*shape),), pivoted, f"pivoted {shape}", peer=single)
+    full = thin | {"full_matrices": True}
+    yield Case("qr", (complexes(5, 3),), full | {"pivoting": True}, "complex, full, pivoted")
     attrs = {"lower": True, "sort_eigenvalues": True, "subset_by_index": None, "algorithm": None}
     yield Case("eigh", (symmetric(real(3, 3)),), attrs, within=symmetric)
     yield Case("eigh", (symmetric(real(2, 4, 4)),), attrs, within=symmetric)
+    yield Case("eigh", (symmetric(complexes(3, 3)),), attrs, "phase", within=symmetric, kinks=True)
     attrs = {"full_matrices": False, "subset_by_index": None, "algorithm": None}
     for shape in ((3, 3), (4, 3), (3, 4), (2, 3, 3)):
         yield Case("svd", (real(*shape),), attrs | {"compute_uv": True})
         yield Case("svd", (real(*shape),), attrs | {"compute_uv": False}, f"values {shape}")
+        # Complex vectors have a phase that LAPACK chooses and no derivative sees.
+        both, label = attrs | {"compute_uv": True}, f"complex {shape}"
+        yield Case("svd", (complexes(*shape),), both, label, kinks=True)
+    values = attrs | {"compute_uv": False}
+    yield Case("svd", (complexes(4, 3),), values, "complex values")
+    square = attrs | {"compute_uv": True, "full_matrices": True}
+    yield Case("svd", (real(3, 3),), square, "full, square")
     vectors = {"compute_schur_vectors": True, "sort_eig_vals": False, "select_callable": None}
     yield Case("schur", (real(3, 3),), vectors)
     yield Case("hessenberg", (real(3, 3),))
     yield Case("householder_product", (real(3, 3), real(3)))
     yield Case("tridiagonal", (definite(),), {"lower": True})
+    yield from eigenvectors()
+
+
+def eigenvectors() -> Iterator[Case]:
+    """JAX has second derivatives of the values where those of the vectors are allowed."""
     for n in (3, 4):
-        yield Case("eig", (real(n, n),), _eigenvalues(), orders=1)
+        yield Case("eig", (real(n, n),), _eig(False, False), orders=1)
+    yield Case("eig", (real(2, 3, 3),), _eig(False, False, True))
+    for x, label in ((real(3, 3), "real"), (real(4, 4), "pairs"), (complexes(3, 3), "complex")):
+        for left, right in ((False, True), (True, False), (True, True)):
+            attrs = _eig(left, right, True)
+            yield Case("eig", (x,), attrs, f"{label}, vectors {left:d} {right:d}")
 
 
-def _eigenvalues() -> dict:
-    def values(x):
-        return lax.linalg.eig(x, compute_left_eigenvectors=False, compute_right_eigenvectors=False)
+def _eig(left: bool, right: bool, vectors: bool = False) -> dict:
+    def eig(x):
+        sides = {"compute_left_eigenvectors": left, "compute_right_eigenvectors": right}
+        return lax.linalg.eig(x, **sides, enable_eigvec_derivs=vectors)
 
-    return dict(jax.make_jaxpr(values)(np.zeros((3, 3))).eqns[0].params)
+    return dict(jax.make_jaxpr(eig)(np.zeros((3, 3))).eqns[0].params)
 
 
 def fourier() -> Iterator[Case]:

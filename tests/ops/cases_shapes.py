@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jax.experimental.layout import Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ops.draws import bools, complexes, distinct, ints, positive, real, tied
@@ -64,6 +65,8 @@ def structural() -> Iterator[Case]:
     mesh = Mesh(np.array(jax.devices()[:1]), ("x",))
     sharding = NamedSharding(mesh, PartitionSpec())
     yield Case("sharding_constraint", (real(2, 3),), _sharding_params(sharding))
+    yield Case("layout_constraint", (real(2, 3),), {"layout": Layout((1, 0))})
+    yield one("stage", 2, 3)
 
 
 def _sharding_params(sharding) -> dict:

@@ -77,13 +77,6 @@ UNDIFFERENTIABLE = [
     ("zeta", [f32(2), f32(2)], {}, 0, "its exponent"),
     ("regularized_incomplete_beta", [f32(2)] * 3, {}, 1, "shapes a and b"),
     (
-        "qr",
-        [f32(2, 3)],
-        {"pivoting": False, "full_matrices": False, "use_magma": None},
-        0,
-        "tall or square",
-    ),
-    (
         "svd",
         [f32(2, 3)],
         {

@@ -15,8 +15,8 @@ from ops.harness import Case, no_regions
 from ops.measure import derivatives, inner
 
 DIFFERENTIABLE = [c for c in CASES if OPS[c.op].vjp not in (None, no_gradient) and c.active]
-# Their attributes hold devices, which have no text.
-OPAQUE = ("device_put", "sharding_constraint")
+# Their attributes hold devices and layouts, which have no text.
+OPAQUE = ("device_put", "sharding_constraint", "layout_constraint")
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -1,0 +1,82 @@
+"""Calls that bring their own derivative, or choose among functions by the platform."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.custom_derivatives import linear_call
+
+import backpass as bp
+from ops.draws import positive, real
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+X, D = real(3), positive(3)
+
+
+def test_a_linear_call_is_pulled_back_by_its_transpose() -> None:
+    """Which is a false one here, so that it is seen."""
+
+    def loss(x, d):
+        (y,) = linear_call(lambda r, x: [x[0] / r], lambda r, y: [7 * y[0] / r], d, [x])
+        return jnp.sum(jnp.sin(y))
+
+    def twice(grad):
+        return lambda x: jnp.sum(grad(loss)(x, D) ** 2)
+
+    np.testing.assert_allclose(bp.grad(loss)(X, D), 7 * np.cos(X / D) / D, rtol=1e-12)
+    np.testing.assert_allclose(bp.grad(twice(bp.grad))(X), jax.grad(twice(jax.grad))(X))
+
+
+def test_a_linear_call_with_constants_on_both_sides() -> None:
+    def loss(x):
+        scale = jnp.sin(D) * 2
+        (y,) = linear_call(lambda r, x: [x[0] * scale * r[0]], _scaled, [scale, D], [x])
+        return jnp.sum(y**3)
+
+    def _scaled(r, y):
+        return [y[0] * r[0] * r[0] * D / D]
+
+    want = 3 * (X * 4 * np.sin(D) ** 2) ** 2 * 4 * np.sin(D) ** 2
+    np.testing.assert_allclose(bp.grad(loss)(X), want, rtol=1e-12)
+
+
+def test_jax_differentiates_a_lowered_linear_call() -> None:
+    @bp.compile
+    def f(x):
+        return jnp.sum(linear_call(lambda r, x: x / r, lambda r, y: 7 * y / r, D, x) ** 2)
+
+    np.testing.assert_allclose(jax.grad(f)(X), 14 * X / D**2)
+
+
+def test_a_branch_for_another_platform_is_not_lowered() -> None:
+    def elsewhere(x):
+        return lax.platform_dependent(x, tpu=lambda x: x * 777, default=jnp.sin)
+
+    @bp.compile
+    def step(x):
+        return bp.value_and_grad(lambda x: jnp.sum(elsewhere(x)))(x)
+
+    loss, grad = step(X)
+    np.testing.assert_allclose(loss, np.sum(np.sin(X)))
+    np.testing.assert_allclose(grad, np.cos(X))
+    assert "777" in str(step.lower(X).graph)
+    text = step.lower(X).as_text("stablehlo")
+    assert "777" not in text and "7.77" not in text
+
+
+def test_residuals_that_jax_may_drop() -> None:
+    @partial(jax.custom_vjp)
+    def f(x):
+        return jnp.sin(x)
+
+    f.defvjp(lambda x: (jnp.sin(x), jnp.cos(x)), lambda r, g: (g * r,), optimize_remat=True)
+
+    def once(x):
+        return jnp.sum(bp.grad(lambda x: jnp.sum(f(x)))(x))
+
+    np.testing.assert_allclose(bp.grad(lambda x: jnp.sum(f(x)))(X), np.cos(X))
+    np.testing.assert_allclose(bp.grad(once)(X), -np.sin(X))
