@@ -13,6 +13,7 @@ from .compiler.compile import CompiledFunction, compile
 from .compiler.explain import Explanation
 from .compiler.gradients import grad, value_and_grad
 from .compiler.stages import Compiled, Lowered, Traced
+from .compiler.surrogates import checkpoint, stop_gradient, straight_through, surrogate
 from .ir.errors import (
     ArgumentError,
     BackpassError,
@@ -25,6 +26,7 @@ from .ir.errors import (
     ParseError,
     ShapeError,
     TraceError,
+    ZeroGradientWarning,
 )
 
 __version__ = "0.1.0"
@@ -46,9 +48,14 @@ __all__ = [
     "ShapeError",
     "TraceError",
     "Traced",
+    "ZeroGradientWarning",
     "__version__",
+    "checkpoint",
     "compile",
     "grad",
     "ir",
+    "stop_gradient",
+    "straight_through",
+    "surrogate",
     "value_and_grad",
 ]

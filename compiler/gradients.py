@@ -28,6 +28,7 @@ from ..passes import Autodiff, Canonicalise, Dce
 from ..runtime.lower import lowered
 from .diagnose import caller_line, check_results, defined_at, in_place_of, is_array, tracing
 from .importer import import_open
+from .zeros import warn_of_zeros
 
 gradients_p = jec.Primitive("gradients")
 gradients_p.multiple_results = True
@@ -173,6 +174,7 @@ def value_and_grad(
         graph, consts = import_open(jaxpr, getattr(fun, "__name__", "fun"), paths)
         wrt = [i for i, x in enumerate(leaves) if is_inexact(type_of(x).dtype)]
         at = tuple(len(consts) + i for i in wrt)
+        warn_of_zeros(fun, graph, at)
         with tracing(fun):
             found = gradients_p.bind(*consts, *leaves, held=Held(graph), wrt=at)
         count = len(found) - len(wrt)

@@ -71,3 +71,7 @@ class DifferentiationError(BackpassError, TypeError):
 
 class MissingRuleError(DifferentiationError, NotImplementedError):
     """An op on the way from inputs to loss has no VJP rule."""
+
+
+class ZeroGradientWarning(UserWarning):
+    """A gradient is zero everywhere, as an op such as `round` or `>` cuts the only ways to it."""
