@@ -53,10 +53,10 @@ def gradients_graph(graph: Graph, wrt: tuple[int, ...]) -> Graph:
     return Graph(f"grad_{graph.name}", inputs, (node,), node.outputs)
 
 
-def _expanded(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
-    """Run the joint graph of forward and backward nodes."""
+def _expanded(*args: Any, held: Held, wrt: tuple[int, ...], outermost: bool = False) -> list[Any]:
+    """Run the joint graph of forward and backward nodes, see `Autodiff` for `outermost`."""
     joint = gradients_graph(held.graph, wrt)
-    for step in (Canonicalise(), Autodiff(), Dce()):
+    for step in (Canonicalise(), Autodiff(outermost), Dce()):
         joint = step(joint)
     return lowered(joint, _types(held.graph, wrt))(*args)
 
@@ -77,7 +77,8 @@ class _Question:
 
 @functools.lru_cache(maxsize=512)
 def _executable(question: _Question) -> Callable[..., list[Any]]:
-    return jax.jit(functools.partial(_expanded, held=question.held, wrt=question.wrt))
+    run = functools.partial(_expanded, held=question.held, wrt=question.wrt, outermost=True)
+    return jax.jit(run)
 
 
 def _run(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
@@ -119,7 +120,9 @@ gradients_p.def_impl(_run)
 gradients_p.def_abstract_eval(_abstract)
 batching.fancy_primitive_batchers[gradients_p] = _batched
 ad.primitive_jvps[gradients_p] = _jvp
-mlir.register_lowering(gradients_p, mlir.lower_fun(_expanded, multiple_results=True))
+mlir.register_lowering(
+    gradients_p, mlir.lower_fun(functools.partial(_expanded, outermost=True), multiple_results=True)
+)
 
 
 def value_and_grad(

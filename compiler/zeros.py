@@ -17,7 +17,7 @@ _CHOOSING = (
     "bp.surrogate(f, g) gives f that of g"
 )
 _INSTEAD: Mapping[str, str] = dict.fromkeys(
-    ("round", "floor", "ceil", "sign", "convert_element_type"), _ROUNDING
+    "round floor ceil sign rint trunc fix floor_divide convert_element_type".split(), _ROUNDING
 )
 
 

@@ -22,7 +22,7 @@ from .reverse import propagates
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The op that cuts the gradient of an input, and where it stands."""
+    """The op, or the function of a library, that cuts a gradient, and where it stands."""
 
     op: str
     origin: Origin
@@ -88,9 +88,9 @@ def _plain(node: Node, outs: Ways) -> Ways:
 
 
 def _placed(way: Way, call: Node) -> Way:
-    """Give a cut inside a library's function the line of its caller."""
+    """Give a cut inside a library's function the name of that function and its caller's line."""
     if isinstance(way, Cut) and not way.origin.known:
-        return Cut(way.op, way.origin.under(call.origin))
+        return Cut(call.attrs.get("name", way.op), way.origin.under(call.origin))
     return way
 
 

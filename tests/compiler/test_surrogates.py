@@ -125,6 +125,21 @@ def test_second_derivative_is_that_of_the_surrogate():
     close(found, jax.grad(lambda x: jnp.sum(jax.grad(lambda x: jnp.sum(jnp.tanh(x)))(x)))(X))
 
 
+@pytest.mark.parametrize("around", [lambda f: f, jax.jit, lambda f: jax.vmap(f, (0, None))])
+@pytest.mark.parametrize("outer", [jax.grad, bp.grad])
+def test_a_rule_that_an_inner_gradient_has_no_use_for_is_kept(outer, around):
+    """Meta-learning: the inner gradient is by `p`, the rule belongs to `h`."""
+    quantise = bp.straight_through(jnp.round)
+
+    def loss(transform):
+        def inner(p, h):
+            return transform(lambda p: jnp.sum(jnp.sin(p * quantise(h))))(p)
+
+        return lambda h: jnp.sum(around(inner)(jnp.outer(X, X), h))
+
+    close(outer(loss(bp.grad))(X), jax.grad(loss(jax.grad))(X))
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -230,13 +245,14 @@ def test_checkpointed_layers_are_traced_once():
 CUT = {
     "round": (lambda x: jnp.sum(jnp.round(x) ** 2), "round", "bp.straight_through"),
     "floor": (lambda x: jnp.sum(jnp.floor(x) * X), "floor", "bp.straight_through"),
-    "floor division": (lambda x: jnp.sum(x // 1.0 * X), "round", "bp.straight_through"),
+    "floor division": (lambda x: jnp.sum(x // 1.0 * X), "floor_divide", "straight_through"),
     "sign": (lambda x: jnp.sum(jnp.sign(jnp.sin(x)) * X), "sign", "bp.straight_through"),
     "cast": (lambda x: jnp.sum(x.astype(int) * X), "convert_element_type", "straight_through"),
     "comparison": (lambda x: jnp.mean((x > 0).astype(jnp.float32)), "gt", "a sigmoid"),
     "mask": (lambda x: jnp.sum(jnp.where(x > 0.5, X, -X)), "gt", "bp.surrogate"),
     "argmax": (lambda x: jnp.take(jnp.asarray(X), jnp.argmax(x)), "argmax", "a softmax"),
-    "argsort": (lambda x: jnp.sum(jnp.argsort(x) * X), "sort", "bp.surrogate"),
+    "argsort": (lambda x: jnp.sum(jnp.argsort(x) * X), "argsort", "bp.surrogate"),
+    "bucket": (lambda x: jnp.sum(jnp.digitize(x, X[1:]) * X), "digitize", "bp.surrogate"),
     "accuracy": (lambda x: jnp.mean(jnp.argmax(jnp.outer(x, X), 1) == 1), "argmax", "softmax"),
     "in a scan": (
         lambda x: jax.lax.scan(lambda c, v: (c + jnp.round(v), v), 0.0, x)[0],
