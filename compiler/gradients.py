@@ -72,19 +72,31 @@ class _Question:
 
     key: Hashable
     wrt: tuple[int, ...]
+    outermost: bool
     held: Held = field(compare=False)
 
 
 @functools.lru_cache(maxsize=512)
 def _executable(question: _Question) -> Callable[..., list[Any]]:
-    run = functools.partial(_expanded, held=question.held, wrt=question.wrt, outermost=True)
-    return jax.jit(run)
+    options = {"wrt": question.wrt, "outermost": question.outermost}
+    return jax.jit(functools.partial(_expanded, held=question.held, **options))
+
+
+def _program(
+    args: Sequence[Any], held: Held, wrt: tuple[int, ...], outermost: bool = False
+) -> Callable[..., list[Any]]:
+    """Return what to call: on arrays one program, compiled once for all that compute the same.
+
+    Where a trace is under way it takes each node with its own line.
+    """
+    if any(isinstance(arg, jax.core.Tracer) for arg in args):
+        return functools.partial(_expanded, held=held, wrt=wrt, outermost=outermost)
+    return _executable(_Question(fingerprint(held.graph), wrt, outermost, held))
 
 
 def _run(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
-    """Run on arrays: one program, compiled once for all graphs that compute the same."""
-    question = _Question(fingerprint(held.graph), wrt, held)
-    return _executable(question)(*args)
+    """Run on arrays."""
+    return _program(args, held, wrt, outermost=True)(*args)
 
 
 def _abstract(*avals: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
@@ -100,7 +112,7 @@ def _batched(
         outs = gradients_p.bind(*args, **params)
         return outs, [None] * len(outs)
     run = jax.vmap(
-        functools.partial(_expanded, **params),
+        _program(args, **params),
         in_axes=tuple(dims),
         axis_name=axis.name,
         axis_size=axis.size,
@@ -112,7 +124,7 @@ def _batched(
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
     """The user's own `jax.grad` or `jax.jvp` around ours: JAX differentiates what we expanded."""
-    run = functools.partial(_expanded, **params)
+    run = _program((*primals, *tangents), **params)
     return jax.jvp(run, tuple(primals), tuple(map(ad.instantiate_zeros, tangents)))
 
 
