@@ -78,8 +78,8 @@ class _Question:
 
 @functools.lru_cache(maxsize=512)
 def _executable(question: _Question) -> Callable[..., list[Any]]:
-    options = {"wrt": question.wrt, "outermost": question.outermost}
-    return jax.jit(functools.partial(_expanded, held=question.held, **options))
+    held, wrt, outermost = question.held, question.wrt, question.outermost
+    return jax.jit(functools.partial(_expanded, held=held, wrt=wrt, outermost=outermost))
 
 
 def _program(
