@@ -16,6 +16,7 @@ from .compiler.gradcheck import gradcheck
 from .compiler.gradients import grad, value_and_grad
 from .compiler.jacobians import hessian, hvp, jacfwd, jacrev
 from .compiler.stages import Compiled, Lowered, Traced
+from .compiler.surrogates import checkpoint, stop_gradient, straight_through, surrogate
 from .ir.errors import (
     ArgumentError,
     BackpassError,
@@ -29,6 +30,7 @@ from .ir.errors import (
     ParseError,
     ShapeError,
     TraceError,
+    ZeroGradientWarning,
 )
 
 __version__ = "0.1.0"
@@ -51,7 +53,9 @@ __all__ = [
     "ShapeError",
     "TraceError",
     "Traced",
+    "ZeroGradientWarning",
     "__version__",
+    "checkpoint",
     "compile",
     "grad",
     "gradcheck",
@@ -62,6 +66,9 @@ __all__ = [
     "jacrev",
     "jvp",
     "linearize",
+    "stop_gradient",
+    "straight_through",
+    "surrogate",
     "value_and_grad",
     "vjp",
 ]

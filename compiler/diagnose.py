@@ -24,13 +24,25 @@ from ..ir.errors import (
     LeakError,
     MaskError,
 )
-from ..ir.source import innermost, shortened
+from ..ir.source import innermost, rank, shortened
 from ..ir.types import type_of
 
 
 def caller_line() -> str:
     """Return `file:line` of the innermost frame of user code on the stack."""
     return innermost(_stack()) or "unknown line"
+
+
+def caller_level() -> int:
+    """Return the `stacklevel` at which a warning of the caller's shows the user's line."""
+    frame: FrameType | None = sys._getframe(1)
+    best, found, level = 3, 1, 1
+    while frame is not None and best > 0:
+        kind = rank(frame.f_code.co_filename)
+        if kind < best:
+            best, found = kind, level
+        frame, level = frame.f_back, level + 1
+    return found
 
 
 def _stack() -> Iterator[tuple[str, int]]:

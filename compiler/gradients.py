@@ -22,6 +22,7 @@ from .derivatives import pair_of
 from .diagnose import caller_line, check_results, defined_at, in_place_of, is_array, tracing
 from .importer import import_open
 from .program_call import call_program
+from .zeros import warn_of_zeros
 
 
 def gradients_graph(graph: Graph, wrt: tuple[int, ...]) -> Graph:
@@ -84,6 +85,7 @@ def value_and_grad(
         graph, consts = import_open(jaxpr, getattr(fun, "__name__", "fun"), paths)
         wrt = [i for i, x in enumerate(leaves) if is_inexact(type_of(x).dtype)]
         at = tuple(len(consts) + i for i in wrt)
+        warn_of_zeros(fun, graph, at)
         with tracing(fun):
             found = call_program(gradients_graph(graph, at), *consts, *leaves)
         count = len(found) - len(wrt)

@@ -48,13 +48,18 @@ class Held:
 
     @functools.cached_property
     def plain(self) -> Graph:
-        """The graph with calls inlined and gradients expanded."""
+        """The graph with calls inlined and gradients expanded, to be differentiated again."""
         return self.graph if self.is_plain else Dce()(plain(self.graph))
 
+    @functools.cached_property
+    def final(self) -> Graph:
+        """The graph that runs: custom rules that no gradient has a use for are dropped."""
+        return self.graph if self.is_plain else Dce()(plain(self.graph, outermost=True))
 
-def plain(graph: Graph) -> Graph:
-    """Inline calls and expand gradients."""
-    return Autodiff()(Canonicalise()(graph))
+
+def plain(graph: Graph, *, outermost: bool = False) -> Graph:
+    """Inline calls and expand gradients; see `Autodiff` for `outermost`."""
+    return Autodiff(outermost)(Canonicalise()(graph))
 
 
 def call_program(graph: Graph, *args: Any, is_plain: bool = False) -> list[Any]:
@@ -62,9 +67,10 @@ def call_program(graph: Graph, *args: Any, is_plain: bool = False) -> list[Any]:
     return program_call_p.bind(*args, held=Held(graph, is_plain))  # type: ignore[no-any-return]
 
 
-def _expanded(*args: Any, held: Held) -> list[Any]:
+def _expanded(*args: Any, held: Held, outermost: bool = False) -> list[Any]:
+    """Bind each node by itself, with its own line."""
     types = [value.type for value in held.graph.outputs]
-    return lowered(held.plain, types)(*args)
+    return lowered(held.final if outermost else held.plain, types)(*args)
 
 
 @dataclass(frozen=True)
@@ -72,20 +78,31 @@ class _Question:
     """A graph as a key; equal ones share an executable."""
 
     key: Hashable
+    outermost: bool
     held: Held = field(compare=False)
 
 
 @functools.lru_cache(maxsize=512)
 def _executable(question: _Question) -> Callable[..., list[Any]]:
-    return jax.jit(functools.partial(_expanded, held=question.held))
+    run = functools.partial(_expanded, held=question.held, outermost=question.outermost)
+    return jax.jit(run)
+
+
+def _program(args: Sequence[Any], held: Held, *, outermost: bool) -> Callable[..., list[Any]]:
+    """Return what to call: node by node where a trace is under way or the graph is small.
+
+    Else, on arrays, one program, compiled once for all graphs that compute the same.
+    """
+    small = len(held.plain.nodes) <= SMALL and not any(n.regions for n in held.plain.nodes)
+    if small or any(isinstance(arg, jax.core.Tracer) for arg in args):
+        return functools.partial(_expanded, held=held, outermost=outermost)
+    return _executable(_Question(fingerprint(held.graph), outermost, held))
 
 
 def _run(*args: Any, held: Held) -> list[Any]:
-    """Run on arrays: op by op when small, else as one program for all that compute the same."""
-    if len(held.plain.nodes) <= SMALL and not any(node.regions for node in held.plain.nodes):
-        outs = _expanded(*args, held=held)
-        return [_as_array(x, v.type) for x, v in zip(outs, held.graph.outputs, strict=True)]
-    return _executable(_Question(fingerprint(held.graph), held))(*args)
+    """Run on arrays."""
+    outs = _program(args, held, outermost=True)(*args)
+    return [_as_array(x, v.type) for x, v in zip(outs, held.graph.outputs, strict=True)]
 
 
 def _as_array(x: Any, type: ArrayType) -> Any:
@@ -108,7 +125,7 @@ def _batched(
         outs = program_call_p.bind(*args, held=held)
         return outs, [None] * len(outs)
     run = jax.vmap(
-        functools.partial(_expanded, held=held),
+        _program(args, held, outermost=False),
         in_axes=tuple(dims),
         axis_name=axis.name,
         axis_size=axis.size,
@@ -139,4 +156,7 @@ program_call_p.def_impl(_run)
 program_call_p.def_abstract_eval(_abstract)
 batching.fancy_primitive_batchers[program_call_p] = _batched
 ad.primitive_jvps[program_call_p] = _jvp
-mlir.register_lowering(program_call_p, mlir.lower_fun(_expanded, multiple_results=True))
+mlir.register_lowering(
+    program_call_p,
+    mlir.lower_fun(functools.partial(_expanded, outermost=True), multiple_results=True),
+)

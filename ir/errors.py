@@ -75,3 +75,7 @@ class MissingRuleError(DifferentiationError, NotImplementedError):
 
 class GradcheckError(BackpassError, AssertionError):
     """A derivative is not what finite differences say."""
+
+
+class ZeroGradientWarning(UserWarning):
+    """A gradient is zero everywhere, as an op such as `round` or `>` cuts the only ways to it."""

@@ -251,7 +251,6 @@ RULES: Mapping[str, tuple[Rule, ...]] = {
     "div": (_neutral(1, left=False),),
     "neg": (_double_negation,),
     "copy": (_identity,),
-    "stop_gradient": (_identity,),
     "convert_element_type": (_same_cast,),
     "reshape": (_reshape,),
     "transpose": (_transpose,),

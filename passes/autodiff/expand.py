@@ -21,13 +21,18 @@ class Autodiff:
         ->  outs = f(x);  grads = pullback of f at x, applied to 1 for the first output
 
     Nodes that come to depend on a gradient and are not part of one have the phase `update`.
+
+    `outermost`: nobody will differentiate the joint graph again, so that custom rules that no
+    gradient here has a use for are dropped.
     """
+
+    outermost: bool = True
 
     name: ClassVar[str] = "autodiff"
 
     def __call__(self, graph: Graph) -> Graph:
         """Return the joint graph, or `graph` itself when nothing asks for gradients."""
-        return _expand(graph, outermost=True)
+        return _expand(graph, outermost=self.outermost)
 
 
 def _expand(graph: Graph, *, outermost: bool) -> Graph:

@@ -1,6 +1,8 @@
 """Every benchmark runs at a tiny size and tells what it should."""
 
+import cProfile
 import json
+import pstats
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +80,37 @@ def test_tracing(load_benchmark, capsys):
     assert result.trace.low <= result.trace.median <= result.trace.high
     out = capsys.readouterr().out
     assert out.count("gpt 1 layers") == 2 and "caches kept" in out
+
+
+def test_scaling(load_benchmark, tmp_path, capsys):
+    """Growth is told for each phase and size, and drawn."""
+    path = tmp_path / "scaling.png"
+    results = load_benchmark("scaling").main(["--tiny", "--repeats", "1", "--plot", str(path)])
+    assert [(r.program, r.size) for r in results] == [
+        ("chain", 50),
+        ("chain", 100),
+        ("parameters", 50),
+        ("parameters", 100),
+    ]
+    assert all(r.nodes > r.size and r.seconds["all"] > r.seconds["bind"] > 0 for r in results)
+    head, first = capsys.readouterr().out.splitlines()[2:4]
+    assert head.split()[-5:] == ["all", "jax", "all", "/", "jax"]
+    assert first.split()[2:15] == ["1.00"] * 13
+    assert path.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("program", ["chain", "parameters"])
+def test_work_grows_with_the_program(load_benchmark, program):
+    """Calls of Python functions, which are the same each time, in place of seconds."""
+    scaling = load_benchmark("scaling")
+
+    def calls(size):
+        profiler = cProfile.Profile()
+        profiler.runcall(scaling.phases, program, size)
+        return pstats.Stats(profiler).total_calls
+
+    calls(300)  # imports, and tables that are made once
+    assert calls(1200) / calls(300) < 4.4
 
 
 def test_dispatch(load_benchmark, capsys):

@@ -49,7 +49,25 @@ class Recurrent(eqx.Module):
         return jax.lax.scan(step, ((zero, zero), zero), xs)[1]
 
 
+class Experts(eqx.Module):
+    """The two best of four MLPs, made by `filter_vmap`, for each token."""
+
+    router: eqx.nn.Linear
+    experts: eqx.nn.MLP
+
+    def __init__(self):
+        self.router = eqx.nn.Linear(3, 4, key=key())
+        make = eqx.filter_vmap(lambda k: eqx.nn.MLP(3, 3, 5, 1, jax.nn.gelu, key=k))
+        self.experts = make(jax.random.split(key(1), 4))
+
+    def __call__(self, x):
+        gates, chosen = jax.lax.top_k(jax.nn.softmax(self.router(x)), 2)
+        every = eqx.filter_vmap(lambda expert: expert(x))(self.experts)
+        return jnp.sum(gates[:, None] / gates.sum() * every[chosen], 0)
+
+
 MODELS = {
+    "experts": lambda: (Experts(), (3,)),
     "mlp": lambda: (eqx.nn.MLP(3, 2, 8, 2, jnp.tanh, key=key()), (3,)),
     "convolutions": lambda: (
         eqx.nn.Sequential(

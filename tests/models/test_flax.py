@@ -27,6 +27,30 @@ class Cnn(linen.Module):
         return linen.Dense(5)(linen.Dropout(0.3, deterministic=not train)(x.reshape(len(x), -1)))
 
 
+class Residual(linen.Module):
+    """Two blocks of a ResNet, the second of which halves the image and doubles the channels."""
+
+    @linen.compact
+    def __call__(self, x, train=True):
+        for channels, stride in ((3, 1), (6, 2)):
+            y = linen.Conv(channels, (3, 3), (stride, stride), use_bias=False)(x)
+            y = linen.relu(linen.BatchNorm(use_running_average=not train)(y))
+            y = linen.Conv(channels, (3, 3), use_bias=False)(y)
+            y = linen.BatchNorm(use_running_average=not train)(y)
+            if stride > 1:
+                x = linen.Conv(channels, (1, 1), (stride, stride), use_bias=False)(x)
+            x = linen.relu(x + y)
+        return linen.Dense(5)(x.mean((1, 2)))
+
+
+class Mlp(linen.Module):
+    @linen.compact
+    def __call__(self, x, train=True):
+        for size in (6, 5):
+            x = linen.tanh(linen.Dense(size)(x))
+        return linen.Dense(2)(x)
+
+
 class Encoder(linen.Module):
     @linen.compact
     def __call__(self, x, train=True):
@@ -75,7 +99,9 @@ class Wrapped(linen.Module):
 
 IMAGE, SEQUENCE = (2, 4, 4, 3), (2, 5, 8)
 LINEN = {
+    "mlp": (Mlp(), (4, 3)),
     "cnn": (Cnn(), IMAGE),
+    "residual": (Residual(), IMAGE),
     "encoder": (Encoder(), SEQUENCE),
     "stacked": (Stacked(), None),
     "lstm": (Recurrent("OptimizedLSTMCell"), SEQUENCE),
@@ -184,8 +210,54 @@ class Lora(nnx.Module):
         return h
 
 
+class Residuals(nnx.Module):
+    """A ResNet block with its running statistics."""
+
+    def __init__(self, rngs):
+        options = {"rngs": rngs, "param_dtype": jnp.float64}
+        self.convs = nnx.List([nnx.Conv(3, 3, (3, 3), use_bias=False, **options) for _ in "ab"])
+        self.norms = nnx.List([nnx.BatchNorm(3, rngs=rngs) for _ in "ab"])
+        self.head = nnx.Linear(3, 5, **options)
+
+    def __call__(self, x):
+        y = x
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            y = norm(conv(nnx.relu(y)).astype(jnp.float32)).astype(jnp.float64)
+        return self.head(nnx.relu(x + y).mean((1, 2)))
+
+
+class Transformer(nnx.Module):
+    """Pre-norm blocks with tied embeddings; causal."""
+
+    def __init__(self, rngs):
+        options = {"rngs": rngs, "param_dtype": jnp.float64}
+        self.embed = nnx.Embed(7, 8, **options)
+        self.norms = nnx.List([nnx.RMSNorm(8, **options) for _ in "abc"])
+        self.attention = nnx.MultiHeadAttention(2, 8, decode=False, **options)
+        self.up, self.down = nnx.Linear(8, 12, **options), nnx.Linear(12, 8, **options)
+
+    def __call__(self, tokens):
+        x = self.embed(tokens)
+        x = x + self.attention(self.norms[0](x), mask=nnx.make_causal_mask(tokens))
+        x = x + self.down(nnx.gelu(self.up(self.norms[1](x))))
+        return self.embed.attend(self.norms[2](x))
+
+
+class Recurrence(nnx.Module):
+    def __init__(self, rngs):
+        self.rnn = nnx.RNN(nnx.OptimizedLSTMCell(8, 5, rngs=rngs, param_dtype=jnp.float64))
+
+    def __call__(self, x):
+        return self.rnn(x)
+
+
 NNX = {
-    "mixer": (Mixer, lambda: draw(1, *IMAGE), 1e-4),  # running statistics are in float32
+    # running statistics are in float32
+    "residuals": (Residuals, lambda: draw(1, *IMAGE), 1e-4),
+    # its softmax is in float32
+    "transformer": (Transformer, lambda: labels(1, 7, 2, 5), 1e-5),
+    "lstm": (Recurrence, lambda: draw(1, *SEQUENCE), 1e-9),
+    "mixer": (Mixer, lambda: draw(1, *IMAGE), 1e-4),
     "tower": (Tower, lambda: draw(1, 3, 4), 1e-9),
     "lora": (Lora, lambda: labels(1, 7, 2, 3), 1e-9),
 }

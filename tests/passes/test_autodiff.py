@@ -141,6 +141,7 @@ ZEROS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::backpass.ZeroGradientWarning")
 @pytest.mark.parametrize("name", ZEROS)
 def test_no_work_for_a_zero(name):
     fun, expected = ZEROS[name]

@@ -81,12 +81,6 @@ CASES = {
     ),
     # ops that do nothing
     "copy": ("copy", X, "%1: f32[3,4] = copy(%0)\nreturn %1", "return %0"),
-    "stop_gradient": (
-        "stop_gradient",
-        X,
-        "%1: f32[3,4] = stop_gradient(%0)\nreturn %1",
-        "return %0",
-    ),
     "same cast": (
         "convert_element_type",
         X,
