@@ -1,0 +1,163 @@
+"""Primitives in NumPy: `function(attrs, *arrays)` -> an array, a list of them, or None to pass.
+
+Those that most equations of a program are made of. Integers are left to JAX where the two differ.
+"""
+
+from typing import Any
+
+import numpy as np
+
+Attrs = Any
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def _simple(function: Any) -> Any:
+    return lambda attrs, *xs: function(*xs)
+
+
+def _inexact(function: Any) -> Any:
+    """For floating and complex arrays alone."""
+
+    def checked(attrs: Attrs, *xs: np.ndarray) -> Any:
+        return function(*xs) if xs[0].dtype.kind in "fc" else None
+
+    return checked
+
+
+def _real(function: Any) -> Any:
+    """For floating arrays alone."""
+
+    def checked(attrs: Attrs, *xs: np.ndarray) -> Any:
+        return function(*xs) if xs[0].dtype.kind == "f" else None
+
+    return checked
+
+
+def _integer_pow(attrs: Attrs, x: np.ndarray) -> Any:
+    return np.power(x, x.dtype.type(attrs["y"])) if x.dtype.kind == "f" else None
+
+
+def _broadcast(attrs: Attrs, x: np.ndarray, *sizes: Any) -> Any:
+    shape, dims = attrs["shape"], attrs["broadcast_dimensions"]
+    if sizes:
+        return None
+    wide = [1] * len(shape)
+    for i, n in zip(dims, x.shape, strict=True):
+        wide[i] = n
+    return np.broadcast_to(x.reshape(wide), shape)
+
+
+def _select_n(attrs: Attrs, which: np.ndarray, *cases: np.ndarray) -> Any:
+    return np.choose(which.astype(int), cases) if len(cases) <= 30 else None
+
+
+def _slice(attrs: Attrs, x: np.ndarray) -> Any:
+    steps = attrs["strides"] or (1,) * x.ndim
+    bounds = zip(attrs["start_indices"], attrs["limit_indices"], steps, strict=True)
+    return x[tuple(slice(lo, hi, step) for lo, hi, step in bounds)]
+
+
+def _pad(attrs: Attrs, x: np.ndarray, fill: np.ndarray) -> Any:
+    """Spread with the interior, put into the middle of enough room, then cut."""
+    config = attrs["padding_config"]
+    sizes = [n + max(0, n - 1) * mid for n, (_, _, mid) in zip(x.shape, config, strict=True)]
+    edges = [(max(lo, 0), max(hi, 0)) for lo, hi, _ in config]
+    room = np.full([n + lo + hi for n, (lo, hi) in zip(sizes, edges, strict=True)], fill, x.dtype)
+    places = zip(sizes, edges, config, strict=True)
+    room[tuple(slice(lo, lo + n, mid + 1) for n, (lo, _), (_, _, mid) in places)] = x
+    ends = zip(room.shape, config, strict=True)
+    return room[tuple(slice(max(-lo, 0), n + min(hi, 0)) for n, (lo, hi, _) in ends)]
+
+
+def _dot_general(attrs: Attrs, x: np.ndarray, y: np.ndarray) -> Any:
+    if x.dtype != y.dtype or x.dtype.kind not in "fc":
+        return None
+    (xc, yc), (xb, yb) = attrs["dimension_numbers"]
+    left, right = LETTERS[: x.ndim], list(LETTERS[x.ndim : x.ndim + y.ndim])
+    for i, j in zip([*xc, *xb], [*yc, *yb], strict=True):
+        right[j] = left[i]
+    batch = [left[i] for i in xb]
+    free = [c for i, c in enumerate(left) if i not in (*xc, *xb)]
+    free += [c for j, c in enumerate(right) if j not in (*yc, *yb)]
+    out = np.einsum(f"{left},{''.join(right)}->{''.join(batch + free)}", x, y)
+    return out.astype(attrs.get("preferred_element_type") or x.dtype)
+
+
+def _iota(attrs: Attrs, *sizes: Any) -> Any:
+    shape, dim = attrs["shape"], attrs["dimension"]
+    line = np.arange(shape[dim], dtype=attrs["dtype"])
+    return np.broadcast_to(line.reshape([-1 if i == dim else 1 for i in range(len(shape))]), shape)
+
+
+def _convert(attrs: Attrs, x: np.ndarray) -> Any:
+    new = np.dtype(attrs["new_dtype"])
+    narrows = x.dtype.kind == "c" and new.kind != "c" or x.dtype.kind == "f" and new.kind in "iu"
+    return x.astype(new) if new.kind in "iufcb" and not narrows else None
+
+
+def _reduce(function: Any) -> Any:
+    return lambda attrs, x: function(x, axis=tuple(attrs["axes"])).astype(x.dtype)
+
+
+def _running(attrs: Attrs, x: np.ndarray) -> Any:
+    axis, step = attrs["axis"], -1 if attrs["reverse"] else 1
+    flip = tuple(slice(None, None, step if i == axis else 1) for i in range(x.ndim))
+    return np.cumsum(x[flip], axis=axis, dtype=x.dtype)[flip]
+
+
+def _split(attrs: Attrs, x: np.ndarray) -> Any:
+    return list(np.split(x, np.cumsum(attrs["sizes"])[:-1], attrs["axis"]))
+
+
+def _logistic(x: np.ndarray) -> Any:
+    return 1 / (1 + np.exp(-x))
+
+
+NUMPY: dict[str, Any] = {
+    **{name: _simple(getattr(np, name)) for name in "conj real imag".split()},
+    **{name: _inexact(getattr(np, name)) for name in "exp sin cos tanh square sqrt".split()},
+    **{name: _real(getattr(np, name)) for name in "log log1p expm1 sinh cosh floor ceil".split()},
+    **{name: _real(getattr(np, name)) for name in "tan cbrt exp2 sign abs".split()},
+    "atan": _real(np.arctan),
+    "atan2": _real(np.arctan2),
+    "logistic": _real(_logistic),
+    "rsqrt": _real(lambda x: 1 / np.sqrt(x)),
+    "neg": _inexact(np.negative),
+    **dict.fromkeys(("add", "add_any"), _simple(np.add)),
+    "sub": _inexact(np.subtract),
+    "mul": _inexact(np.multiply),
+    "div": _inexact(np.divide),
+    "max": _real(np.maximum),
+    "min": _real(np.minimum),
+    "integer_pow": _integer_pow,
+    "complex": _simple(lambda x, y: x + np.complex64(1j) * y),
+    **{
+        short: _simple(function)
+        for short, function in {
+            "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
+            "gt": np.greater, "ge": np.greater_equal, "and": np.bitwise_and, "or": np.bitwise_or,
+        }.items()
+    },
+    "not": _simple(np.invert),
+    "select_n": _select_n,
+    **dict.fromkeys("copy copy_p stop_gradient name".split(), _simple(lambda x: x)),
+    "optimization_barrier": lambda attrs, *xs: list(xs),
+    "convert_element_type": _convert,
+    "broadcast_in_dim": _broadcast,
+    "reshape": lambda attrs, x: x.reshape(attrs["new_sizes"]),
+    "transpose": lambda attrs, x: x.transpose(attrs["permutation"]),
+    "squeeze": lambda attrs, x: np.squeeze(x, tuple(attrs["dimensions"])),
+    "expand_dims": lambda attrs, x: np.expand_dims(x, tuple(attrs["dimensions"])),
+    "rev": lambda attrs, x: np.flip(x, tuple(attrs["dimensions"])),
+    "slice": _slice,
+    "pad": _pad,
+    "concatenate": lambda attrs, *xs: np.concatenate(xs, attrs["dimension"]),
+    "split": _split,
+    "iota": _iota,
+    "reduce_sum": _reduce(np.sum),
+    "reduce_prod": _reduce(np.prod),
+    "reduce_max": _reduce(np.max),
+    "reduce_min": _reduce(np.min),
+    "cumsum": _running,
+    "dot_general": _dot_general,
+}
