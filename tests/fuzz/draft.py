@@ -98,9 +98,7 @@ class Draft:
 
     # Steps
 
-    def emit(
-        self, expr: str, *args: int, outs: int = 1, bodies: Sequence[Program] = ()
-    ) -> int:
+    def emit(self, expr: str, *args: int, outs: int = 1, bodies: Sequence[Program] = ()) -> int:
         """Append a step, run it, and give its first output's number."""
         step = Step(expr, args, outs, tuple(bodies))
         found = self._run(step)
@@ -125,8 +123,11 @@ class Draft:
 
     def _run(self, step: Step) -> list[np.ndarray]:
         given = [self.values[i] for i in step.args]
-        whole = Program(tuple(given), (Step(step.expr, tuple(range(len(given))), step.outs,
-                        step.bodies),), tuple(range(len(given), len(given) + step.outs)))
+        whole = Program(
+            tuple(given),
+            (Step(step.expr, tuple(range(len(given))), step.outs, step.bodies),),
+            tuple(range(len(given), len(given) + step.outs)),
+        )
         text = "\n".join(definition(whole, "f"))
         scope = dict(_SCOPE)
         exec(compile(text, "<step>", "exec"), scope)

@@ -1,7 +1,6 @@
 """Forms that hold programs: loops, branches, calls, custom rules, `jax.vmap`; library functions."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -47,8 +46,14 @@ def scan(d: Draft) -> None:
 
     step = body(d, [d.values[held], d.values[carry], rows[0]], outs)
     options = d.one_of("", ", reverse=True", ", unroll=2", ", reverse=True, unroll=True")
-    d.emit(f"lax.scan(lambda c, x: $f0($2, c, x), $0, $1{options})", carry, xs, held,
-           outs=2, bodies=[step])
+    d.emit(
+        f"lax.scan(lambda c, x: $f0($2, c, x), $0, $1{options})",
+        carry,
+        xs,
+        held,
+        outs=2,
+        bodies=[step],
+    )
 
 
 def scan_pair(d: Draft) -> None:
@@ -62,7 +67,11 @@ def scan_pair(d: Draft) -> None:
     step = body(d, [d.values[held], d.values[carry], np.array(1, np.int32)], outs)
     d.emit(
         f"lax.scan(lambda c, _: ($f0($1, *c), c[1]), ($0, np.int32(0)), None, "
-        f"length={d.integer(1, 3)})[0]", carry, held, outs=2, bodies=[step],
+        f"length={d.integer(1, 3)})[0]",
+        carry,
+        held,
+        outs=2,
+        bodies=[step],
     )
 
 
@@ -75,7 +84,9 @@ def fori(d: Draft) -> None:
     step = body(d, [d.values[held], d.values[carry], np.array(1, np.int32)], outs)
     d.emit(
         f"lax.fori_loop(0, {d.integer(1, 3)}, lambda i, c: $f0($1, c, jnp.int32(i))[0], $0)",
-        carry, held, bodies=[step],
+        carry,
+        held,
+        bodies=[step],
     )
 
 
@@ -85,9 +96,10 @@ def while_off_the_path(d: Draft) -> None:
     d.emit(
         "lax.while_loop(lambda c: c[0] < 3.0, lambda c: (c[0] * 2.0 + 1.0, c[1] + 1), "
         "(lax.stop_gradient(jnp.abs(jnp.sum($0)).astype(float)), np.int32(0)))[1]"
-        if not d.exact else
-        "lax.while_loop(lambda c: c[1] < 3, lambda c: (c[0] * 2, c[1] + 1), "
-        "(jnp.argmax($0.ravel()).astype(np.int32), np.int32(0)))[0] % 5", i,
+        if not d.exact
+        else "lax.while_loop(lambda c: c[1] < 3, lambda c: (c[0] * 2, c[1] + 1), "
+        "(jnp.argmax($0.ravel()).astype(np.int32), np.int32(0)))[0] % 5",
+        i,
     )
 
 
@@ -154,7 +166,8 @@ def jit(d: Draft) -> None:
 def checkpoint(d: Draft) -> None:
     policies = "everything_saveable nothing_saveable dots_saveable".split()
     policy = d.one_of(
-        "", *(f", policy=jax.checkpoint_policies.{name}" for name in policies),
+        "",
+        *(f", policy=jax.checkpoint_policies.{name}" for name in policies),
         ", policy=jax.checkpoint_policies.save_only_these_names('kept')",
     )
     _call(d, f"jax.checkpoint($f0{policy})")
@@ -163,14 +176,20 @@ def checkpoint(d: Draft) -> None:
 def custom_jvp(d: Draft) -> None:
     """A rule that is the derivative, or a multiple of it where only JAX is asked."""
     scale = 1.0 if d.exact else 1.5
-    _call(d, "(lambda g: (g.defjvp(lambda p, t: (lambda o, s: (o, jax.tree.map("
-             f"lambda x: {scale} * x, s)))(*jax.jvp($f0, p, t))), g)[1])(jax.custom_jvp($f0))")
+    _call(
+        d,
+        "(lambda g: (g.defjvp(lambda p, t: (lambda o, s: (o, jax.tree.map("
+        f"lambda x: {scale} * x, s)))(*jax.jvp($f0, p, t))), g)[1])(jax.custom_jvp($f0))",
+    )
 
 
 def custom_vjp(d: Draft) -> None:
     scale = 1.0 if d.exact else 1.5
-    _call(d, "(lambda g: (g.defvjp(lambda *xs: ($f0(*xs), xs), lambda xs, ct: jax.tree.map("
-             f"lambda x: {scale} * x, jax.vjp($f0, *xs)[1](ct))), g)[1])(jax.custom_vjp($f0))")
+    _call(
+        d,
+        "(lambda g: (g.defvjp(lambda *xs: ($f0(*xs), xs), lambda xs, ct: jax.tree.map("
+        f"lambda x: {scale} * x, jax.vjp($f0, *xs)[1](ct))), g)[1])(jax.custom_vjp($f0))",
+    )
 
 
 def vmap(d: Draft) -> None:
@@ -210,11 +229,20 @@ def linear_solve(d: Draft) -> None:
     n = d.values[i].shape[0]
     j = d.real(lambda y: y.shape == (n,) and y.dtype == np.float64)
     symmetric = d.chance(0.4)
-    matrix = f"(0.5 * $0 @ $0.T + {n} * np.eye({n}))" if symmetric else f"(0.5 * $0 + {3 * n} * np.eye({n}))"
-    ways = "symmetric=True" if symmetric else (
-        "transpose_solve=lambda _, b: jnp.linalg.solve(a.T, b)")
-    d.emit(f"(lambda a: lax.custom_linear_solve(lambda x: a @ x, $1, "
-           f"lambda _, b: jnp.linalg.solve(a, b), {ways}))({matrix})", i, j)
+    matrix = (
+        f"(0.5 * $0 @ $0.T + {n} * np.eye({n}))"
+        if symmetric
+        else f"(0.5 * $0 + {3 * n} * np.eye({n}))"
+    )
+    ways = (
+        "symmetric=True" if symmetric else ("transpose_solve=lambda _, b: jnp.linalg.solve(a.T, b)")
+    )
+    d.emit(
+        f"(lambda a: lax.custom_linear_solve(lambda x: a @ x, $1, "
+        f"lambda _, b: jnp.linalg.solve(a, b), {ways}))({matrix})",
+        i,
+        j,
+    )
 
 
 LIBRARY = (

@@ -42,9 +42,7 @@ def implicit(d: Draft) -> None:
     i = d.real()
     x = d.values[i]
     j = d.real(
-        lambda y: y.dtype == x.dtype
-        and (y.ndim in (0, x.ndim) or x.ndim == 0)
-        and _fit(x, y)
+        lambda y: y.dtype == x.dtype and (y.ndim in (0, x.ndim) or x.ndim == 0) and _fit(x, y)
     )
     name = d.one_of("add", "sub", "mul", "atan2", "div", "pow", "max", "min")
     i, j = _safe(d, name, i, j)

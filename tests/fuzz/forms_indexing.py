@@ -19,7 +19,9 @@ def take(d: Draft) -> None:
     i = _rows(d)
     x = d.values[i]
     axis = d.integer(0, x.ndim - 1)
-    where = d.one_of(str(d.integer(0, x.shape[axis] - 1)), f"np.array({_places(d, x.shape[axis], 3)})")
+    where = d.one_of(
+        str(d.integer(0, x.shape[axis] - 1)), f"np.array({_places(d, x.shape[axis], 3)})"
+    )
     mode = d.one_of("None", "'clip'", "'wrap'", "'fill'")
     if mode == "'fill'":
         where = where.replace("-1", "0")
@@ -64,9 +66,7 @@ def windows(d: Draft) -> None:
     mode = d.one_of("'clip'", "'fill'")
     numbers = "lax.GatherDimensionNumbers((1, 2), (), (0,))"
     fill = f", fill_value={d.number()}" if mode == "'fill'" else ""
-    d.emit(
-        f"lax.gather($0, np.array({starts}), {numbers}, ({size}, {m}), mode={mode}{fill})", i
-    )
+    d.emit(f"lax.gather($0, np.array({starts}), {numbers}, ({size}, {m}), mode={mode}{fill})", i)
 
 
 def dynamic(d: Draft) -> None:
@@ -86,8 +86,13 @@ def dynamic_computed(d: Draft) -> None:
 def update(d: Draft) -> None:
     i = _rows(d)
     x = d.values[i]
-    j = d.real(lambda y: y.dtype == x.dtype and y.ndim == x.ndim
-               and all(a <= b for a, b in zip(y.shape, x.shape, strict=True)))
+    j = d.real(
+        lambda y: (
+            y.dtype == x.dtype
+            and y.ndim == x.ndim
+            and all(a <= b for a, b in zip(y.shape, x.shape, strict=True))
+        )
+    )
     starts = ", ".join(str(d.integer(-1, n)) for n in x.shape)
     d.emit(f"lax.dynamic_update_slice($0, $1, ({starts},))", i, j)
 
@@ -156,8 +161,14 @@ def fourier(d: Draft) -> None:
     real = d.chance(0.4)
     axes = d.one_of(1, 1, 2)
     kind = "f" if real else "c"
-    i = d.pick(lambda x: x.dtype.kind == kind and x.ndim >= axes and x.size and
-               x.dtype.itemsize == (8 if real else 16))
+    i = d.pick(
+        lambda x: (
+            x.dtype.kind == kind
+            and x.ndim >= axes
+            and x.size
+            and x.dtype.itemsize == (8 if real else 16)
+        )
+    )
     shape = d.values[i].shape[-axes:]
     if real:
         d.emit(f"lax.fft($0, 'rfft', {shape})", i)

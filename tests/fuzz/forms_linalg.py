@@ -46,10 +46,12 @@ def triangular(d: Draft) -> None:
     left = d.chance(0.5)
     n = x.shape[-1]
     j = d.pick(
-        lambda y: y.dtype == x.dtype
-        and y.ndim == x.ndim
-        and y.shape[:-2] == x.shape[:-2]
-        and y.shape[-2 if left else -1] == n
+        lambda y: (
+            y.dtype == x.dtype
+            and y.ndim == x.ndim
+            and y.shape[:-2] == x.shape[:-2]
+            and y.shape[-2 if left else -1] == n
+        )
     )
     flags = "lower transpose_a conjugate_a unit_diagonal".split()
     options = ", ".join(f"{name}={d.chance(0.5)}" for name in flags)
@@ -64,7 +66,10 @@ def tridiagonal(d: Draft) -> None:
     j, k = d.like(i), d.real(lambda y: y.ndim == 2 and y.shape[0] == n and y.dtype == np.float64)
     d.emit(
         "lax.linalg.tridiagonal_solve($0.at[0].set(0.0), jnp.sin($1) + 5.0, "
-        "$1.at[-1].set(0.0), $2)", i, j, k,
+        "$1.at[-1].set(0.0), $2)",
+        i,
+        j,
+        k,
     )
 
 
@@ -150,10 +155,15 @@ def noise(d: Draft) -> None:
         f"jax.random.fold_in(jax.random.key({seed}), 1)",
         f"jax.random.split(jax.random.key({seed}))[0]",
     )
-    d.emit(f"jax.random.{name}({key}, {shape})", )
+    d.emit(
+        f"jax.random.{name}({key}, {shape})",
+    )
 
 
 def gamma(d: Draft) -> None:
+    """A sample by its concentration."""
+    if d.exact:  # the sampler rejects, and its derivative is by the distribution
+        raise Rejected
     i = d.within(d.real(lambda x: 0 < x.size < 5 and x.dtype == np.float64), 0.7, 3.0)
     name = d.one_of("gamma", "loggamma")
     d.emit(f"jax.random.{name}(jax.random.key({d.integer(0, 3)}), $0)", i)

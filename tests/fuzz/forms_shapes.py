@@ -24,7 +24,9 @@ def reshape(d: Draft) -> None:
     shapes = [(size,), (1, size), (size, 1)]
     shapes += [(a, size // a) for a in range(2, size) if size % a == 0]
     shapes += [(2, size // 4, 2)] if size % 4 == 0 else []
-    d.emit(f"lax.reshape($0, {d.one_of(*shapes)})", i)
+    order = tuple(int(k) for k in d.rng.permutation(d.values[i].ndim))
+    turned = f", {order}" if d.chance(0.3) else ""
+    d.emit(f"lax.reshape($0, {d.one_of(*shapes)}{turned})", i)
 
 
 def transpose(d: Draft) -> None:
@@ -143,8 +145,12 @@ def reduce(name: str, d: Draft) -> None:
     axes = _axes(d, x.ndim)
     if name in ("max", "min"):
         d.distinct(i)
-    d.emit(f"bind('reduce_{name}', [$0], {{'axes': {axes}, 'out_sharding': None}})[0]"
-           if name == "sum" else f"jnp.{name}($0, axis={axes})", i)
+    d.emit(
+        f"bind('reduce_{name}', [$0], {{'axes': {axes}, 'out_sharding': None}})[0]"
+        if name == "sum"
+        else f"jnp.{name}($0, axis={axes})",
+        i,
+    )
 
 
 def statistics(d: Draft) -> None:
@@ -232,9 +238,7 @@ def convolution(d: Draft) -> None:
         f"lhs_dilation=({d.one_of(1, 1, 2)},), rhs_dilation=({d.one_of(1, 1, 2)},), "
         f"dimension_numbers={numbers}" + (f", {groups}" if groups else "")
     )
-    d.emit(
-        f"lax.conv_general_dilated($0.reshape{left}, $1.reshape{right}, {options})", i, k
-    )
+    d.emit(f"lax.conv_general_dilated($0.reshape{left}, $1.reshape{right}, {options})", i, k)
 
 
 def ragged(d: Draft) -> None:
@@ -294,4 +298,3 @@ FORMS = (
     *((0.5, partial(window, name)) for name in ("add", "max", "min")),
     (0.3, polynomial), (0.7, marks), (0.3, barrier),
 )  # fmt: skip
-

@@ -6,8 +6,12 @@ Those that most equations of a program are made of. Integers are left to JAX whe
 from typing import Any
 
 import numpy as np
+from scipy import special
+
+from backpass.ir.ops import OPS
 
 Attrs = Any
+WIDE = 24
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -45,6 +49,11 @@ def _broadcast(attrs: Attrs, x: np.ndarray, *sizes: Any) -> Any:
     for i, n in zip(dims, x.shape, strict=True):
         wide[i] = n
     return np.broadcast_to(x.reshape(wide), shape)
+
+
+def _reshape(attrs: Attrs, x: np.ndarray) -> Any:
+    order = attrs.get("dimensions")
+    return (x if order is None else x.transpose(order)).reshape(attrs["new_sizes"])
 
 
 def _select_n(attrs: Attrs, which: np.ndarray, *cases: np.ndarray) -> Any:
@@ -95,14 +104,112 @@ def _convert(attrs: Attrs, x: np.ndarray) -> Any:
     return x.astype(new) if new.kind in "iufcb" and not narrows else None
 
 
+def _clamp(attrs: Attrs, low: np.ndarray, x: np.ndarray, high: np.ndarray) -> Any:
+    return np.minimum(np.maximum(x, low), high).astype(x.dtype)
+
+
+def _polygamma(order: np.ndarray, x: np.ndarray) -> Any:
+    """(-1)^(m+1) m! zeta(m + 1, x); digamma at m = 0."""
+    sign = np.where(order % 2 == 0, -1.0, 1.0)
+    rest = sign * special.gamma(order + 1) * special.zeta(np.maximum(order, 0.5) + 1, x)
+    return np.where(order == 0, special.digamma(x), rest).astype(x.dtype)
+
+
+def padded(name: str) -> Any:
+    """An element-wise primitive of JAX, always on as many elements: one executable serves all."""
+
+    def run(attrs: Attrs, *xs: np.ndarray) -> Any:
+        wide = np.broadcast_arrays(*xs)
+        shape, size = wide[0].shape, wide[0].size
+        if size > WIDE:
+            return None
+        flat = [np.concatenate([x.ravel(), np.ones(WIDE - size, x.dtype)]) for x in wide]
+        (out,) = OPS[name].lower(flat, attrs, (), None)
+        return np.asarray(out)[:size].reshape(shape)
+
+    return run
+
+
+def _starts(at: Any, shape: Any, sizes: Any) -> Any:
+    places = zip(at, shape, sizes, strict=True)
+    found = [(int(i) + n if i < 0 else int(i), n, m) for i, n, m in places]
+    return tuple(slice(lo := min(max(i, 0), n - m), lo + m) for i, n, m in found)
+
+
+def _dynamic_slice(attrs: Attrs, x: np.ndarray, *at: np.ndarray) -> Any:
+    return x[_starts(at, x.shape, attrs["slice_sizes"])]
+
+
+def _dynamic_update_slice(attrs: Attrs, x: np.ndarray, part: np.ndarray, *at: np.ndarray) -> Any:
+    out = x.copy()
+    out[_starts(at, x.shape, part.shape)] = part
+    return out
+
+
+def _sort(attrs: Attrs, *xs: np.ndarray) -> Any:
+    """By one key, which has no NaN."""
+    axis = attrs["dimension"]
+    if attrs["num_keys"] != 1 or xs[0].dtype.kind == "c":
+        return None
+    order = np.argsort(xs[0] + 0, axis=axis, kind="stable")
+    return [np.take_along_axis(x, order, axis) for x in xs]
+
+
+def _accumulate(function: Any) -> Any:
+    def run(attrs: Attrs, x: np.ndarray) -> Any:
+        axis, step = attrs["axis"], -1 if attrs["reverse"] else 1
+        flip = tuple(slice(None, None, step if i == axis else 1) for i in range(x.ndim))
+        return function(x[flip], axis=axis, dtype=x.dtype)[flip]
+
+    return run
+
+
+def _position(function: Any) -> Any:
+    return lambda attrs, x: function(x, attrs["axes"][0]).astype(attrs["index_dtype"])
+
+
+def _convolution(attrs: Attrs, x: np.ndarray, k: np.ndarray) -> Any:
+    """As products of each kernel position with a strided slice."""
+    if x.dtype != k.dtype:
+        return None
+    numbers = attrs["dimension_numbers"]
+    x, k = x.transpose(numbers.lhs_spec), k.transpose(numbers.rhs_spec)
+    x = _pad(
+        {"padding_config": [(0, 0, 0)] * 2 + [(0, 0, d - 1) for d in attrs["lhs_dilation"]]},
+        x,
+        x.dtype.type(0),
+    )
+    x = _pad(
+        {"padding_config": [(0, 0, 0)] * 2 + [(lo, hi, 0) for lo, hi in attrs["padding"]]},
+        x,
+        x.dtype.type(0),
+    )
+    steps, gaps = attrs["window_strides"], attrs["rhs_dilation"]
+    sizes = [
+        max(0, (n - (m - 1) * gap - 1) // step + 1)
+        for n, m, step, gap in zip(x.shape[2:], k.shape[2:], steps, gaps, strict=True)
+    ]
+    batches, features = attrs["batch_group_count"], attrs["feature_group_count"]
+    groups = batches * features
+    out = []
+    for xs, ks in zip(
+        np.split(x, batches, 0) if batches > 1 else np.split(x, features, 1),
+        np.split(k, groups, 0),
+        strict=True,
+    ):
+        total = np.zeros((xs.shape[0], ks.shape[0], *sizes), x.dtype)
+        for place in np.ndindex(*k.shape[2:]):
+            cut = tuple(
+                slice(i * gap, i * gap + (n - 1) * step + 1 if n else 0, step)
+                for i, gap, n, step in zip(place, gaps, sizes, steps, strict=True)
+            )
+            total += np.einsum("nc...,oc->no...", xs[(..., *cut)], ks[(..., *place)])
+        out.append(total)
+    return np.concatenate(out, 1).transpose(np.argsort(numbers.out_spec))
+
+
 def _reduce(function: Any) -> Any:
     return lambda attrs, x: function(x, axis=tuple(attrs["axes"])).astype(x.dtype)
-
-
-def _running(attrs: Attrs, x: np.ndarray) -> Any:
-    axis, step = attrs["axis"], -1 if attrs["reverse"] else 1
-    flip = tuple(slice(None, None, step if i == axis else 1) for i in range(x.ndim))
-    return np.cumsum(x[flip], axis=axis, dtype=x.dtype)[flip]
 
 
 def _split(attrs: Attrs, x: np.ndarray) -> Any:
@@ -118,7 +225,10 @@ NUMPY: dict[str, Any] = {
     **{name: _inexact(getattr(np, name)) for name in "exp sin cos tanh square sqrt".split()},
     **{name: _real(getattr(np, name)) for name in "log log1p expm1 sinh cosh floor ceil".split()},
     **{name: _real(getattr(np, name)) for name in "tan cbrt exp2 sign abs".split()},
-    "atan": _real(np.arctan),
+    **{
+        name: _real(getattr(np, f"arc{name[1:]}"))
+        for name in "asin acos atan asinh acosh atanh".split()
+    },
     "atan2": _real(np.arctan2),
     "logistic": _real(_logistic),
     "rsqrt": _real(lambda x: 1 / np.sqrt(x)),
@@ -134,8 +244,14 @@ NUMPY: dict[str, Any] = {
     **{
         short: _simple(function)
         for short, function in {
-            "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal,
-            "gt": np.greater, "ge": np.greater_equal, "and": np.bitwise_and, "or": np.bitwise_or,
+            "eq": np.equal,
+            "ne": np.not_equal,
+            "lt": np.less,
+            "le": np.less_equal,
+            "gt": np.greater,
+            "ge": np.greater_equal,
+            "and": np.bitwise_and,
+            "or": np.bitwise_or,
         }.items()
     },
     "not": _simple(np.invert),
@@ -144,7 +260,7 @@ NUMPY: dict[str, Any] = {
     "optimization_barrier": lambda attrs, *xs: list(xs),
     "convert_element_type": _convert,
     "broadcast_in_dim": _broadcast,
-    "reshape": lambda attrs, x: x.reshape(attrs["new_sizes"]),
+    "reshape": _reshape,
     "transpose": lambda attrs, x: x.transpose(attrs["permutation"]),
     "squeeze": lambda attrs, x: np.squeeze(x, tuple(attrs["dimensions"])),
     "expand_dims": lambda attrs, x: np.expand_dims(x, tuple(attrs["dimensions"])),
@@ -158,6 +274,36 @@ NUMPY: dict[str, Any] = {
     "reduce_prod": _reduce(np.prod),
     "reduce_max": _reduce(np.max),
     "reduce_min": _reduce(np.min),
-    "cumsum": _running,
+    "cumsum": _accumulate(np.cumsum),
+    "cumprod": _accumulate(np.cumprod),
+    "cummax": _accumulate(np.maximum.accumulate),
+    "cummin": _accumulate(np.minimum.accumulate),
+    "cumlogsumexp": _accumulate(np.logaddexp.accumulate),
+    "argmax": _position(np.argmax),
+    "argmin": _position(np.argmin),
+    "sort": _sort,
+    "dynamic_slice": _dynamic_slice,
+    "dynamic_update_slice": _dynamic_update_slice,
+    "stack": lambda attrs, *xs: np.stack(xs, attrs["axis"]),
+    "unstack": lambda attrs, x: list(np.moveaxis(x, attrs["axis"], 0)),
+    "tile": lambda attrs, x: np.tile(x, attrs["reps"]),
+    "conv_general_dilated": _convolution,
+    "clamp": _clamp,
+    "rem": _real(np.fmod),
+    "pow": _real(lambda x, y: np.power(x, y.astype(x.dtype))),
+    "lgamma": _real(special.gammaln),
+    "digamma": _real(special.digamma),
+    "polygamma": _real(_polygamma),
+    "zeta": _real(special.zeta),
+    "igamma": _real(special.gammainc),
+    "igammac": _real(special.gammaincc),
+    "regularized_incomplete_beta": _real(special.betainc),
+    "bessel_i0e": _real(special.i0e),
+    "bessel_i1e": _real(special.i1e),
+    "erf": _real(special.erf),
+    "erfc": _real(special.erfc),
+    "erf_inv": _real(special.erfinv),
+    **{name: padded(name) for name in ("igamma_grad_a", "random_gamma_grad", "reduce_precision")},
+    "is_finite": _simple(np.isfinite),
     "dot_general": _dot_general,
 }

@@ -1,7 +1,7 @@
 """What is asked of a program: a loss, what to differentiate it by, and in which way.
 
-    loss(x) = sum over the outputs of their elements, each with a weight of its own
-    order 2: of the squared length of the gradient, which is differentiated in its turn
+loss(x) = sum over the outputs of their elements, each with a weight of its own
+order 2: of the squared length of the gradient, which is differentiated in its turn
 """
 
 from collections.abc import Callable

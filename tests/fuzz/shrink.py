@@ -68,8 +68,9 @@ def _values(program: Program) -> list[np.ndarray] | None:
 def _earlier_outputs(q: Question) -> Iterator[Question]:
     """The operands of the step that makes an output, in its place."""
     p = q.program
-    made = {at + k: step for step, at in zip(p.steps, p.starts, strict=False)
-            for k in range(step.outs)}
+    made = {
+        at + k: step for step, at in zip(p.steps, p.starts, strict=False) for k in range(step.outs)
+    }
     values = _values(p)
     for place, value in enumerate(p.outputs):
         if values is None or value not in made or place in q.aux:
