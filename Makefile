@@ -6,9 +6,11 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 # -P: the checkout holds the package, it is no place to import `ir` or `passes` from.
 RUN    := $(PY) -P -m
+N      := 2000
+SEED   := 0
 LAYERS := __init__.py py.typed compiler ir passes runtime
 
-.PHONY: help demo test lint types format fuzz clean
+.PHONY: help demo test lint types format fuzz properties clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -32,7 +34,10 @@ format: $(VENV)/dev.stamp ## lay out the code and mend what ruff can mend
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-fuzz: $(VENV)/dev.stamp ## the property tests, with fresh seeds and many more examples
+fuzz: $(VENV)/dev.stamp ## random programs against JAX and finite differences: make fuzz N=20000 SEED=0
+	PYTHONPATH=tests $(RUN) fuzz.run -n $(N) --seed $(SEED)
+
+properties: $(VENV)/dev.stamp ## the property tests, with fresh seeds and many more examples
 	$(RUN) pytest -n 2 -m hypothesis --hypothesis-profile=fuzz
 
 clean: ## remove all that make and its tools have made

@@ -7,7 +7,7 @@ parameters for its own use is dropped, so that attrs print and compare.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -63,7 +63,7 @@ class Importer:
             env[var] = Value(type_of(var), label)
         inputs = tuple(env[var] for var in invars)
         for eqn in eqns:
-            nodes.append(self._node(eqn, env, depth, library))
+            nodes += _untwisted(self._node(eqn, env, depth, library))
         outputs = tuple(_operand(var, env) for var in outvars)
         return Graph(name, inputs, tuple(nodes), outputs)
 
@@ -156,6 +156,28 @@ def _library_rules(rule: _Rule) -> tuple[tuple[Graph, ...], bool]:
     graphs = rule.imported(library=True)
     constants = [n for g in graphs for n in g.walk() if n.op.name == "constant"]
     return graphs, not any(isinstance(n.attrs["value"], jax.core.Tracer) for n in constants)
+
+
+def _untwisted(node: Node) -> tuple[Node, ...]:
+    """`reshape` that permutes dimensions first (`lax.reshape(x, sizes, dimensions)`) as two ops."""
+    order = node.attrs.get("dimensions") if node.op.name == "reshape" else None
+    if order is None:
+        return (node,)
+    (x,) = node.inputs
+    turned = Value(x.type.with_shape(tuple(x.shape[i] for i in order)))
+    attrs = {key: value for key, value in node.attrs.items() if key != "dimensions"}
+    return (
+        Node(
+            OPS["transpose"],
+            (x,),
+            (turned,),
+            {"permutation": tuple(order)},
+            (),
+            node.origin,
+            node.phase,
+        ),
+        replace(node, inputs=(turned,), attrs=attrs),
+    )
 
 
 def _origin(info: Any, library: bool) -> tuple[Origin, Phase]:

@@ -9,6 +9,7 @@ Source: the tree is the parallel prefix of Ladner and Fischer, 1980.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,17 +43,21 @@ def _extremum(name: str) -> Pair:
 
 
 def _logaddexp(b: Builder, x: Value, y: Value) -> tuple[Value, Pull]:
-    """log(e^x + e^y) as max + log1p(e^-|x-y|); the slopes are e^(x-o) and e^(y-o)."""
+    """log(e^x + e^y) as max + log1p(e^-|x-y|); the slopes are e^(x-o) and e^(y-o).
+
+    Where both are the same infinity, the gap is not a number and the slopes are one half.
+    """
     if is_complex(x.dtype):
         return _complex_logaddexp(b, x, y)
     top, gap = b.max(x, y), b.sub(x, y)
-    same = b.eq(x, y)  # also where both are infinite, and the gap is not a number
+    same = b.eq(x, y)
+    infinite = b.logical_and(same, b.ne(gap, gap))
     near = b.select(same, b.zeros(gap), b.neg(b.one("abs", gap)))
     o = b.add(top, b.one("log1p", b.exp(near)))
 
     def slope(g: Value, z: Value) -> Value:
-        half = b.select(same, b.full(g.shape, 0.5, g.dtype), b.exp(b.sub(z, o)))
-        return b.mul(g, half)
+        below = b.select(infinite, b.full(z.shape, math.log(0.5), z.dtype), b.sub(z, o))
+        return b.mul(g, b.exp(below))
 
     return o, lambda g: (slope(g, x), slope(g, y))
 

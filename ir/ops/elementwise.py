@@ -130,13 +130,13 @@ def _same_shape(b: Builder, x: Value, y: Value) -> tuple[Value, Value]:
 
 
 def _pow_base(b: Builder, g: Value, o: Value, x: Value, y: Value) -> Value:
-    """y x^(y-1), and 0 where y is 0, so that x = 0 gives no NaN."""
+    """y x^(y-1), and 0 where x and y are 0, which else would give NaN."""
     power = b.convert(y, x.dtype)
-    zero = b.eq(power, 0)
-    safe = b.select(zero, b.ones(power), b.sub(power, 1))
-    slope = b.mul(power, b.pow(x, safe))
-    gone = b.broadcast(zero, slope.shape)
-    return b.mul(g, b.select(gone, b.zeros(slope), slope))
+    if not getattr(y, "data", 0):  # a literal other than 0 has no such place
+        neither = (b.broadcast(b.eq(v, 0), o.shape) for v in (x, power))
+        both, base = b.logical_and(*neither), b.broadcast(x, o.shape)
+        x = b.select(both, b.ones(base), base)
+    return b.mul(g, b.mul(power, b.pow(x, b.sub(power, 1))))
 
 
 def _pow_exponent(b: Builder, g: Value, o: Value, x: Value, y: Value) -> Value:

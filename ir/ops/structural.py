@@ -71,6 +71,8 @@ def _broadcast_dims(x: ArrayType, attrs: Attrs) -> Dims:
 
 def _reshape_dims(x: ArrayType, attrs: Attrs) -> Dims:
     shape = tuple(attrs["new_sizes"])
+    if attrs.get("dimensions") is not None:
+        raise ShapeError("reshape takes no dimensions here; transpose first")
     if prod(shape) != x.size or any(size < 0 for size in shape):
         raise ShapeError(f"reshape wants as many elements as {x} has, got {list(shape)}")
     return shape

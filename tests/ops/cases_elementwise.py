@@ -82,6 +82,8 @@ def binary() -> Iterator[Case]:
     corners = np.array([0.0, 2.0, -2.0, 0.0]), np.array([2.0, 0.0, 2.0, 1.0])
     yield Case("pow", corners, label="at 0", kinks=True, wrt=(0,), orders=1)
     yield Case("pow", corners, label="exponent at 0", kinks=True, wrt=(1,), orders=1)
+    yield Case("pow", (positive(3), np.array([0.0, 1.0, 2.0])), label="exponent 0, second order")
+    yield Case("pow", (positive(3, 1), real(1, 4)), label="both broadcast")
     yield Case("pow", (positive(3), ints(3)), label="integer exponent")
     for op in ("max", "min"):
         yield Case(op, (np.array([1.0, 2.0]), np.array([1.0, 3.0])), label="ties", kinks=True)

@@ -117,6 +117,7 @@ def cumulative() -> Iterator[Case]:
         yield Case(op, (distinct(2, 5) / 3,), {"axis": 1, "reverse": False}, "columns")
     zeros = np.array([2.0, 0.0, 3.0, 0.0, 1.5])
     yield Case("cumprod", (zeros,), {"axis": 0, "reverse": False}, "zeros")
+    yield Case("cumlogsumexp", (tied(6),), {"axis": 0, "reverse": False}, "ties")
     for op in ("cummax", "cummin"):
         for reverse in (False, True):
             attrs = {"axis": 0, "reverse": reverse}
