@@ -22,7 +22,10 @@ from jax.interpreters import ad, batching, mlir
 from ..ir.errors import ArgumentError, DifferentiationError
 from ..ir.fingerprint import fingerprint
 from ..ir.graph import Graph, Node, Value
+from ..ir.jax_compat import manual_axes, mentions, on_no_mesh, out_avals, pvary, varying_axes
 from ..ir.ops import OPS
+from ..ir.ops.shard_map import meshes_of
+from ..ir.ops.varying import varying
 from ..ir.types import ArrayType, is_complex, is_inexact, type_of
 from ..passes import Autodiff, Canonicalise, Dce
 from ..runtime.lower import lowered
@@ -52,17 +55,27 @@ def gradients_graph(graph: Graph, wrt: tuple[int, ...]) -> Graph:
     return Graph(f"grad_{graph.name}", inputs, (node,), node.outputs)
 
 
-def _expanded(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
+def _expanded(*args: Any, held: Held, wrt: tuple[int, ...], meshes: Any = ()) -> list[Any]:
     """Run the joint graph of forward and backward nodes."""
     joint = gradients_graph(held.graph, wrt)
     for step in (Canonicalise(), Autodiff(), Dce()):
         joint = step(joint)
-    return lowered(joint, _types(held.graph, wrt))(*args)
+    outs = lowered(joint, _types(held.graph, wrt))(*args)
+    return list(map(pvary, outs, _varying(held.graph, wrt, args)))
 
 
 def _types(graph: Graph, wrt: tuple[int, ...]) -> tuple[ArrayType, ...]:
     """Types of the outputs and the gradients; those of weak inputs are weak, as in JAX."""
     return OPS["gradients"].shape(graph.inputs, {"wrt": wrt}, (graph,))
+
+
+def _varying(graph: Graph, wrt: tuple[int, ...], args: Sequence[Any]) -> Sequence[Any]:
+    """Mesh axes that the outputs and the gradients vary over, inside `jax.shard_map`."""
+    question = gradients_graph(graph, wrt)
+    manual = manual_axes()
+    if not manual:
+        return [()] * len(question.outputs)
+    return varying(question, list(map(varying_axes, args)), manual)
 
 
 @dataclass(frozen=True)
@@ -79,14 +92,16 @@ def _executable(question: _Question) -> Callable[..., list[Any]]:
     return jax.jit(functools.partial(_expanded, held=question.held, wrt=question.wrt))
 
 
-def _run(*args: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
+def _run(*args: Any, held: Held, wrt: tuple[int, ...], meshes: Any) -> list[Any]:
     """Run on arrays: one program, compiled once for all graphs that compute the same."""
     question = _Question(fingerprint(held.graph), wrt, held)
     return _executable(question)(*args)
 
 
-def _abstract(*avals: Any, held: Held, wrt: tuple[int, ...]) -> list[Any]:
+def _abstract(*avals: Any, held: Held, wrt: tuple[int, ...], meshes: Any) -> list[Any]:
     types = _types(held.graph, wrt)
+    if not on_no_mesh():  # types tell of the mesh too
+        return out_avals(functools.partial(_expanded, held=held, wrt=wrt), avals)
     return [jax.core.ShapedArray(t.shape, t.dtype, weak_type=t.weak) for t in types]
 
 
@@ -173,8 +188,9 @@ def value_and_grad(
         graph, consts = import_open(jaxpr, getattr(fun, "__name__", "fun"), paths)
         wrt = [i for i, x in enumerate(leaves) if is_inexact(type_of(x).dtype)]
         at = tuple(len(consts) + i for i in wrt)
+        meshes = tuple(map(mentions, meshes_of(graph)))
         with tracing(fun):
-            found = gradients_p.bind(*consts, *leaves, held=Held(graph), wrt=at)
+            found = gradients_p.bind(*consts, *leaves, held=Held(graph), wrt=at, meshes=meshes)
         count = len(found) - len(wrt)
         given = dict(zip(wrt, found[count:], strict=True))
         grads = [given[i] if i in given else _float0(x) for i, x in enumerate(leaves)]

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from ..op import Op
 from . import (
+    collectives,
     contraction,
     control,
     cumulative,
@@ -18,6 +19,7 @@ from . import (
     ragged,
     random,
     reductions,
+    shard_map,
     solves,
     sorting,
     special,
@@ -44,6 +46,8 @@ ALL: tuple[Op, ...] = (
     *fourier.OPS,
     *random.OPS,
     *control.OPS,
+    *collectives.OPS,
+    *shard_map.OPS,
     *solves.OPS,
     *dialect.OPS,
 )
