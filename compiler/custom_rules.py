@@ -12,11 +12,8 @@ import jax
 from jax.interpreters import ad
 
 from ..ir import jax_compat
+from ..ir.jax_compat import struct
 from ..ir.types import is_inexact
-
-
-def _struct(aval: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(aval.shape, aval.dtype)
 
 
 def jvp_rule(eqn: Any) -> dict[str, Any]:
@@ -42,7 +39,7 @@ def jvp_rule(eqn: Any) -> dict[str, Any]:
             ),
         ]
 
-    primals = [_struct(aval) for aval in avals]
+    primals = [struct(aval) for aval in avals]
     return {"jvp": jax.make_jaxpr(jvp)(primals, [primals[i] for i in tangent_of])}
 
 
@@ -79,9 +76,9 @@ def vjp_rule(eqn: Any) -> dict[str, Any]:
             if is_inexact(aval.dtype)
         ]
 
-    structs = [_struct(aval) for aval in avals]
+    structs = [struct(aval) for aval in avals]
     fwd, (_, residuals) = jax.make_jaxpr(forward, return_shape=True)(*structs)
-    cts = [_struct(var.aval) for var in eqn.outvars if is_inexact(var.aval.dtype)]
+    cts = [struct(var.aval) for var in eqn.outvars if is_inexact(var.aval.dtype)]
     return {"fwd": fwd, "bwd": jax.make_jaxpr(backward)(residuals, cts)}
 
 

@@ -93,12 +93,18 @@ class Importer:
             return foreign(eqn.primitive, False, _rule_of(name)), dict(params), ()
         if normalise is not None:
             attrs, bodies = normalise(params)
+            if name == "shard_map":
+                body = partial(self.region, params["jaxpr"], depth)
+                return OPS[name], attrs, (jax_compat.inside_shard_map(params, body),)
             regions = tuple(self.region(body, depth) for body in bodies)
             return OPS[name], attrs, regions
         op = OPS.get(name) or foreign(eqn.primitive, bool(eqn.effects), _rule_of(name))
         if op.foreign:
             return op, dict(params), ()
-        return op, _plain(params, jax_compat.IMPLIED.get(name, {})), ()
+        attrs = _plain(params, jax_compat.IMPLIED.get(name, {}))
+        if name == "all_to_all":
+            attrs["axis_size"] = _places(eqn)
+        return op, attrs, ()
 
     def region(self, body: Any, depth: int = 0) -> Graph:
         """Import a sub-jaxpr once; a graph passes through."""
@@ -284,6 +290,13 @@ def _plain(params: Mapping[str, Any], implied: Mapping[str, Any]) -> dict[str, A
     }
 
 
+def _places(eqn: Any) -> int:
+    """Return the number of places that an `all_to_all` splits a dimension between."""
+    axis = eqn.params["split_axis"]
+    before, after = (var.aval.shape[axis] for var in (eqn.invars[0], eqn.outvars[0]))
+    return before // after if after else 1
+
+
 def _plain_value(value: Any) -> Any:
     if isinstance(value, np.integer):
         return int(value)
@@ -331,6 +344,11 @@ def _linear_call(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
     unused = jax_compat.jaxpr_parts(params["callee"])[2][:held]
     back = _Open((*constvars, *own), tuple(consts), (*unused, *rest), eqns, outvars)
     return {"residuals": held + params["num_res"]}, (params["callee"], back)
+
+
+def _shard_map(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
+    kept = {key: params[key] for key in ("mesh", "in_specs", "out_specs", "check_vma")}
+    return {**kept, "manual_axes": jax_compat.newly_manual(params)}, (params["jaxpr"],)
 
 
 def _linear_solve(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
@@ -381,6 +399,7 @@ _NORMALISE: dict[str, Normalise] = {
     "reduce": _reduce,
     "reduce_window": _reduce_window,
     "linear_call": _linear_call,
+    "shard_map": _shard_map,
     "custom_linear_solve": _linear_solve,
     "select_and_scatter_add": _select_by_name,
     "select_and_gather_add": _select_by_name,

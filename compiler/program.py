@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from ..ir.graph import Graph
-from ..ir.jax_compat import trace_context
+from ..ir.jax_compat import on_no_mesh, struct_of, trace_context
 from ..ir.types import ArrayType, type_of
 from ..passes import Pass, Stage, run_passes
 from .diagnose import check_results, in_place_of, not_an_array, tracing
@@ -24,7 +24,7 @@ from .importer import import_jaxpr
 class Signature:
     """What decides whether a program can be used again: leaf types, tree, static values.
 
-    `context` is JAX's own: x64, matmul precision and the like.
+    `context` is JAX's own: x64, matmul precision, the mesh and the like.
     """
 
     paths: tuple[str, ...]
@@ -32,10 +32,13 @@ class Signature:
     tree: Any
     static: tuple[tuple[str, Hashable], ...]
     context: Hashable = None
+    placed: tuple[Any, ...] = ()
 
     @cached_property
     def structs(self) -> list[jax.ShapeDtypeStruct]:
-        """The leaves as `jax.ShapeDtypeStruct`s."""
+        """The leaves as `jax.ShapeDtypeStruct`s; on a mesh, with what their types tell of it."""
+        if self.placed:
+            return list(self.placed)
         return [jax.ShapeDtypeStruct(t.shape, t.dtype, weak_type=t.weak) for t in self.types]
 
 
@@ -53,7 +56,8 @@ class Arguments:
         leaves, tree = jax.tree_util.tree_flatten_with_path(dynamic)
         paths = tuple(_path(path) for path, _ in leaves)
         types = tuple(self._type(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True))
-        return Signature(paths, types, tree, static, trace_context())
+        placed = () if on_no_mesh() else tuple(struct_of(leaf) for _, leaf in leaves)
+        return Signature(paths, types, tree, static, trace_context(), placed)
 
     def listed(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]

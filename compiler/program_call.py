@@ -19,7 +19,17 @@ from jax.interpreters import ad, batching, mlir
 
 from ..ir.fingerprint import fingerprint
 from ..ir.graph import Graph
-from ..ir.jax_compat import bind
+from ..ir.jax_compat import (
+    bind,
+    manual_axes,
+    mentions,
+    on_no_mesh,
+    out_avals,
+    pvary,
+    varying_axes,
+)
+from ..ir.ops.shard_map import meshes_of
+from ..ir.ops.varying import varying
 from ..ir.types import ArrayType
 from ..passes import Autodiff, Canonicalise, Dce
 from ..passes.autodiff import Forward
@@ -64,13 +74,21 @@ def plain(graph: Graph, *, outermost: bool = False) -> Graph:
 
 def call_program(graph: Graph, *args: Any, is_plain: bool = False) -> list[Any]:
     """Run a graph on arrays or tracers."""
-    return program_call_p.bind(*args, held=Held(graph, is_plain))  # type: ignore[no-any-return]
+    meshes = tuple(map(mentions, meshes_of(graph)))
+    held = Held(graph, is_plain)
+    return program_call_p.bind(*args, held=held, meshes=meshes)  # type: ignore[no-any-return]
 
 
-def _expanded(*args: Any, held: Held, outermost: bool = False) -> list[Any]:
+def _expanded(
+    *args: Any, held: Held, outermost: bool = False, meshes: Sequence[Any] = ()
+) -> list[Any]:
     """Bind each node by itself, with its own line."""
     types = [value.type for value in held.graph.outputs]
-    return lowered(held.final if outermost else held.plain, types)(*args)
+    outs = lowered(held.final if outermost else held.plain, types)(*args)
+    if not (manual := manual_axes()):
+        return outs
+    axes = varying(held.graph, list(map(varying_axes, args)), manual)
+    return list(map(pvary, outs, axes))
 
 
 @dataclass(frozen=True)
@@ -99,7 +117,7 @@ def _program(args: Sequence[Any], held: Held, *, outermost: bool) -> Callable[..
     return _executable(_Question(fingerprint(held.graph), outermost, held))
 
 
-def _run(*args: Any, held: Held) -> list[Any]:
+def _run(*args: Any, held: Held, meshes: Sequence[Any]) -> list[Any]:
     """Run on arrays."""
     outs = _program(args, held, outermost=True)(*args)
     return [_as_array(x, v.type) for x, v in zip(outs, held.graph.outputs, strict=True)]
@@ -112,17 +130,19 @@ def _as_array(x: Any, type: ArrayType) -> Any:
     return bind("convert_element_type", [x], {"new_dtype": type.dtype, "weak_type": type.weak})[0]
 
 
-def _abstract(*avals: Any, held: Held) -> list[Any]:
+def _abstract(*avals: Any, held: Held, meshes: Sequence[Any]) -> list[Any]:
+    if not on_no_mesh():  # types tell of the mesh too
+        return out_avals(functools.partial(_expanded, held=held), avals)
     types = [value.type for value in held.graph.outputs]
     return [jax.core.ShapedArray(t.shape, t.dtype, weak_type=t.weak) for t in types]
 
 
 def _batched(
-    axis: Any, args: Sequence[Any], dims: Sequence[Any], *, held: Held
+    axis: Any, args: Sequence[Any], dims: Sequence[Any], *, held: Held, meshes: Sequence[Any]
 ) -> tuple[list[Any], Any]:
     """Batch what we expand; the axis keeps its name, as the function may ask for it."""
     if all(dim is None for dim in dims):
-        outs = program_call_p.bind(*args, held=held)
+        outs = program_call_p.bind(*args, held=held, meshes=meshes)
         return outs, [None] * len(outs)
     run = jax.vmap(
         _program(args, held, outermost=False),
@@ -136,7 +156,7 @@ def _batched(
 
 
 def _jvp(
-    primals: Sequence[Any], tangents: Sequence[Any], *, held: Held
+    primals: Sequence[Any], tangents: Sequence[Any], *, held: Held, meshes: Sequence[Any]
 ) -> tuple[list[Any], list[Any]]:
     """The user's own `jax.grad` or `jax.jvp` around ours: expanded with its tangents."""
     active = [

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.extend.core as jec
 import numpy as np
+from jax._src.lax import parallel as _parallel  # psum_invariant and its like: no public name
 from jax.extend import source_info_util
 
 from .source import JAX_FOLDER
@@ -51,7 +52,7 @@ if JAX_VERSION >= (0, 11):
 @cache
 def primitive(name: str) -> Any:
     """Return JAX's primitive called `name`. Raises `KeyError` when no public name leads to it."""
-    for module in (jec.primitives, jax.lax):
+    for module in (jec.primitives, jax.lax, _parallel):
         for attribute in dir(module):
             found = getattr(module, attribute) if attribute.endswith("_p") else None
             if isinstance(found, jec.Primitive) and found.name == name:
@@ -74,6 +75,100 @@ def bind(name: str, args: Sequence[Any], attrs: Mapping[str, Any]) -> list[Any]:
     implied = IMPLIED.get(name)
     out = prim.bind(*args, **(implied | dict(attrs) if implied else attrs))
     return list(out) if prim.multiple_results else [out]
+
+
+# Manual mesh axes, inside `jax.shard_map`
+
+
+def manual_axes() -> frozenset[Any]:
+    """Return the mesh axes that are manual where we are called."""
+    return frozenset(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def varying_axes(x: Any) -> frozenset[Any]:
+    """Return the manual axes that an array or an aval varies over; none without checked types."""
+    aval = x if isinstance(x, jax.core.ShapedArray) else jax.typeof(x)
+    kind = getattr(aval, "manual_axis_type", None)
+    return frozenset(kind.varying if kind is not None else getattr(aval, "vma", ()))
+
+
+def pvary(x: Any, axes: Sequence[Any]) -> Any:
+    """Let `x` vary over those of `axes` that are manual; where types are not checked, x itself."""
+    manual = manual_axes()
+    missing = tuple(a for a in axes if a in manual and a not in varying_axes(x))
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+def struct(aval: Any, weak: bool = False) -> jax.ShapeDtypeStruct:
+    """Return what a function is traced with in the place of an array of `aval`.
+
+    It has the sharding and the manual axes of the aval, where these are a part of its type.
+    """
+    placed: dict[str, Any] = {}
+    sharding = getattr(aval, "sharding", None)
+    if sharding is not None and not sharding.mesh.empty:
+        placed["sharding"] = sharding
+    if varying_axes(aval):
+        name = "manual_axis_type" if hasattr(aval, "manual_axis_type") else "vma"
+        placed[name] = getattr(aval, name)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=weak, **placed)
+
+
+def on_no_mesh() -> bool:
+    """True outside of `jax.set_mesh` and `jax.shard_map`: no type tells of a mesh."""
+    return bool(jax.sharding.get_abstract_mesh().empty)
+
+
+def struct_of(x: Any) -> jax.ShapeDtypeStruct:
+    """Return what a function is traced with in the place of the array `x`."""
+    if isinstance(x, jax.ShapeDtypeStruct):
+        return x
+    aval = jax.typeof(x)
+    return struct(aval, aval.weak_type)
+
+
+def out_avals(function: Any, avals: Sequence[Any]) -> list[Any]:
+    """Return the avals of what `function` gives for arrays of `avals`, with all that JAX types."""
+    structs = [struct(aval, aval.weak_type) for aval in avals]
+    _, _, _, _, outvars = jaxpr_parts(jax.make_jaxpr(function)(*structs))
+    return [var.aval for var in outvars]
+
+
+@cache
+def mentions(mesh: Any) -> Any:
+    """Return a jaxpr that does nothing on `mesh`.
+
+    As a parameter of an equation it tells `jax.jit` which devices the equation is for.
+    """
+    spec = jax.sharding.PartitionSpec()
+    nothing = jax.shard_map(lambda x: x, mesh=mesh, in_specs=spec, out_specs=spec)
+    return jax.make_jaxpr(nothing)(jax.ShapeDtypeStruct((), np.float32))
+
+
+def inside_shard_map(params: Mapping[str, Any], thunk: Any) -> Any:
+    """Call `thunk` with the mesh and axis names that the body of a `shard_map` equation sees."""
+    found: list[Any] = []
+
+    def body() -> tuple[()]:
+        found.append(thunk())
+        return ()
+
+    mapped = jax.shard_map(
+        body,
+        mesh=params["mesh"],
+        in_specs=(),
+        out_specs=(),
+        axis_names=set(newly_manual(params)),
+        check_vma=params["check_vma"],
+    )
+    jax.eval_shape(mapped)
+    return found[0]
+
+
+def newly_manual(params: Mapping[str, Any]) -> frozenset[Any]:
+    """Return the axes that a `shard_map` equation makes manual."""
+    name = "newly_manual_axes" if "newly_manual_axes" in params else "manual_axes"
+    return frozenset(params[name])
 
 
 def trace_context() -> Any:

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..ir.evaluate import run
 from ..ir.graph import Graph
-from ..ir.jax_compat import bind
+from ..ir.jax_compat import bind, manual_axes, varying_axes
+from ..ir.ops.varying import aligned
 from ..ir.types import ArrayType, type_of
 
 
@@ -17,11 +18,14 @@ def lowered(graph: Graph, types: Sequence[ArrayType]) -> Callable[..., list[Any]
     """Return a function that binds JAX's primitives for `graph`, one call for each node.
 
     The user's lines and scopes go with them into the HLO. `types` are the outputs' types as they
-    were traced: passes may lose a weak bit, which is put back here.
+    were traced: passes may lose a weak bit, which is put back here. Inside `jax.shard_map` the
+    operands are cast to vary over the same mesh axes, which JAX's types want.
     """
 
     def call(*args: Any) -> list[Any]:
-        outs = run(graph, args, annotate=True)
+        manual = manual_axes()
+        body = aligned(graph, list(map(varying_axes, args)), manual) if manual else graph
+        outs = run(body, args, annotate=True)
         return [_as_traced(out, kind) for out, kind in zip(outs, types, strict=True)]
 
     return call

@@ -1,5 +1,6 @@
-"""What holds for every test: how the tree is collected, and how hypothesis draws."""
+"""What holds for every test: devices, how the tree is collected, how hypothesis draws."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from hypothesis import settings
 # `python -m pytest` puts the root first, where `ir` is the package's layer and not `tests/ir`.
 ROOT = Path(__file__).parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+# JAX reads this at its first computation: programs for many devices run on eight pretended ones.
+EIGHT = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}".strip()
 
 settings.register_profile("test", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=2000, print_blob=True)

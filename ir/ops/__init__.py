@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from ..op import Op
 from . import (
+    collectives,
     contraction,
     control,
     cumulative,
@@ -21,6 +22,7 @@ from . import (
     random,
     reducers,
     reductions,
+    shard_map,
     solves,
     sorting,
     special,
@@ -50,6 +52,8 @@ ALL: tuple[Op, ...] = (
     *fourier.OPS,
     *random.OPS,
     *control.OPS,
+    *collectives.OPS,
+    *shard_map.OPS,
     *solves.OPS,
     *linear_call.OPS,
     *dialect.OPS,

@@ -215,10 +215,22 @@ COLLECTIVE = {
 
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("name", COLLECTIVE)
-def test_collectives_have_no_rule_yet(name, around):
-    """A clear error that names the op and its line, never a wrong gradient."""
-    with pytest.raises(bp.MissingRuleError, match="no VJP rule for") as caught:
-        AROUND[around](lambda: COLLECTIVE[name](bp.grad))
+def test_collectives(name, around):
+    """On several devices: tests/compiler/test_sharding.py."""
+    found = AROUND[around](lambda: COLLECTIVE[name](bp.grad))
+    same(found, jax.jit(lambda: COLLECTIVE[name](jax.grad))())
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_collective_without_a_derivative(around):
+    """A clear error that names the op and its line, as JAX has none either."""
+
+    def call():
+        grad = bp.grad(lambda v: jnp.sum(v * jax.lax.pmax(v, "i")))
+        return jax.vmap(grad, axis_name="i")(np.stack([X, X]))
+
+    with pytest.raises(bp.MissingRuleError, match="no VJP rule for 'pmax'") as caught:
+        AROUND[around](call)
     assert "test_gradients.py:" in str(caught.value)
 
 

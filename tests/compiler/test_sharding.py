@@ -1,0 +1,119 @@
+"""Gradients on many devices: `shard_map`, collectives and shardings, beside JAX's own."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import backpass as bp
+from compiler.parallel import MAPS, NAMED, WITHIN, W, X, loss, mapped, mesh
+
+AROUND = {
+    "eager": lambda call: call(),
+    "jit": lambda call: jax.jit(call)(),
+    "compile": lambda call: bp.compile(call, debug=True)(),
+}
+
+
+@pytest.fixture(autouse=True)
+def wide() -> Iterator[None]:
+    with jax.enable_x64(True):
+        yield
+
+
+def close(found, expected) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_there_are_eight_places():
+    assert jax.device_count() >= 8
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("name", MAPS)
+def test_gradient_of_a_map(name, around):
+    found = AROUND[around](lambda: MAPS[name](bp.grad))
+    close(found, jax.jit(lambda: MAPS[name](jax.grad))())
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("name", WITHIN)
+def test_gradient_within_a_map(name, around):
+    found = AROUND[around](lambda: WITHIN[name](bp.grad))
+    close(found, jax.jit(lambda: WITHIN[name](jax.grad))())
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("name", NAMED)
+def test_gradient_along_a_named_axis(name, around):
+    found = AROUND[around](lambda: NAMED[name](bp.grad))
+    close(found, jax.jit(lambda: NAMED[name](jax.grad))())
+
+
+def test_compiled_function_within_a_map():
+    def step(grad, compile):
+        return mapped(compile(grad(loss)), (P(), P("d")), P())(W, X)
+
+    close(step(bp.grad, bp.compile), step(jax.grad, jax.jit))
+
+
+def test_a_compiled_function_is_traced_again_within_a_map():
+    """The same shapes, other axes to vary over."""
+    grad = bp.compile(bp.grad(loss))
+    halves = np.concatenate([X, X])
+    close(grad(W, X), jax.grad(loss)(W, X))
+    found = mapped(grad, (P(), P("d")), P())(W, halves)
+    close(found, mapped(jax.grad(loss), (P(), P("d")), P())(W, halves))
+
+
+# Shardings
+
+
+def constrained(w, x):
+    h = lax.with_sharding_constraint(jnp.tanh(x @ w), NamedSharding(mesh(), P("d", "m")))
+    return jnp.sum(jnp.sin(h))
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_sharding_constraint(around):
+    found = AROUND[around](lambda: bp.grad(constrained, (0, 1))(W, X))
+    close(found, jax.grad(constrained, (0, 1))(W, X))
+
+
+def test_shardings_of_arguments_and_results():
+    places = [NamedSharding(mesh(), spec) for spec in (P("m"), P("d"))]
+    step = bp.compile(bp.grad(constrained), in_shardings=tuple(places), out_shardings=places[0])
+    found = step(W, X)
+    assert found.sharding == places[0]
+    close(found, jax.grad(constrained)(W, X))
+
+
+def on_context_mesh(w, x):
+    f = jax.shard_map(
+        lambda w, x: lax.psum(jnp.tanh(x @ w), "m"),
+        in_specs=(P("m", None), P("d", "m")),
+        out_specs=P("d", None),
+    )
+    return jnp.sum(jnp.sin(f(w, x)))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("way", [jax.jit, bp.compile], ids=["jit", "compile"])
+def test_mesh_of_the_context(way, kind):
+    places = mesh(kind)
+    with jax.set_mesh(places):
+        w = jax.device_put(W, NamedSharding(places, P("m", None)))
+        x = jax.device_put(X, NamedSharding(places, P("d", "m")))
+        found = way(bp.grad(on_context_mesh, (0, 1)))(w, x)
+        expected = jax.jit(jax.grad(on_context_mesh, (0, 1)))(w, x)
+    close(found, expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim)
