@@ -18,7 +18,7 @@ from ..ir import jax_compat
 from ..ir.builder import Builder
 from ..ir.graph import UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
 from ..ir.jax_compat import trace_context
-from ..ir.op import Differentiator, LineariseRule, Op, Pullback
+from ..ir.op import Differentiator, Op, Pullback
 from ..ir.ops import OPS
 from ..ir.ops.foreign import by_derivation, foreign
 from ..ir.types import ArrayType, type_of
@@ -205,11 +205,11 @@ def _of_body(
 
 
 # Primitives without a record whose derivative is known from their parameters.
-FOREIGN: dict[str, LineariseRule] = {"custom_vmap_call": _of_body}
+FOREIGN: dict[str, Callable[..., Any]] = {"custom_vmap_call": _of_body}
 _BY_JAX = by_derivation(partial(derive, read=_read))
 
 
-def _rule_of(name: str) -> LineariseRule:
+def _rule_of(name: str) -> Callable[..., Any]:
     """Reverse mode of a primitive that the tables do not list."""
     return FOREIGN.get(name, _BY_JAX)
 

@@ -58,7 +58,7 @@ def by_derivation(derive: Derive) -> LineariseRule:
         try:
             forward, backward = derive(node, needs)
         except MissingRuleError as error:
-            return b.emit(node.op, node.inputs, node.attrs), _refusal(error)
+            return b.clone(node, node.inputs).outputs, _refusal(error)
         attrs = {"primitive": node.op.name}
         found = b.emit("fallback", node.inputs, attrs | {"part": "forward"}, (forward,))
         count = len(node.outputs)

@@ -1,83 +1,92 @@
 """`ragged_dot_general`: one product for each group of rows, the mixture-of-experts workhorse.
 
-    rows:   o[m,n]   = sum_k x[m,k] y[g(m),k,n]        groups partition the rows of x
-    sums:   o[g,k,n] = sum_{m in g} x[m,k] y[m,n]      groups partition what is summed over
+    rows:    o[b,m,n]   = sum_k x[b,m,k] y[g(m),b,k,n]      groups partition rows m of x
+    sums:    o[g,b,m,n] = sum_{k in g} x[b,m,k] y[b,k,n]    groups partition what is summed over
+    batches: o[b,m,n]   = sum_k x[b,m,k] y[b,k,n]           groups partition the batch
 
-Each is the other's gradient. `x` may be laid out either way round, `y` in any order.
+The first two are each other's gradients. Each of b, m, k and n may be several dimensions, x and y
+may be laid out in any order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import accumulate
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from jax import lax
 
-from ..errors import MissingRuleError
 from ..op import Cts, Op, call, shape_by_jax
 
 if TYPE_CHECKING:
     from ..builder import Builder
     from ..graph import Node, Value
 
+Dims = tuple[int, ...]
 
-@dataclass(frozen=True, slots=True)
-class _Product:
-    """A product to emit; dimension i of its result goes to the place `order[i]`."""
 
-    operands: tuple[Value, Value]
-    contract: tuple[int, int]
-    ragged: int
-    groups: Sequence[int]
-    order: Sequence[int]
-    dtype: Any
+def _emit(
+    b: Builder,
+    node: Node,
+    operands: tuple[Value, Value],
+    contract: tuple[Dims, Dims],
+    batch: tuple[Dims, Dims],
+    ragged: int,
+    group: Dims,
+    order: Sequence[int],
+    dtype: Any,
+) -> Value:
+    """Emit a product with the groups of `node`; dimension i of it goes to the place `order[i]`."""
+    numbers = lax.RaggedDotDimensionNumbers(
+        dot_dimension_numbers=(contract, batch),
+        lhs_ragged_dimensions=(ragged,),
+        rhs_group_dimensions=group,
+    )
+    attrs = {
+        **node.attrs,
+        "ragged_dot_dimension_numbers": numbers,
+        "preferred_element_type": dtype,
+    }
+    (out,) = b.emit("ragged_dot_general", (*operands, node.inputs[2]), attrs)
+    return b.transpose(out, sorted(range(out.ndim), key=lambda i: order[i]))
 
-    def emit(self, b: Builder, node: Node) -> Value:
-        """Emit it with the groups and the precision of `node`."""
-        left, right = self.contract
-        numbers = lax.RaggedDotDimensionNumbers(
-            dot_dimension_numbers=(((left,), (right,)), ((), ())),
-            lhs_ragged_dimensions=(self.ragged,),
-            rhs_group_dimensions=tuple(self.groups),
-        )
-        attrs = {
-            **node.attrs,
-            "ragged_dot_dimension_numbers": numbers,
-            "preferred_element_type": self.dtype,
-        }
-        (out,) = b.emit("ragged_dot_general", (*self.operands, node.inputs[2]), attrs)
-        return b.transpose(out, sorted(range(out.ndim), key=lambda i: self.order[i]))
+
+def _runs(*parts: Sequence[int]) -> list[Dims]:
+    """Consecutive numbers, as many for each part as it has elements."""
+    ends = list(accumulate(map(len, parts)))
+    return [tuple(range(end - len(part), end)) for end, part in zip(ends, parts, strict=True)]
+
+
+def _sorted_with(keys: Dims, values: Dims) -> Dims:
+    return tuple(value for _, value in sorted(zip(keys, values, strict=True)))
 
 
 def _vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    """dx = g y and dy = x g over the other's free dimensions; sums turn the first round: y g."""
     x, y, _ = node.inputs
     (g,) = cts
     assert g is not None
     numbers = node.attrs["ragged_dot_dimension_numbers"]
-    (xc, yc), batch = numbers.dot_dimension_numbers
-    if any(batch) or len(xc) != 1 or x.ndim != 2:
-        raise MissingRuleError(
-            f"no VJP rule for ragged_dot_general of {x.type} and {y.type} with batch or several "
-            f"contracted dimensions\n  at {node.source or 'unknown line'}; merge them by reshape, "
-            "or use jax.vmap over jax.lax.ragged_dot"
-        )
-    (ragged,), groups = numbers.lhs_ragged_dimensions, tuple(numbers.rhs_group_dimensions)
-    other = 1 - ragged
-    if groups:
-        (group,), (inner,) = groups, yc
-        (outer,) = {0, 1, 2} - {group, inner}
-        into_y: Sequence[int] = (group, inner, outer)
-        dx = _Product((g, y), (1, outer), 0, groups, (ragged, other), x.dtype)
-        dy = _Product((x, g), (ragged, 0), ragged, (), into_y, y.dtype)
+    (xc, yc), (xb, yb) = (tuple(map(tuple, pair)) for pair in numbers.dot_dimension_numbers)
+    (ragged,), group = numbers.lhs_ragged_dimensions, tuple(numbers.rhs_group_dimensions)
+    xk = tuple(i for i in range(x.ndim) if i not in (*xc, *xb))
+    yk = tuple(i for i in range(y.ndim) if i not in (*yc, *yb, *group))
+    sums = ragged in xc
+    gg, gb, gm, gn = _runs((0,) if sums else (), xb, xk, yk)
+    if sums:
+        partner = yc[xc.index(ragged)]
+        order = (*xb, *_sorted_with(yc, xc), *xk)
+        dx = ((y, g), (yk, gn), (yb, gb), partner, gg, order)
     else:
-        row = yc[0]
-        dx = _Product((y, g), (1 - row, 2), row, (0,), (ragged, other), x.dtype)
-        dy = _Product((x, g), (other, 1), ragged, (0,), (row, 1 - row), y.dtype)
+        place = (*xb, *xk).index(ragged)
+        dx = ((g, y), (gn, yk), (gb, yb), place, group, (*xb, *xk, *_sorted_with(yc, xc)))
+    rows = ragged in xk
+    into = (*(group if rows else ()), *yb, *_sorted_with(xc, yc), *yk)
+    dy = ((x, g), (xk, gm), (xb, gb), ragged, gg, into)
     return [
-        dx.emit(b, node) if needs[0] else None,
-        dy.emit(b, node) if needs[1] else None,
+        _emit(b, node, *dx, x.dtype) if needs[0] else None,
+        _emit(b, node, *dy, y.dtype) if needs[1] else None,
         None,
     ]
 
@@ -86,8 +95,8 @@ def _flops(node: Node) -> int:
     """Two for each element of x and outer dimension of y: every row meets one group."""
     x, y, _ = node.inputs
     numbers = node.attrs["ragged_dot_dimension_numbers"]
-    ((yc,),) = numbers.dot_dimension_numbers[0][1:]
-    used = {yc, *numbers.rhs_group_dimensions}
+    (_, contracted), (_, batch) = numbers.dot_dimension_numbers
+    used = {*contracted, *batch, *numbers.rhs_group_dimensions}
     return 2 * x.type.size * prod(size for i, size in enumerate(y.shape) if i not in used)
 
 

@@ -302,7 +302,7 @@ def _constrain_layout(
     args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Callable[..., list[Any]]
 ) -> list[Any]:
     (x,) = args
-    return [with_layout_constraint(jnp.asarray(x), attrs["layout"])]  # type: ignore[call-arg]
+    return [with_layout_constraint(jnp.asarray(x), attrs["layout"])]
 
 
 OPS: tuple[Op, ...] = (

@@ -38,6 +38,23 @@ def ragged() -> Iterator[Case]:
     attrs |= {"preferred_element_type": None, "group_offset": None}
     x, w, sizes = real(6, 3), real(3, 3, 2, seed=1), np.array([2, 3, 1], np.int32)
     yield Case("ragged_dot_general", (x, w, sizes), attrs, orders=1)
+    for label, (x_shape, y_shape, contract, batch, row, group) in RAGGED.items():
+        numbers = lax.RaggedDotDimensionNumbers((contract, batch), (row,), group)
+        named = attrs | {"ragged_dot_dimension_numbers": numbers}
+        operands = real(*x_shape), real(*y_shape, seed=1), sizes
+        # JAX has a gradient by rows alone, and none of that.
+        by_rows = label in ("batch", "several")
+        yield Case("ragged_dot_general", operands, named, label, orders=1, peer=by_rows)
+
+
+# label: shapes of x and y, contracted and batch dimensions, ragged and group dimension
+RAGGED = {
+    "batch": ((2, 6, 3), (2, 3, 3, 4), ((2,), (2,)), ((0,), (0,)), 1, (1,)),
+    "several": ((2, 6, 3), (3, 3, 2, 4), ((2, 0), (1, 2)), ((), ()), 1, (0,)),
+    "sums": ((6, 3), (6, 4), ((0,), (0,)), ((), ()), 0, ()),
+    "sums, turned": ((3, 6), (4, 6), ((1,), (1,)), ((), ()), 1, ()),
+    "sums in a batch": ((2, 6, 3), (2, 6, 4), ((1,), (1,)), ((0,), (0,)), 1, ()),
+}
 
 
 def convolutions() -> Iterator[Case]:

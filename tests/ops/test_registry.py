@@ -28,8 +28,8 @@ for table in "primitive_jvps primitive_transposes fancy_transposes primitive_lin
 
 SILENT = "has no outputs"
 RAISES = "JAX's own rule raises: a derivative is for the user to give"
-STATE = "reads or writes a mutable reference; a graph has values only, and the importer says so"
-INSIDE = "stands inside shard_map, which is differentiated as one"
+STATE = "reads or writes a mutable reference; a graph has values only"
+INSIDE = "needs a named axis: inside shard_map, one primitive, or under vmap by the fallback"
 NEVER = "is made by JAX's own transformations, never by a program that is traced"
 NO_ARRAY = "works on types that are no arrays"
 
