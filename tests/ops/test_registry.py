@@ -29,7 +29,7 @@ for table in "primitive_jvps primitive_transposes fancy_transposes primitive_lin
 SILENT = "has no outputs"
 RAISES = "JAX's own rule raises: a derivative is for the user to give"
 STATE = "reads or writes a mutable reference; a graph has values only"
-INSIDE = "needs a named axis: inside shard_map, one primitive, or under vmap by the fallback"
+UNREDUCED = "moves between reduced and unreduced types of explicit sharding: by the fallback"
 NEVER = "is made by JAX's own transformations, never by a program that is traced"
 NO_ARRAY = "works on types that are no arrays"
 
@@ -43,17 +43,16 @@ REASONS: dict[str, str] = {
     "call_hi_primitive_linearized": NEVER,
     **dict.fromkeys("box_get box_set new_box new_log log_extend log_read".split(), NO_ARRAY),
     **dict.fromkeys(
-        "all_gather all_gather_invariant all_gather_reduced all_to_all ragged_all_to_all "
-        "pbroadcast pbroadcast_dynamic ppermute preduced psum psum_invariant pvary reduce_scatter "
-        "unreduced_psum unreduced_reduce_scatter reduced_vary_cast_p vary_unreduced_cast_p "
-        "reduced_vary_cast vary_unreduced_cast".split(),
-        INSIDE,
+        "all_gather_reduced ragged_all_to_all pbroadcast_dynamic preduced unreduced_psum "
+        "unreduced_reduce_scatter reduced_vary_cast_p vary_unreduced_cast_p reduced_vary_cast "
+        "vary_unreduced_cast".split(),
+        UNREDUCED,
     ),
 }
 
 # Differentiated by JAX's rule for the one primitive, as `Lowered.fallbacks` tells.
 FALLBACK = frozenset(
-    "shard_map reshard relayout to_edtype from_edtype tie with_memory_space_constraint".split()
+    "reshard relayout to_edtype from_edtype tie with_memory_space_constraint".split()
 )
 
 
