@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from jax.custom_batching import custom_vmap
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import Mesh, PartitionSpec
 
 import backpass as bp
 
@@ -157,27 +156,6 @@ def test_a_callback_off_the_way_to_the_loss_is_no_error() -> None:
     grads, y = bp.grad(f, has_aux=True)(X)
     np.testing.assert_allclose(grads, 2 * X)
     np.testing.assert_allclose(y, np.sin(X), rtol=1e-6)
-
-
-MESH = Mesh(np.array(jax.devices()[:1]), ("i",))
-SPEC = PartitionSpec("i")
-
-
-def sharded(x):
-    def local(x):
-        return jnp.sin(x) * jax.lax.psum(jnp.sum(x), "i")
-
-    return jax.shard_map(local, mesh=MESH, in_specs=SPEC, out_specs=SPEC)(x)
-
-
-def test_a_program_for_many_devices_is_one_primitive() -> None:
-    def f(x):
-        return jnp.sum(sharded(x) ** 2)
-
-    step = bp.compile(bp.grad(f))
-    np.testing.assert_allclose(step(X), jax.jit(jax.grad(f))(X), rtol=1e-6)
-    assert "shard_map" in {used.primitive for used in step.lower(X).fallbacks}
-    np.testing.assert_allclose(bp.grad(f)(X), step(X), rtol=1e-6)
 
 
 @custom_vmap
