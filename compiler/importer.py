@@ -94,6 +94,8 @@ class Importer:
         attrs = _plain(params, jax_compat.IMPLIED.get(name, {}))
         if name == "all_to_all":
             attrs["axis_size"] = _places(eqn)
+        if name == "reshard":
+            attrs["src_sharding"] = eqn.invars[0].aval.sharding
         return op, attrs, ()
 
     def region(self, body: Any, depth: int = 0) -> Graph:
