@@ -84,8 +84,8 @@ class Importer:
         if normalise is not None:
             attrs, bodies = normalise(params)
             if name == "shard_map":
-                body = partial(self.region, params["jaxpr"], depth)
-                return OPS[name], attrs, (jax_compat.inside_shard_map(params, body),)
+                imported = partial(self.region, params["jaxpr"], depth)
+                return OPS[name], attrs, (jax_compat.inside_shard_map(params, imported),)
             regions = tuple(self.region(body, depth) for body in bodies)
             return OPS[name], attrs, regions
         op = OPS.get(name) or foreign(eqn.primitive, bool(eqn.effects))

@@ -1,6 +1,7 @@
 """Gradients on many devices: `shard_map`, collectives and shardings, beside JAX's own."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -143,6 +144,16 @@ def test_a_map_can_be_read():
     assert "Mesh d=2 m=4" in text
     with pytest.raises(bp.ParseError, match="Mesh d=2 m=4"):
         bp.ir.parse(text)
+
+
+def test_a_map_of_shards_that_do_not_fit_is_no_graph():
+    graph = bp.compile(on_devices).lower(X).stages[0].graph
+    (node,) = (node for node in graph.nodes if node.op.name == "shard_map")
+    turned = replace(node, attrs={**node.attrs, "in_specs": (P("m", "d"),)})
+    wrong = replace(graph, nodes=tuple(turned if n is node else n for n in graph.nodes))
+    bp.ir.verify(graph)
+    with pytest.raises(bp.GraphError, match=r"shard_map wants f64\[32,4\]"):
+        bp.ir.verify(wrong)
 
 
 def on_devices(x):
