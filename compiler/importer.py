@@ -94,8 +94,8 @@ class Importer:
         if normalise is not None:
             attrs, bodies = normalise(params)
             if name == "shard_map":
-                body = partial(self.region, params["jaxpr"], depth)
-                return OPS[name], attrs, (jax_compat.inside_shard_map(params, body),)
+                imported = partial(self.region, params["jaxpr"], depth)
+                return OPS[name], attrs, (jax_compat.inside_shard_map(params, imported),)
             regions = tuple(self.region(body, depth) for body in bodies)
             return OPS[name], attrs, regions
         op = OPS.get(name) or foreign(eqn.primitive, bool(eqn.effects), _rule_of(name))
@@ -104,6 +104,8 @@ class Importer:
         attrs = _plain(params, jax_compat.IMPLIED.get(name, {}))
         if name == "all_to_all":
             attrs["axis_size"] = _places(eqn)
+        if name == "reshard":
+            attrs["src_sharding"] = eqn.invars[0].aval.sharding
         return op, attrs, ()
 
     def region(self, body: Any, depth: int = 0) -> Graph:

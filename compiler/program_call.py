@@ -88,7 +88,7 @@ def _expanded(
     if not (manual := manual_axes()):
         return outs
     axes = varying(held.graph, list(map(varying_axes, args)), manual)
-    return list(map(pvary, outs, axes))
+    return [pvary(out, tuple(over)) for out, over in zip(outs, axes, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from .attrs import ENUMS, POLICIES, PRNGS, RECORDS
 from .graph import Graph
@@ -128,6 +129,14 @@ class AttrReader:
             self.cursor.fail("a slice wants start, stop and step", start)
         return slice(*parts)
 
+    def _spec(self) -> Any:
+        start = self.cursor.pos
+        parts = self._items(")", self.value)
+        try:
+            return PartitionSpec(*parts)
+        except (TypeError, ValueError) as error:
+            self.cursor.fail(f"a PartitionSpec cannot be made: {error}", start)
+
     def _number(self, text: str, at: int) -> Any:
         cursor = self.cursor
         try:
@@ -233,6 +242,7 @@ _OPENING: dict[str, Callable[[AttrReader], Any]] = {
 _FORMS: dict[str, dict[str, Callable[[AttrReader], Any]]] = {
     "dense": {"<": lambda r: r.constants.dense(r.cursor)},
     "frozenset": {"{": AttrReader._frozenset},
+    "P": {"(": AttrReader._spec},
     "keys": {"<": AttrReader._keys},
     "opaque": {"<": AttrReader._opaque},
     "policy": {".": lambda r: r._named(POLICIES, "", "policy")},

@@ -7,6 +7,7 @@
              | dtype                                                 f32, bool, key<fry>
              | class '.' member                                      Precision.HIGHEST
              | class '(' (field '=' value),* ')'                     GatherDimensionNumbers(...)
+             | 'P(' value,* ')'                                      of the names of mesh axes
              | 'policy.' name                                        of jax.checkpoint_policies
              | dense | '@' name | 'keys<' string value '>'           arrays, PRNG keys
              | 'prng<' tag '>' | graph
@@ -30,6 +31,7 @@ import jax.extend.random
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from .graph import Graph, Node, Value, same_attr
 from .lexer import NAME, quote, word
@@ -89,6 +91,7 @@ _PLAIN: Mapping[str, Mapping[str, Any]] = {
     "gather": {"fill_value": None, **_SCATTER},
     "iota": {"dtype": lambda out: out.dtype, "shape": lambda out: out.shape},
     "reshape": {"new_sizes": lambda out: out.shape},
+    "shard_map": {"check_vma": True},
     "scan": {"reverse": False, "unroll": 1},
     "slice": {"strides": None},
     **dict.fromkeys(("scatter", "scatter-add", "scatter-mul", "scatter-sub"), _SCATTER),
@@ -192,6 +195,23 @@ def _record(p: AttrPrinter, x: Any) -> str:
     return f"{type(x).__name__}({', '.join(shown)})"
 
 
+def _spec(p: AttrPrinter, x: Any) -> str:
+    return opaque(x) if x.reduced or x.unreduced else f"P({p.many(tuple(x))})"
+
+
+def _mesh(p: AttrPrinter, x: Any) -> str:
+    return f"opaque<{quote(_mesh_text(x))}>"
+
+
+def _mesh_text(mesh: Any) -> str:
+    """`Mesh d=2 m=4`: the devices themselves have no text."""
+    return " ".join((type(mesh).__name__, *(f"{name}={n}" for name, n in mesh.shape.items())))
+
+
+def _named_sharding(p: AttrPrinter, x: Any) -> str:
+    return f"opaque<{quote(f'{x.spec} on {_mesh_text(x.mesh)}')}>"
+
+
 _BY_TYPE: Mapping[type, Callable[[AttrPrinter, Any], str]] = {
     type(None): lambda p, x: "None",
     bool: lambda p, x: str(x),
@@ -205,6 +225,10 @@ _BY_TYPE: Mapping[type, Callable[[AttrPrinter, Any], str]] = {
     frozenset: lambda p, x: f"frozenset{{{','.join(sorted(map(p.value, x)))}}}",
     slice: _slice,
     Graph: lambda p, x: p.graph(x),
+    PartitionSpec: _spec,
+    NamedSharding: _named_sharding,
+    Mesh: _mesh,
+    AbstractMesh: _mesh,
     np.ndarray: _array,
     **{cls: _record for cls in RECORDS.values()},
     **{cls: lambda p, x: f"{type(x).__name__}.{x.name}" for cls in ENUMS.values()},

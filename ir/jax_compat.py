@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.extend.core as jec
 import numpy as np
-from jax._src.lax import parallel as _parallel  # psum_invariant and its like: no public name
+from jax._src import pjit as _pjit  # reshard, psum_invariant and their like: no public name
+from jax._src.lax import parallel as _parallel
 from jax.extend import source_info_util
 
 from .source import JAX_FOLDER
@@ -52,7 +53,7 @@ if JAX_VERSION >= (0, 11):
 @cache
 def primitive(name: str) -> Any:
     """Return JAX's primitive called `name`. Raises `KeyError` when no public name leads to it."""
-    for module in (jec.primitives, jax.lax, _parallel):
+    for module in (jec.primitives, jax.lax, _parallel, _pjit):
         for attribute in dir(module):
             found = getattr(module, attribute) if attribute.endswith("_p") else None
             if isinstance(found, jec.Primitive) and found.name == name:

@@ -111,19 +111,10 @@ def _custom_jvp(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run
 def _linearise_custom_jvp(
     b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
 ) -> tuple[Sequence[Value], Pullback]:
-    """Transpose the user's JVP: it is linear in the tangents, whatever it is in the primals.
-
-    Where tangents enter a loop or a branch, primals and tangents go through it together. There
-    the rule is differentiated by its tangents, at zero: being linear, it has that slope anywhere.
-    """
+    """Transpose the user's JVP: it is linear in the tangents, whatever it is in the primals."""
     call, rule = node.regions
     inexact = [i for i, value in enumerate(node.inputs) if value.type.is_inexact]
-    if _through_regions(rule, rule.inputs[len(node.inputs) :]):
-        zeros = [b.zeros(node.inputs[i]) for i in inexact]
-        by_tangents = [*([False] * len(node.inputs)), *([True] * len(inexact))]
-        outputs, pull_tangents = ad.inline(b, rule, [*node.inputs, *zeros], by_tangents)
-    else:
-        outputs, pull_tangents = ad.linear_tape(b, rule, [*node.inputs, *([None] * len(inexact))])
+    outputs, pull_tangents = ad.linear_tape(b, rule, [*node.inputs, *([None] * len(inexact))])
     primals = [value for value in outputs[: len(call.outputs)] if value is not None]
 
     def pullback(b: Builder, cts: Cts) -> Cts:
@@ -135,17 +126,6 @@ def _linearise_custom_jvp(
         return found
 
     return primals, pullback
-
-
-def _through_regions(rule: Graph, tangents: Sequence[Value]) -> bool:
-    """True when tangents reach an op that has no VJP of its own, but one of its regions."""
-    live = set(tangents)
-    for node in rule.nodes:
-        if not live.isdisjoint(node.inputs):
-            if node.regions and node.op.vjp is None:
-                return True
-            live.update(node.outputs)
-    return False
 
 
 def _custom_vjp(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run) -> list[Any]:

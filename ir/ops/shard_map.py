@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ..errors import ShapeError
 from ..op import Attrs, Cts, Differentiator, Op, Pullback, Split
 from ..types import ArrayType
 from .varying import Axes, aligned, spec_axes, varying
@@ -33,10 +34,14 @@ if TYPE_CHECKING:
 def _types(
     inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
 ) -> tuple[ArrayType, ...]:
-    sizes = dict(attrs["mesh"].shape)
+    sizes, (body,) = dict(attrs["mesh"].shape), regions
+    for value, shard, spec in zip(inputs, body.inputs, attrs["in_specs"], strict=True):
+        whole = _whole(shard.type, spec, sizes)
+        if (whole.shape, whole.dtype) != (value.shape, value.dtype):
+            raise ShapeError(f"shard_map wants {whole}, shards of {shard.type}, got {value.type}")
     return tuple(
         _whole(value.type, spec, sizes)
-        for value, spec in zip(regions[0].outputs, attrs["out_specs"], strict=True)
+        for value, spec in zip(body.outputs, attrs["out_specs"], strict=True)
     )
 
 

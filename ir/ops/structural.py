@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import with_layout_constraint
 
+from .. import jax_compat
 from ..errors import ShapeError
 from ..op import Attrs, Cts, Op, ShapeRule, call, no_gradient, per_operand, primitive_op
 from ..types import ArrayType
@@ -305,6 +306,20 @@ def _constrain_layout(
     return [with_layout_constraint(jnp.asarray(x), attrs["layout"])]
 
 
+def _reshard(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
+    """The cotangent goes back to where the value came from."""
+    (g,), attrs = cts, node.attrs
+    assert g is not None
+    turned = {"dst_sharding": attrs["src_sharding"], "src_sharding": attrs["dst_sharding"]}
+    return list(b.emit("reshard", (g,), {**attrs, **turned}))
+
+
+def _lower_reshard(args: Sequence[Any], attrs: Attrs, *rest: Any) -> list[Any]:
+    return jax_compat.bind(
+        "reshard", args, {key: value for key, value in attrs.items() if key != "src_sharding"}
+    )
+
+
 OPS: tuple[Op, ...] = (
     primitive_op("broadcast_in_dim", one_operand(_broadcast_dims), vjp=per_operand(_broadcast)),
     primitive_op(
@@ -335,4 +350,5 @@ OPS: tuple[Op, ...] = (
     primitive_op("stage", _pass_shape, vjp=_pass),
     primitive_op("sharding_constraint", _pass_shape, vjp=_same_op),
     Op("layout_constraint", _pass_shape, _constrain_layout, vjp=_same_op),
+    Op("reshard", _pass_shape, _lower_reshard, vjp=_reshard),
 )

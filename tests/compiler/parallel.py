@@ -194,6 +194,12 @@ MAPS: dict[str, Program] = {
     "custom_jvp": summed(lambda w: rows(lambda w, x: jax.nn.silu(jax.nn.relu(x @ w)), w)),
     "results repeated": summed(repeated),
     "groups": over(groups, check_vma=False),
+    "shift": over(lambda x: x * lax.ppermute(x, "m", [(0, 1), (1, 2)])),
+    "own slice": summed(
+        lambda w: mapped(
+            lambda w: lax.all_gather(jnp.sin(w), "m", axis=1, tiled=True, to="invarying"), P("d", "m"), P("d")
+        )(w)
+    ),
     "maximum": over(lambda x: x - lax.pmax(lax.stop_gradient(x), "m")),
     "partly manual": summed(
         lambda w: mapped(

@@ -1,6 +1,7 @@
 """Gradients on many devices: `shard_map`, collectives and shardings, beside JAX's own."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import backpass as bp
-from compiler.parallel import MAPS, NAMED, WITHIN, W, X, loss, mapped, mesh
+from compiler.parallel import MAPS, NAMED, WITHIN, V, W, X, loss, mapped, mesh
 
 AROUND = {
     "eager": lambda call: call(),
@@ -117,3 +118,43 @@ def test_mesh_of_the_context(way, kind):
     close(found, expected)
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.sharding.is_equivalent_to(theirs.sharding, ours.ndim)
+
+
+def moved(w, x):
+    return jnp.sum(jnp.sin(jax.sharding.reshard(jnp.tanh(w * x), P(None, "m"))) * w)
+
+
+@pytest.mark.parametrize("way", [jax.jit, bp.compile], ids=["jit", "compile"])
+def test_reshard(way):
+    """A cotangent goes back to where the value came from."""
+    places = mesh(AxisType.Explicit)
+    with jax.set_mesh(places):
+        w = jax.device_put(V, NamedSharding(places, P(None, "m")))
+        x = jax.device_put(X, NamedSharding(places, P("d", None)))
+        found, expected = way(bp.grad(moved, (1,)))(w, x), jax.jit(jax.grad(moved, (1,)))(w, x)
+    close(found, expected)
+
+
+def test_a_map_can_be_read():
+    """Mesh, specs and casts stand in the text; devices have none."""
+    graph = bp.compile(bp.grad(on_devices)).lower(X).graph
+    text = str(graph)
+    assert 'in_specs=(P("d","m"),P("d"))' in text
+    assert 'pvary(%1) {axes=("m",)}' in text
+    assert "Mesh d=2 m=4" in text
+    with pytest.raises(bp.ParseError, match="Mesh d=2 m=4"):
+        bp.ir.parse(text)
+
+
+def test_a_map_of_shards_that_do_not_fit_is_no_graph():
+    graph = bp.compile(on_devices).lower(X).stages[0].graph
+    (node,) = (node for node in graph.nodes if node.op.name == "shard_map")
+    turned = replace(node, attrs={**node.attrs, "in_specs": (P("m", "d"),)})
+    wrong = replace(graph, nodes=tuple(turned if n is node else n for n in graph.nodes))
+    bp.ir.verify(graph)
+    with pytest.raises(bp.GraphError, match=r"shard_map wants f64\[32,4\]"):
+        bp.ir.verify(wrong)
+
+
+def on_devices(x):
+    return jnp.sum(mapped(lambda x: lax.psum(jnp.sin(x), "m"), P("d", "m"), P("d"))(x))

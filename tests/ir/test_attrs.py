@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from backpass import ParseError
 from backpass.ir import OPS, ArrayType, Graph, Value, parse
@@ -56,6 +57,8 @@ VALUES = {
     '{"a": 1, 2: (3,)}': {"a": 1, 2: (3,)},
     'frozenset{"a","b"}': frozenset({"b", "a"}),
     "slice(None,3,-1)": slice(None, 3, -1),
+    "P()": PartitionSpec(),
+    'P("d",None,("m","n"))': PartitionSpec("d", None, ("m", "n")),
     "f32": F32,
     "bf16": jnp.dtype("bfloat16"),
     "bool": np.dtype(bool),

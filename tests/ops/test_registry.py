@@ -51,9 +51,7 @@ REASONS: dict[str, str] = {
 }
 
 # Differentiated by JAX's rule for the one primitive, as `Lowered.fallbacks` tells.
-FALLBACK = frozenset(
-    "reshard relayout to_edtype from_edtype tie with_memory_space_constraint".split()
-)
+FALLBACK = frozenset("relayout to_edtype from_edtype tie with_memory_space_constraint".split())
 
 
 @cache
