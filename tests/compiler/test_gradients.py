@@ -315,3 +315,10 @@ def test_callbacks_of_equal_shape_do_not_share_a_result():
 
         found.append(float(bp.grad(fun)(X)[2]))
     assert found == [4.0, 10.0]
+
+
+def test_power_at_the_origin_has_a_slope():
+    """Where JAX gives NaN for y = 0: y x^(y-1) with both zero."""
+    y = jnp.array([0.0, 1.0, 2.0])
+    found = bp.grad(lambda x: jnp.sum(jax.lax.pow(x, y)))(jnp.zeros(3))
+    np.testing.assert_array_equal(found, [0.0, 1.0, 0.0])

@@ -152,8 +152,10 @@ def _two(d: Draft) -> tuple[list[int], Program]:
     return given, body(d, [d.values[i] for i in given], outs)
 
 
-def _call(d: Draft, expr: str) -> None:
+def _call(d: Draft, expr: str, without: str = "nothing") -> None:
     given, inner = _two(d)
+    if any(without in step.expr for step in inner.walk()):
+        raise Rejected
     listed = ", ".join(f"${k}" for k in range(len(given)))
     outs = len(inner.outputs)
     d.emit(f"{expr}({listed})" + ("[0]" if outs == 1 else ""), *given, outs=outs, bodies=[inner])
@@ -180,6 +182,7 @@ def custom_jvp(d: Draft) -> None:
         d,
         "(lambda g: (g.defjvp(lambda p, t: (lambda o, s: (o, jax.tree.map("
         f"lambda x: {scale} * x, s)))(*jax.jvp($f0, p, t))), g)[1])(jax.custom_jvp($f0))",
+        without="custom_vjp",  # JAX's `custom_lin`, which stands for its JVP, has no rule of ours
     )
 
 

@@ -24,6 +24,12 @@ def make_complex_square(d: Draft) -> None:
     d.emit("lax.complex($0, $0.T)", i)
 
 
+def _regular(d: Draft, x: np.ndarray, gap: float = 0.2) -> None:
+    """Reject what is near a singular matrix, and functions whose examples tell nothing of that."""
+    if d.depth or np.min(np.linalg.svd(x, compute_uv=False)) < gap:
+        raise Rejected
+
+
 def _definite(d: Draft, i: int) -> int:
     n = d.values[i].shape[-1]
     return d.emit(f"$0 @ jnp.swapaxes($0, -1, -2).conj() + {n} * np.eye({n})", i)
@@ -92,7 +98,7 @@ def numbers(d: Draft) -> None:
 def lu(d: Draft) -> None:
     i = _matrix(d, square=d.chance(0.5))
     x = d.values[i]
-    d.apart(np.abs(np.linalg.svd(x, compute_uv=False)), 0)
+    _regular(d, x)
     d.emit("lax.linalg.lu($0)", i, outs=3)
 
 
@@ -101,13 +107,15 @@ def qr(d: Draft) -> None:
     x = d.values[i]
     if x.shape[-2] < x.shape[-1]:
         i = d.emit("jnp.swapaxes($0, -1, -2)", i)
-    d.apart(np.abs(np.linalg.svd(x, compute_uv=False)) / 10, 0)
+    _regular(d, x)
     d.emit("jnp.linalg.qr($0)", i, outs=2)
 
 
 def eigh(d: Draft) -> None:
     i = _matrix(d)
     x = d.values[i]
+    if d.depth:
+        raise Rejected
     w = np.linalg.eigvalsh((x + x.swapaxes(-1, -2)) / 2)
     if np.any(np.diff(w, axis=-1) < 0.2):
         raise Rejected
@@ -119,8 +127,9 @@ def eigh(d: Draft) -> None:
 
 def svd(d: Draft) -> None:
     i = _matrix(d, square=False)
+    _regular(d, d.values[i])
     s = np.linalg.svd(d.values[i], compute_uv=False)
-    if np.any(-np.diff(s, axis=-1) < 0.2) or np.any(s < 0.2):
+    if np.any(-np.diff(s, axis=-1) < 0.2):
         raise Rejected
     if d.chance(0.4):
         d.emit("jnp.linalg.svd($0, compute_uv=False)", i)
@@ -132,7 +141,7 @@ def eigenvalues(d: Draft) -> None:
     """Far from each other; their order is LAPACK's, so a symmetric function of them."""
     i = _matrix(d)
     x = d.values[i]
-    if x.ndim > 2:
+    if d.depth or x.ndim > 2:
         raise Rejected
     w = np.linalg.eigvals(x)
     if np.min(np.abs(w[:, None] - w) + 9 * np.eye(len(w))) < 0.3:

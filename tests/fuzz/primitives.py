@@ -9,6 +9,7 @@ import numpy as np
 from scipy import special
 
 from backpass.ir.ops import OPS
+from fuzz import primitives_indexing
 
 Attrs = Any
 WIDE = 24
@@ -132,8 +133,7 @@ def padded(name: str) -> Any:
 
 def _starts(at: Any, shape: Any, sizes: Any) -> Any:
     places = zip(at, shape, sizes, strict=True)
-    found = [(int(i) + n if i < 0 else int(i), n, m) for i, n, m in places]
-    return tuple(slice(lo := min(max(i, 0), n - m), lo + m) for i, n, m in found)
+    return tuple(slice(lo := min(max(int(i), 0), n - m), lo + m) for i, n, m in places)
 
 
 def _dynamic_slice(attrs: Attrs, x: np.ndarray, *at: np.ndarray) -> Any:
@@ -221,7 +221,9 @@ def _logistic(x: np.ndarray) -> Any:
 
 
 NUMPY: dict[str, Any] = {
-    **{name: _simple(getattr(np, name)) for name in "conj real imag".split()},
+    **primitives_indexing.NUMPY,
+    **{name: _simple(getattr(np, name)) for name in "real imag".split()},
+    "conj": _simple(lambda x: np.conj(x) + np.complex64(0)),
     **{name: _inexact(getattr(np, name)) for name in "exp sin cos tanh square sqrt".split()},
     **{name: _real(getattr(np, name)) for name in "log log1p expm1 sinh cosh floor ceil".split()},
     **{name: _real(getattr(np, name)) for name in "tan cbrt exp2 sign abs".split()},

@@ -282,6 +282,20 @@ def by_parts(x, y):
 
 by_parts.defjvps(lambda t, out, x, y: t * jnp.cos(x) * y, None)
 
+
+@jax.custom_jvp
+def looping(x, xs):
+    """Its rule takes primals and tangents through one loop, and through one branch."""
+    carry, rows = lax.scan(lambda c, v: (jnp.sin(c * v), c * c), x, xs)
+    return lax.cond(x[0] > 0, jnp.sin, jnp.cos, carry), rows
+
+
+@looping.defjvp
+def _looping(primals, tangents):
+    out, dout = jax.jvp(looping.fun, primals, tangents)
+    return out, jax.tree.map(lambda t: 3 * t, dout)
+
+
 TIMES = np.linspace(0.0, 1.0, 3)
 X, M, XS = draw(1, 3), draw(2, 3, 3), draw(3, 4, 3)
 SCANS = {
@@ -421,6 +435,13 @@ REGIONS = SCANS | {
     ),
     "custom_jvp in vmap": (lambda xs: jnp.sum(jax.vmap(lambda v: lying(v, X)[0])(xs)), (XS,), 0),
     "custom_jvp by parts": (lambda x, y: jnp.sum(by_parts(x, y) + y), (X, X + 1), (0, 1)),
+    "custom_jvp of loops": (
+        lambda x, xs: jnp.sum(looping(x, xs)[0] * x) + jnp.sum(looping(x, xs)[1] ** 2),
+        (X, XS), (0, 1),
+    ),
+    "reshape that permutes": (
+        lambda m: lax.reshape(lax.reshape(m, (9,), (1, 0)), (3, 3)) @ X @ X, (M,), 0,
+    ),
     "custom_vjp": (lambda x: jnp.sum(clipped(0.5, x, 3) ** 2), (X,), 0),
     "custom_vjp in scan": (
         lambda x: lax.scan(lambda c, n: (clipped(0.5, c, n), c), x, jnp.arange(3))[1].sum(), (X,), 0
@@ -488,6 +509,7 @@ def test_through(names):
 SECOND = [
     "scan all kinds", "scan reversed", "scan unrolled", "scan nested", "scan: written buffer",
     "scan: carry becomes active late", "cond 0", "cond 1", "cond 3", "cond in scan", "custom_jvp",
+    "custom_jvp of loops",
     "custom_vjp", "custom_vjp in scan", "custom_vjp of three", "custom_jvp in scan", "jit called twice", "custom_root",
     "our gradient inside", "associative scan",
 ]  # fmt: skip

@@ -1,0 +1,38 @@
+"""A few wrong rules, each found by the op's cases and by programs of the fuzzer."""
+
+from collections.abc import Iterator
+
+import jax
+import pytest
+
+from fuzz.inject import by_cases, by_fuzzing, pool
+from fuzz.mutations import MUTATIONS, Mutation
+
+QUICK = ("sin: sine for cosine", "dot_general: no gradient by the second", "scan: not reversed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def float64() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.enable_x64(True):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def programs():
+    return pool(range(40))
+
+
+@pytest.mark.parametrize("mutation", [m for m in MUTATIONS if str(m) in QUICK], ids=str)
+def test_a_wrong_rule_is_found(mutation: Mutation, programs) -> None:
+    assert by_cases(mutation)[0] > 0
+    assert by_fuzzing(mutation, programs)[0] > 0
+
+
+def test_the_table_is_right_afterwards(programs) -> None:
+    """A mutation ends where its block ends."""
+    wrong = next(m for m in MUTATIONS if str(m) == QUICK[0])
+    assert by_fuzzing(wrong, programs)[0] > 0
+    assert by_cases(Mutation("sin", "nothing", lambda rule: rule))[0] == 0
+    assert by_fuzzing(Mutation("sin", "nothing", lambda rule: rule), programs)[0] == 0
