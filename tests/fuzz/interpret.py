@@ -56,6 +56,9 @@ def _equation(eqn: Any, args: Arrays) -> list[Any]:
         return found
     if name == "scan":
         consts, carry = jax_compat.scan_layout(params)
+        if not params["length"]:
+            stacked = _no_rows(params["jaxpr"].out_avals[carry:])
+            return [*args[consts : consts + carry], *stacked]
         return scan(_body(params["jaxpr"]), consts, carry, params, args)
     if name == "while":
         test, body = _body(params["cond_jaxpr"]), _body(params["body_jaxpr"])
@@ -74,12 +77,21 @@ def _equation(eqn: Any, args: Arrays) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
+def _no_rows(types: Any) -> list[Any]:
+    """What a scan of no steps stacks."""
+    return [np.zeros((0, *t.shape), t.dtype) for t in types]
+
+
 def _node(node: Any, args: Arrays) -> list[Any]:
     name, attrs = node.op.name, node.attrs
     found = plain(name, attrs, args)
     if found is not None:
         return found
     bodies = [_region(region) for region in node.regions]
+    if name == "scan" and not attrs["length"]:
+        consts, carry = attrs["num_consts"], attrs["num_carry"]
+        stacked = [value.type for value in node.regions[0].outputs[carry:]]
+        return [*args[consts : consts + carry], *_no_rows(stacked)]
     if name == "scan":
         return scan(bodies[0], attrs["num_consts"], attrs["num_carry"], attrs, args)
     if name == "while":

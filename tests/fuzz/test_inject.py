@@ -8,6 +8,7 @@ import pytest
 from fuzz.inject import by_cases, by_fuzzing, pool
 from fuzz.mutations import MUTATIONS, Mutation
 
+pytestmark = pytest.mark.filterwarnings("ignore::backpass.ZeroGradientWarning")
 QUICK = ("sin: sine for cosine", "dot_general: no gradient by the second", "scan: not reversed")
 
 
