@@ -117,6 +117,7 @@ def _linearise_custom_jvp(
     """
     call, rule = node.regions
     inexact = [i for i, value in enumerate(node.inputs) if value.type.is_inexact]
+    outputs: Sequence[Value | None]
     if _through_regions(rule, rule.inputs[len(node.inputs) :]):
         zeros = [b.zeros(node.inputs[i]) for i in inexact]
         by_tangents = [*([False] * len(node.inputs)), *([True] * len(inexact))]
