@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from backpass.ir import jax_compat
+from backpass.ir.evaluate import evaluate
 from backpass.ir.graph import Graph, Literal
 from fuzz.primitives import NUMPY
 
@@ -54,11 +55,8 @@ def _equation(eqn: Any, args: Arrays) -> list[Any]:
     found = plain(name, params, args)
     if found is not None:
         return found
-    if name == "scan":
+    if name == "scan" and params["length"]:
         consts, carry = jax_compat.scan_layout(params)
-        if not params["length"]:
-            stacked = _no_rows(params["jaxpr"].out_avals[carry:])
-            return [*args[consts : consts + carry], *stacked]
         return scan(_body(params["jaxpr"]), consts, carry, params, args)
     if name == "while":
         test, body = _body(params["cond_jaxpr"]), _body(params["body_jaxpr"])
@@ -77,22 +75,13 @@ def _equation(eqn: Any, args: Arrays) -> list[Any]:
     return list(out) if eqn.primitive.multiple_results else [out]
 
 
-def _no_rows(types: Any) -> list[Any]:
-    """What a scan of no steps stacks."""
-    return [np.zeros((0, *t.shape), t.dtype) for t in types]
-
-
 def _node(node: Any, args: Arrays) -> list[Any]:
     name, attrs = node.op.name, node.attrs
     found = plain(name, attrs, args)
     if found is not None:
         return found
     bodies = [_region(region) for region in node.regions]
-    if name == "scan" and not attrs["length"]:
-        consts, carry = attrs["num_consts"], attrs["num_carry"]
-        stacked = [value.type for value in node.regions[0].outputs[carry:]]
-        return [*args[consts : consts + carry], *_no_rows(stacked)]
-    if name == "scan":
+    if name == "scan" and attrs["length"]:
         return scan(bodies[0], attrs["num_consts"], attrs["num_carry"], attrs, args)
     if name == "while":
         return loop(*bodies, attrs, args)
@@ -104,7 +93,7 @@ def _node(node: Any, args: Arrays) -> list[Any]:
         return bodies[len(bodies) // 2](*held[:of_solve], *y)
     if name in CALLS:
         return bodies[0](*args)
-    return node.op.lower(args, attrs, node.regions, lambda region, *xs: run_graph(region, *xs))
+    return node.op.lower(args, attrs, node.regions, evaluate)
 
 
 def _body(jaxpr: Any) -> Body:
@@ -136,15 +125,20 @@ def _numpy(x: Any) -> np.ndarray | None:
 
 
 def scan(body: Body, consts: int, carry: int, attrs: Any, args: Arrays) -> list[Any]:
-    """`length` steps, forwards or in reverse, the slices stacked at the end."""
+    """`length` steps, at least one; forwards or in reverse, the slices stacked."""
     fixed, state, xs = args[:consts], list(args[consts : consts + carry]), args[consts + carry :]
     length = attrs["length"]
     order = range(length)[::-1] if attrs["reverse"] else range(length)
     rows: dict[int, list[Any]] = {}
     for i in order:
-        outs = body(*fixed, *state, *(np.asarray(x)[i] for x in xs))
+        outs = body(*fixed, *state, *(x[i] for x in xs))
         state, rows[i] = outs[:carry], outs[carry:]
-    return [*state, *(np.stack([rows[i][j] for i in range(length)]) for j in range(len(rows[0])))]
+    return [*state, *(_stack([rows[i][j] for i in range(length)]) for j in range(len(rows[0])))]
+
+
+def _stack(rows: Sequence[Any]) -> Any:
+    arrays = [_numpy(x) for x in rows]
+    return jax.numpy.stack(rows) if any(x is None for x in arrays) else np.stack(arrays)
 
 
 def loop(test: Body, body: Body, attrs: Any, args: Arrays) -> list[Any]:
@@ -153,7 +147,9 @@ def loop(test: Body, body: Body, attrs: Any, args: Arrays) -> list[Any]:
     state = list(args[a + b :])
     while np.any(going := np.asarray(test(*args[:a], *state)[0])):
         new = body(*args[a : a + b], *state)
-        state = [np.where(_spread(going, x), x, y) for x, y in zip(new, state, strict=True)]
+        if going.ndim:
+            new = [np.where(_spread(going, x), x, y) for x, y in zip(new, state, strict=True)]
+        state = list(new)
     return state
 
 
