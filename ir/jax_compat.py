@@ -15,6 +15,7 @@ import jax.extend.core as jec
 import numpy as np
 from jax._src import pjit as _pjit  # reshard, psum_invariant and their like: no public name
 from jax._src.lax import parallel as _parallel
+from jax._src.lax.control_flow import conditionals as _conditionals  # platform_index
 from jax.extend import source_info_util
 
 from .source import JAX_FOLDER
@@ -53,7 +54,7 @@ if JAX_VERSION >= (0, 11):
 @cache
 def primitive(name: str) -> Any:
     """Return JAX's primitive called `name`. Raises `KeyError` when no public name leads to it."""
-    for module in (jec.primitives, jax.lax, _parallel, _pjit):
+    for module in (jec.primitives, jax.lax, _parallel, _pjit, _conditionals):
         for attribute in dir(module):
             found = getattr(module, attribute) if attribute.endswith("_p") else None
             if isinstance(found, jec.Primitive) and found.name == name:

@@ -3,10 +3,13 @@
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
+import backpass as bp
 from backpass.ir import (
     OPS,
     ArrayType,
@@ -235,3 +238,13 @@ def test_large_graphs_are_fast():
     assert seconds(10_000) < 5
     op = Op("neg", same_type, lambda *_: [], flops=no_flops)
     assert print_graph(one_node(op)) == str(one_node())
+
+
+def test_branches_by_platform_are_read_back():
+    def f(x):
+        return jnp.sum(jax.lax.platform_dependent(x, cpu=jnp.sin, default=jnp.cos))
+
+    lowered = bp.compile(bp.grad(f)).lower(jnp.ones(3))
+    texts = [str(stage.graph) for stage in lowered.stages]
+    assert any("platform_index" in text for text in texts)
+    assert [parse(text) for text in texts] == [stage.graph for stage in lowered.stages]
