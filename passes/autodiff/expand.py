@@ -23,16 +23,18 @@ class Autodiff:
     Nodes that come to depend on a gradient and are not part of one have the phase `update`.
 
     `outermost`: nobody will differentiate the joint graph again, so that custom rules that no
-    gradient here has a use for are dropped.
+    gradient here has a use for are dropped. A compiled step may stand inside a gradient.
     """
 
-    outermost: bool = True
+    outermost: bool = False
 
     name: ClassVar[str] = "autodiff"
 
     def __call__(self, graph: Graph) -> Graph:
         """Return the joint graph, or `graph` itself when nothing asks for gradients."""
-        return _expand(graph, outermost=self.outermost)
+        if not any(node.op.name == "gradients" for node in graph.walk()):
+            return graph
+        return mark_updates(_expand(graph, outermost=self.outermost))
 
 
 def _expand(graph: Graph, *, outermost: bool) -> Graph:
@@ -52,8 +54,7 @@ def _expand(graph: Graph, *, outermost: bool) -> Graph:
             same = all(new is old for new, old in zip(regions, node.regions, strict=True))
             node = node if same else replace(node, regions=regions)
             b.nodes.append(substituted(node, env))
-    joint = b.graph(graph.name, graph.inputs, [env.get(v, v) for v in graph.outputs])
-    return mark_updates(joint) if outermost else joint
+    return b.graph(graph.name, graph.inputs, [env.get(v, v) for v in graph.outputs])
 
 
 def _gradients(

@@ -84,8 +84,8 @@ class Forward:
         if all(t is None for t in tangents) or not propagates(node):
             return b.clone(node, operands, b.origin).outputs, [None] * len(node.outputs)
         asked = Node(node.op, tuple(operands), node.outputs, node.attrs, node.regions, b.origin)
-        no_rule = node.op.jvp is None and node.op.linearise is not None
-        if no_rule or (self.apart and node.op.name in JOINT):
+        only_linearised = node.op.jvp is None and node.op.vjp is None and node.op.linearise
+        if only_linearised or (self.apart and node.op.name in JOINT):
             return self._apart(b, asked, tangents)
         if node.op.jvp is not None:
             return node.op.jvp(b, asked, tangents, self)

@@ -189,7 +189,7 @@ class Reverse:
         One with regions is linearised at zero, as good a point as any.
         """
         absent = Node(node.op, tuple(operands), node.outputs, node.attrs, node.regions, b.origin)
-        if node.op.linearise is None:
+        if node.op.linearise is None or node.op.vjp is not None:
             outputs = operands if node.op.name == "optimization_barrier" else node.outputs
             return Step(node, absent, None, needs, b.origin), outputs
         at = [b.zeros(x) if need else x for x, need in zip(operands, needs, strict=True)]

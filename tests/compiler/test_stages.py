@@ -42,7 +42,7 @@ def test_traced(step):
     assert isinstance(traced, bp.Traced)
     assert [node.op.name for node in traced.graph.nodes][0] == "gradients"
     assert [value.name for value in traced.graph.inputs] == ["args[0]['w']", "args[1]"]
-    assert [eqn.primitive.name for eqn in traced.jaxpr.eqns][0] == "gradients"
+    assert [eqn.primitive.name for eqn in traced.jaxpr.eqns][0] == "program_call"
     assert jax.tree.map(lambda s: s.shape, traced.out_info) == ({"w": (3, 2)}, ())
     assert traced.lower().graph == step.lower(PARAMS, X).graph
 
