@@ -107,6 +107,8 @@ def check(expected: Expected, way: str) -> None:
         found, given = _answer(q, way)
     except Wrong:
         raise
+    except jax.errors.JaxRuntimeError as error:  # a program that XLA itself cannot run
+        raise Discarded(f"XLA: {error}") from error
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else ""
         raise Wrong(f"{type(error).__name__} {first[:70]}", str(error)[:1500]) from error
