@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import backpass as bp
@@ -145,6 +146,7 @@ def _answer(q: Question, way: str) -> tuple[Sequence[Any], Any]:
     args = q.program.inputs
     function = asked(q, bp)
     if way in ("call", "compiled"):
+        args = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in args]
         found = (bp.compile(function, debug=True) if way == "compiled" else function)(*args)
         return jax.tree.leaves(found), found
     lowered = bp.compile(function, passes=PASSES[way], debug=True).lower(*args)
