@@ -8,6 +8,7 @@ PY     := $(VENV)/bin/python
 RUN    := $(PY) -P -m
 N      := 2000
 SEED   := 0
+JOBS   := 2
 LAYERS := __init__.py py.typed compiler ir passes runtime
 
 .PHONY: help demo test lint types format fuzz properties clean
@@ -35,7 +36,7 @@ format: $(VENV)/dev.stamp ## lay out the code and mend what ruff can mend
 	$(RUN) ruff format .
 
 fuzz: $(VENV)/dev.stamp ## random programs against JAX and finite differences: make fuzz N=20000 SEED=0
-	PYTHONPATH=tests $(RUN) fuzz.run -n $(N) --seed $(SEED)
+	PYTHONPATH=tests $(RUN) fuzz.run -n $(N) --seed $(SEED) --jobs $(JOBS)
 
 properties: $(VENV)/dev.stamp ## the property tests, with fresh seeds and many more examples
 	$(RUN) pytest -n 2 -m hypothesis --hypothesis-profile=fuzz

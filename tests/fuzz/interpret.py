@@ -24,7 +24,9 @@ CALLS = "jit closed_call eval_jaxpr remat2 custom_jvp_call custom_vjp_call".spli
 def run_jaxpr(jaxpr: Any, *args: Any) -> list[Any]:
     """Evaluate a closed jaxpr, or an open one without constants."""
     constvars, consts, invars, eqns, outvars = jax_compat.jaxpr_parts(jaxpr)
-    env: dict[Any, Any] = dict(zip([*constvars, *invars], [*consts, *args], strict=True))
+    env: dict[Any, Any] = dict(
+        zip([*constvars, *invars], map(_array, [*consts, *args]), strict=True)
+    )
 
     def read(var: Any) -> Any:
         return np.asarray(var.val, var.aval.dtype) if hasattr(var, "val") else env[var]
@@ -38,7 +40,7 @@ def run_jaxpr(jaxpr: Any, *args: Any) -> list[Any]:
 
 def run_graph(graph: Graph, *args: Any) -> list[Any]:
     """Evaluate a graph of ours."""
-    env: dict[Any, Any] = dict(zip(graph.inputs, args, strict=True))
+    env: dict[Any, Any] = dict(zip(graph.inputs, map(_array, args), strict=True))
 
     def read(value: Any) -> Any:
         return value.data if isinstance(value, Literal) else env[value]
@@ -107,7 +109,7 @@ def _region(region: Graph) -> Body:
 def plain(name: str, attrs: Any, args: Arrays) -> list[Any] | None:
     """By NumPy, or None where it has no such function of such arrays."""
     function = NUMPY.get(name)
-    if function is None or any(not hasattr(x, "dtype") for x in args):
+    if function is None:
         return None
     arrays = [x if isinstance(x, np.ndarray | np.generic) else _numpy(x) for x in args]
     if any(x is None for x in arrays):
@@ -116,6 +118,10 @@ def plain(name: str, attrs: Any, args: Arrays) -> list[Any] | None:
     if out is None:
         return None
     return out if isinstance(out, list) else [np.asarray(out)]
+
+
+def _array(x: Any) -> Any:
+    return x if hasattr(x, "dtype") else np.asarray(x)
 
 
 def _numpy(x: Any) -> np.ndarray | None:

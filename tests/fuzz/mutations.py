@@ -32,10 +32,11 @@ class Mutation:
         """The record in the table holds the wrong rule; put right at the end."""
         op = OPS[self.op]
         before = {name: getattr(op, name) for name in ("vjp", "linearise")}
-        for name, rule in before.items():
-            if rule is not None:
-                wrong = self.spoil(rule) if name == "vjp" else _linearise(rule, self.spoil)
-                object.__setattr__(op, name, wrong)
+        if op.vjp is not None:  # a linearise rule beside it is but a quicker way
+            object.__setattr__(op, "vjp", self.spoil(op.vjp))
+            object.__setattr__(op, "linearise", None)
+        else:
+            object.__setattr__(op, "linearise", _linearise(op.linearise, self.spoil))
         try:
             yield
         finally:
@@ -241,7 +242,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("svd", "projection left out", asking(sub=lambda b, x, y: x if x.shape == y.shape and x.ndim
                                                   and x.shape[-2:] != (x.shape[-1],) * 2 else Builder.sub(b, x, y))),
     Mutation("fft", "no conjugate, no factor", asking(conj=same)),
-    Mutation("custom_linear_solve", "sign by the matrix", asking(neg=same)),
+    Mutation("custom_linear_solve", "sign", SIGN),
     # control.py, scan.py
     Mutation("scan", "not reversed", emitting("scan", reverse=lambda r: not r)),
     Mutation("scan", "no gradient by the first constant", dropped(0)),

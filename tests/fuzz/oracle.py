@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import backpass as bp
@@ -110,6 +111,8 @@ def check(expected: Expected, way: str) -> None:
             found, given = _answer(q, way)
     except Wrong:
         raise
+    except jax.errors.JaxRuntimeError as error:  # a program that XLA itself cannot run
+        raise Discarded(f"XLA: {error}") from error
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else ""
         raise Wrong(f"{type(error).__name__} {first[:70]}", str(error)[:1500]) from error
@@ -146,6 +149,7 @@ def _answer(q: Question, way: str) -> tuple[Sequence[Any], Any]:
     args = q.program.inputs
     function = asked(q, bp)
     if way in ("call", "compiled"):
+        args = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in args]
         found = (bp.compile(function, debug=True) if way == "compiled" else function)(*args)
         return jax.tree.leaves(found), found
     lowered = bp.compile(function, passes=PASSES[way], debug=True).lower(*args)

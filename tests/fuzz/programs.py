@@ -124,4 +124,4 @@ def literal(x: Any) -> str:
     """An input as Python."""
     if not isinstance(x, np.ndarray):
         return repr(x)
-    return f"np.array({x.tolist()!r}, np.{x.dtype.name})"
+    return f"jnp.array({x.tolist()!r}, np.{x.dtype.name})"

@@ -5,10 +5,13 @@ Python that runs, kept as files, and counted by their signature at the end.
 """
 
 import argparse
+import multiprocessing
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
@@ -21,6 +24,8 @@ from fuzz.questions import Question
 from fuzz.shrink import shrunk
 
 COMPILED = 24  # one of so many programs goes through XLA as a whole
+CHUNK = 20  # programs for each task
+LIFE = 3000  # programs for each process: JAX keeps some hundred kilobytes of each
 
 
 def way(seed: int) -> str:
@@ -65,47 +70,73 @@ def ready() -> None:
     jax.config.update("jax_disable_most_optimizations", True)
 
 
-def fuzz(seeds: Iterable[int], folder: Path, seconds: float) -> tuple[Counter[str], Counter[str]]:
-    """Run; returns the counts of outcomes and of failures by signature."""
-    outcomes: Counter[str] = Counter()
-    failures: Counter[str] = Counter()
+@dataclass
+class Report:
+    """Counts of outcomes, counts of failures by signature, and the failures' texts by seed."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    texts: dict[int, str] = field(default_factory=dict)
+
+
+def fuzz(seeds: Sequence[int], seconds: float) -> Report:
+    """Ask the questions of some seeds; `seconds` for the shrinking of each failure."""
+    ready()
+    report = Report()
     for seed in seeds:
         try:
             q = question(seed)
             wrong = failure(q, way(seed))
         except Discarded as reason:
-            outcomes["discarded"] += 1
-            outcomes[f"discarded, {str(reason).splitlines()[0][:60]}"] += 1
+            report.outcomes["discarded"] += 1
+            report.outcomes[f"discarded, {str(reason).splitlines()[0][:60]}"] += 1
             continue
-        outcomes["right" if wrong is None else "wrong"] += 1
+        report.outcomes["right" if wrong is None else "wrong"] += 1
         if wrong is not None:
             small = smallest(q, way(seed), wrong.kind, seconds)
-            last = failure(small, way(seed)) or wrong
-            failures[signature(small, wrong.kind)] += 1
-            text = f"{small.snippet()}\n# {way(seed)}: " + "\n# ".join(str(last).splitlines())
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"seed_{seed}.py").write_text(text + "\n")
-            tqdm.write(f"{text}\n", file=sys.stdout)
-            sys.stdout.flush()
-    return outcomes, failures
+            report.failures[signature(small, wrong.kind)] += 1
+            told = "\n# ".join(str(wrong).splitlines())
+            report.texts[seed] = f"{small.snippet()}\n# {way(seed)}: {told}\n"
+    return report
+
+
+def reports(options: argparse.Namespace) -> Iterator[Report]:
+    """Reports of chunks of seeds, as they come; a process ends before its caches grow too large."""
+    context = multiprocessing.get_context("spawn")
+    last = options.seed + options.n
+    chunks = [range(i, min(i + CHUNK, last)) for i in range(options.seed, last, CHUNK)]
+    with ProcessPoolExecutor(options.jobs, context, max_tasks_per_child=LIFE // CHUNK) as pool:
+        futures = [pool.submit(fuzz, chunk, options.shrink) for chunk in chunks]
+        for future in as_completed(futures):
+            yield future.result()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=2000, help="programs")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--folder", type=Path, default=Path("build/fuzz"), help="for failures")
     parser.add_argument("--shrink", type=float, default=30, help="seconds for each failure")
     options = parser.parse_args()
-    ready()
-    start = perf_counter()
-    seeds = tqdm(range(options.seed, options.seed + options.n), mininterval=1, file=sys.stderr)
-    outcomes, failures = fuzz(seeds, options.folder, options.shrink)
+    start, total = perf_counter(), Report()
+    with tqdm(total=options.n, mininterval=1, file=sys.stderr) as bar:
+        for report in reports(options):
+            total.outcomes += report.outcomes
+            total.failures += report.failures
+            for seed, text in report.texts.items():
+                options.folder.mkdir(parents=True, exist_ok=True)
+                (options.folder / f"seed_{seed}.py").write_text(text)
+                tqdm.write(text, file=sys.stdout)
+                sys.stdout.flush()
+            done = sum(total.outcomes[name] for name in ("right", "wrong", "discarded"))
+            bar.update(done - bar.n)
+            bar.set_postfix(wrong=total.outcomes["wrong"])
     rate = options.n / (perf_counter() - start)
     print(f"{options.n} programs from seed {options.seed}, {rate:.1f} a second")
-    for name, count in [*outcomes.most_common(), *failures.most_common()]:
+    for name, count in [*total.outcomes.most_common(), *total.failures.most_common()]:
         print(f"{count:8}  {name}")
-    return bool(failures)
+    return bool(total.failures)
 
 
 if __name__ == "__main__":

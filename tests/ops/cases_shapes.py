@@ -45,6 +45,7 @@ def structural() -> Iterator[Case]:
         yield Case("pad", (real(3, 4), np.array(0.5)), {"padding_config": config}, str(config))
     yield Case("pad", (real(0), np.array(0.5)), {"padding_config": ((2, 1, 3),)}, "empty")
     yield Case("concatenate", (real(2, 3), real(1, 3), real(0, 3)), {"dimension": 0})
+    yield Case("concatenate", (real(3, 2), real(3, 2, seed=1)), {"dimension": 1}, "alike")
     yield Case("concatenate", (real(2, 3), ints(2, 1).astype(float)), {"dimension": 1})
     yield one("split", 5, 2, sizes=(2, 0, 3), axis=0)
     yield one("split", 2, 4, sizes=(4,), axis=1)

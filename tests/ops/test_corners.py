@@ -273,6 +273,7 @@ POINTS: dict[str, tuple[Any, ...]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::backpass.ZeroGradientWarning")
 @pytest.mark.parametrize("name", POINTS)
 def test_where_there_is_no_slope_jax_decides(name: str) -> None:
     f, x = POINTS[name]
@@ -280,7 +281,8 @@ def test_where_there_is_no_slope_jax_decides(name: str) -> None:
     def loss(x):
         return jnp.sum(f(x))
 
-    np.testing.assert_allclose(bp.grad(loss)(x), jax.jit(jax.grad(loss))(x), rtol=1e-9, atol=1e-12)
+    found, wanted = bp.compile(bp.grad(loss))(x), jax.jit(jax.grad(loss))(x)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
 
 
 def test_a_power_of_zero_has_no_slope_where_jax_has_no_number() -> None:
