@@ -28,15 +28,6 @@ except ImportError:  # no such name: programs are then keyed by their arguments 
         return None
 
 
-_MODULES: list[Any] = [jec.primitives, jax.lax]
-try:  # `platform_index`, which `lax.platform_dependent` leaves in jaxprs, has no public name
-    from jax._src.lax import control_flow
-
-    _MODULES.append(control_flow)
-except ImportError:
-    pass
-
-
 JAX_VERSION: tuple[int, ...] = tuple(int(part) for part in jax.__version__.split(".")[:3])
 
 # Parameters that JAX's primitives need and that are plain in almost every program: the importer
