@@ -111,10 +111,17 @@ def _program(args: Sequence[Any], held: Held, *, outermost: bool) -> Callable[..
 
     Else, on arrays, one program, compiled once for all graphs that compute the same.
     """
-    small = len(held.plain.nodes) <= SMALL and not any(n.regions for n in held.plain.nodes)
-    if small or any(isinstance(arg, jax.core.Tracer) for arg in args):
+    if any(isinstance(arg, jax.core.Tracer) for arg in args) or _is_small(held, outermost):
         return functools.partial(_expanded, held=held, outermost=outermost)
     return _executable(_Question(fingerprint(held.graph), outermost, held))
+
+
+def _is_small(held: Held, outermost: bool) -> bool:
+    """True for few nodes without regions. A graph that is large already is not expanded to see."""
+    if any(i >= SMALL for i, _ in enumerate(held.graph.walk())):
+        return False
+    graph = held.final if outermost else held.plain
+    return len(graph.nodes) <= SMALL and not any(node.regions for node in graph.nodes)
 
 
 def _run(*args: Any, held: Held, meshes: Sequence[Any]) -> list[Any]:
