@@ -206,5 +206,7 @@ def _by_rows(f: Callable[..., Any], space: _Space) -> Any:
     """Rows by cotangents. A pairing ct . y is not conjugated, so that imaginary parts turn sign."""
     y, pullback = vjp(f, *jax.tree.unflatten(space.tree, space.leaves))
     out = _Space(y, "out")
-    rows = [out.signs()[i] * space.vector(pullback(out.unit(i))) for i in range(out.size)]
-    return np.stack(rows) * space.signs() if rows else np.zeros((0, space.size))
+    rows = [space.vector(pullback(out.unit(i))) for i in range(out.size)]
+    if not rows:
+        return np.zeros((0, space.size))
+    return out.signs()[:, None] * np.stack(rows) * space.signs()

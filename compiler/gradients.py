@@ -73,11 +73,11 @@ def value_and_grad(
         paths = _paths(chosen, [i % len(args) for i in positions])
         _check_inputs(fun, leaves, paths, holomorphic, allow_int, where)
 
+        call = of_chosen(fun, args, kwargs, positions)
+
         def flat(*xs: Any) -> tuple[Any, Any]:
-            full = list(args)
-            for i, x in zip(positions, jax.tree.unflatten(tree, xs), strict=True):
-                full[i] = x
-            return pair_of(fun, check_results(fun, fun(*full, **kwargs)), has_aux, where)
+            out = call(*jax.tree.unflatten(tree, xs))
+            return pair_of(fun, check_results(fun, out), has_aux, where)
 
         with tracing(fun):
             jaxpr, shapes = jax.make_jaxpr(in_place_of(fun, flat), return_shape=True)(*leaves)
@@ -161,6 +161,21 @@ def chosen_arguments(
             f"argnums={tuple(positions)} names an argument twice\n  at {where}; name each once"
         )
     return tuple(args[i] for i in positions)
+
+
+def of_chosen(
+    fun: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], positions: Sequence[int]
+) -> Callable[..., Any]:
+    """Return `fun` as a function of the arguments at `positions` alone, the others as in `args`."""
+
+    @functools.wraps(fun)
+    def call(*chosen: Any) -> Any:
+        full = list(args)
+        for i, x in zip(positions, chosen, strict=True):
+            full[i] = x
+        return fun(*full, **kwargs)
+
+    return call
 
 
 def _check_inputs(

@@ -102,11 +102,7 @@ class Importer:
         if op.foreign:
             return op, dict(params), ()
         attrs = _plain(params, jax_compat.IMPLIED.get(name, {}))
-        if name == "all_to_all":
-            attrs["axis_size"] = _places(eqn)
-        if name == "reshard":
-            attrs["src_sharding"] = eqn.invars[0].aval.sharding
-        return op, attrs, ()
+        return op, attrs | {key: of(eqn) for key, of in _FROM_TYPES.get(name, {}).items()}, ()
 
     def region(self, body: Any, depth: int = 0) -> Graph:
         """Import a sub-jaxpr once; a graph passes through."""
@@ -383,6 +379,12 @@ def _remat_opt(eqn: Any) -> tuple[str, Any]:
 OPENED: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
     "call_hi_primitive": _expanded,
     "remat_opt": _remat_opt,
+}
+
+# Attributes that JAX's rules read off the types of the operands, and ours cannot.
+_FROM_TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "all_to_all": {"axis_size": _places},
+    "reshard": {"src_sharding": lambda eqn: eqn.invars[0].aval.sharding},
 }
 
 _CUSTOM: dict[str, Callable[[Any], dict[str, Any]]] = {

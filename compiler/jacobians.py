@@ -6,6 +6,7 @@ A Jacobian is a pullback or a derivative mapped over a basis by `jax.vmap`.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..ir.errors import ArgumentError, DifferentiationError
 from ..ir.types import is_complex, is_inexact, type_of
 from .derivatives import jvp, linearize, vjp
 from .diagnose import caller_line, defined_at
-from .gradients import chosen_arguments, grad, positions_of
+from .gradients import chosen_arguments, grad, of_chosen, positions_of
 
 Argnums = int | Sequence[int]
 
@@ -54,14 +55,13 @@ def jacrev(
         where = caller_line()
         chosen = chosen_arguments(fun, args, positions, where)
         _check(fun, chosen, "jacrev", "input", holomorphic, where, allow_int=allow_int)
-        found = vjp(_of(fun, args, kwargs, positions), *chosen, has_aux=has_aux)
+        found = vjp(of_chosen(fun, args, kwargs, positions), *chosen, has_aux=has_aux)
         y, pullback, *aux = found
         _check(fun, y, "jacrev", "output", holomorphic, where)
         rows = jax.vmap(pullback)(_basis(y))
         picked = rows if np.iterable(argnums) else rows[0]
-        outer, sizes = jax.tree.flatten(y)[1], [np.size(leaf) for leaf in jax.tree.leaves(y)]
-        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(y)]
-        split = jax.tree.map(lambda x: _rows(x, sizes, shapes), picked)
+        outer, shapes = jax.tree.structure(y), list(map(np.shape, jax.tree.leaves(y)))
+        split = jax.tree.map(lambda x: _cut(x, shapes), picked)
         found = jax.tree.transpose(jax.tree.structure(picked), outer, _as_trees(split, outer))
         return (found, aux[0]) if has_aux else found
 
@@ -86,13 +86,17 @@ def jacfwd(
         where = caller_line()
         chosen = chosen_arguments(fun, args, positions, where)
         _check(fun, chosen, "jacfwd", "input", holomorphic, where, real=not holomorphic)
-        y, linear, *aux = linearize(_of(fun, args, kwargs, positions), *chosen, has_aux=has_aux)
+        y, linear, *aux = linearize(
+            of_chosen(fun, args, kwargs, positions), *chosen, has_aux=has_aux
+        )
         _check(fun, y, "jacfwd", "output", holomorphic, where, allow_int=True)
         columns = jax.vmap(linear, out_axes=-1)(*_basis(chosen))
         picked = chosen if np.iterable(argnums) else chosen[0]
         inner = jax.tree.structure(picked)
-        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(picked)]
-        found = jax.tree.map(lambda x: jax.tree.unflatten(inner, _columns(x, shapes)), columns)
+        shapes = list(map(np.shape, jax.tree.leaves(picked)))
+        found = jax.tree.map(
+            lambda x: jax.tree.unflatten(inner, _cut(x, shapes, last=True)), columns
+        )
         return (found, aux[0]) if has_aux else found
 
     return jacobian
@@ -144,21 +148,6 @@ def hvp(fun: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]
     return jvp(grad(fun, argnums), primals, tangents)[1]
 
 
-def _of(
-    fun: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], positions: Sequence[int]
-) -> Callable[..., Any]:
-    """Return `fun` as a function of the chosen arguments alone."""
-
-    @functools.wraps(fun)
-    def partial(*chosen: Any) -> Any:
-        full = list(args)
-        for i, x in zip(positions, chosen, strict=True):
-            full[i] = x
-        return fun(*full, **kwargs)
-
-    return partial
-
-
 def _basis(tree: Any) -> Any:
     """Return the unit vectors of a tree's space, along a new first axis of every leaf."""
     leaves, structure = jax.tree.flatten(tree)
@@ -176,19 +165,17 @@ def _basis(tree: Any) -> Any:
     return jax.tree.unflatten(structure, found)
 
 
-def _rows(x: Any, sizes: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> list[Any]:
-    """Cut `[sum of sizes, ...]` into `[*shape, ...]` for each leaf of y."""
-    ends = np.cumsum(sizes)
-    parts = [x[end - n : end] for n, end in zip(sizes, ends, strict=True)]
-    return [p.reshape(*shape, *x.shape[1:]) for p, shape in zip(parts, shapes, strict=True)]
-
-
-def _columns(x: Any, shapes: Sequence[tuple[int, ...]]) -> list[Any]:
-    """Cut `[..., sum of sizes]` into `[..., *shape]` for each leaf of x."""
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    ends = np.cumsum(sizes)
-    parts = [x[..., end - n : end] for n, end in zip(sizes, ends, strict=True)]
-    return [p.reshape(*x.shape[:-1], *shape) for p, shape in zip(parts, shapes, strict=True)]
+def _cut(x: Any, shapes: Sequence[tuple[int, ...]], *, last: bool = False) -> list[Any]:
+    """Cut the first axis of x, or its last, into pieces of the given shapes, laid end to end."""
+    found, start = [], 0
+    for shape in shapes:
+        end = start + math.prod(shape)
+        if last:
+            found.append(x[..., start:end].reshape(*x.shape[:-1], *shape))
+        else:
+            found.append(x[start:end].reshape(*shape, *x.shape[1:]))
+        start = end
+    return found
 
 
 def _as_trees(split: Any, outer: Any) -> Any:

@@ -6,7 +6,7 @@ backward pass has to read besides, and returns the pullback. `scan` has a file o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,35 +18,12 @@ from ..errors import DifferentiationError
 from ..op import Attrs, Cts, Differentiator, Op, Pullback
 from ..types import ArrayType
 from . import tangents
+from .calls import Run, call_region, inline_region, region_types
 from .scan import SCAN
 
 if TYPE_CHECKING:
     from ..builder import Builder
     from ..graph import Graph, Node, Value
-
-Run = Callable[..., list[Any]]
-
-
-def _region_types(position: int) -> Callable[..., tuple[ArrayType, ...]]:
-    """Shape rule: the outputs of one region."""
-
-    def shape(
-        inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
-    ) -> tuple[ArrayType, ...]:
-        return tuple(value.type for value in regions[position].outputs)
-
-    return shape
-
-
-def _call(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run) -> list[Any]:
-    return run(regions[0], *args)
-
-
-def _linearise_call(
-    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
-) -> tuple[Sequence[Value], Pullback]:
-    return ad.inline(b, node.regions[0], node.inputs, needs)
-
 
 # jax.checkpoint: `remat2(x) {prevent_cse, policy} body`
 
@@ -308,24 +285,30 @@ def _linearise_while(
 
 OPS: tuple[Op, ...] = (
     SCAN,
-    Op("jit", _region_types(0), _call, linearise=_linearise_call, jvp=tangents.call),
-    Op("eval_jaxpr", _region_types(0), _call, linearise=_linearise_call, jvp=tangents.call),
-    Op("closed_call", _region_types(0), _call, linearise=_linearise_call, jvp=tangents.call),
-    Op("remat2", _region_types(0), _call, linearise=_linearise_checkpoint, jvp=tangents.checkpoint),
+    Op("jit", region_types, call_region, linearise=inline_region, jvp=tangents.call),
+    Op("eval_jaxpr", region_types, call_region, linearise=inline_region, jvp=tangents.call),
+    Op("closed_call", region_types, call_region, linearise=inline_region, jvp=tangents.call),
+    Op(
+        "remat2",
+        region_types,
+        call_region,
+        linearise=_linearise_checkpoint,
+        jvp=tangents.checkpoint,
+    ),
     Op(
         "custom_jvp_call",
-        _region_types(0),
+        region_types,
         _custom_jvp,
         linearise=_linearise_custom_jvp,
         jvp=tangents.custom_jvp,
     ),
     Op(
         "custom_vjp_call",
-        _region_types(0),
+        region_types,
         _custom_vjp,
         linearise=_linearise_custom_vjp,
         jvp=tangents.custom_vjp,
     ),
-    Op("cond", _region_types(0), _cond, linearise=_linearise_cond, jvp=tangents.cond),
+    Op("cond", region_types, _cond, linearise=_linearise_cond, jvp=tangents.cond),
     Op("while", _while_types, _while, linearise=_linearise_while, jvp=tangents.while_loop),
 )

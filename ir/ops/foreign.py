@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MissingRuleError
 from ..op import Attrs, Cts, Differentiator, LineariseRule, Op, Pullback, shape_by_jax
-from ..types import ArrayType
+from .calls import call_region, inline_region, region_types
 
 if TYPE_CHECKING:
     from ..builder import Builder
@@ -86,22 +86,4 @@ def _refusal(error: MissingRuleError) -> Pullback:
     return pullback
 
 
-def _shape(
-    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
-) -> tuple[ArrayType, ...]:
-    return tuple(value.type for value in regions[0].outputs)
-
-
-def _lower(
-    args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Callable[..., list[Any]]
-) -> list[Any]:
-    return run(regions[0], *args)
-
-
-def _inline(
-    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
-) -> tuple[Sequence[Value], Pullback]:
-    return ad.inline(b, node.regions[0], node.inputs, needs)
-
-
-OPS: tuple[Op, ...] = (Op("fallback", _shape, _lower, linearise=_inline),)
+OPS: tuple[Op, ...] = (Op("fallback", region_types, call_region, linearise=inline_region),)

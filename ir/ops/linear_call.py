@@ -11,17 +11,11 @@ from typing import TYPE_CHECKING, Any
 from jax.custom_derivatives import linear_call
 
 from ..op import Attrs, Cts, Op
-from ..types import ArrayType
+from .calls import region_types
 
 if TYPE_CHECKING:
     from ..builder import Builder
-    from ..graph import Graph, Node, Value
-
-
-def _shape(
-    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
-) -> tuple[ArrayType, ...]:
-    return tuple(value.type for value in regions[0].outputs)
+    from ..graph import Graph, Node
 
 
 def _lower(
@@ -43,4 +37,4 @@ def _vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     return [*[None] * count, *linear]
 
 
-OPS: tuple[Op, ...] = (Op("linear_call", _shape, _lower, vjp=_vjp),)
+OPS: tuple[Op, ...] = (Op("linear_call", region_types, _lower, vjp=_vjp),)
