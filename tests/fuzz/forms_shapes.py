@@ -142,13 +142,15 @@ def roll(d: Draft) -> None:
 def reduce(name: str, d: Draft) -> None:
     i = d.real(lambda x: x.size > 0)
     x = d.values[i]
-    axes = _axes(d, x.ndim)
+    axes, operand = _axes(d, x.ndim), "$0"
     if name in ("max", "min"):
         d.distinct(i)
+        if 0 in axes and d.chance(0.3):
+            operand = "jnp.repeat($0, 2, axis=0)"  # ties at every point: of an element with itself
     d.emit(
         f"bind('reduce_{name}', [$0], {{'axes': {axes}, 'out_sharding': None}})[0]"
         if name == "sum"
-        else f"jnp.{name}($0, axis={axes})",
+        else f"jnp.{name}({operand}, axis={axes})",
         i,
     )
 
