@@ -22,6 +22,7 @@ from fuzz.generate import question
 from fuzz.oracle import Discarded, Expected, Wrong, check
 from fuzz.questions import Question
 from fuzz.shrink import shrunk
+from quick import set_flags
 
 COMPILED = 60  # two of so many programs go through XLA as a whole: a second each
 CHUNK = 20  # programs for each task
@@ -66,6 +67,7 @@ def signature(q: Question, kind: str) -> str:
 
 def ready() -> None:
     """Double precision, and a quick compiler: a program runs but once."""
+    set_flags()
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
 

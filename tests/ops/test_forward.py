@@ -1,7 +1,5 @@
 """Forward mode of every op, which transposes its VJP, against reverse mode and JAX's own."""
 
-from functools import partial
-
 import jax
 import numpy as np
 import pytest
@@ -14,7 +12,7 @@ from backpass.ir.types import type_of
 from backpass.ir.verifier import verify
 from backpass.passes.autodiff import Forward, linearised
 from ops.harness import Case, backward_graph, operands, primal
-from ops.measure import QUICKLY, inner, like
+from ops.measure import inner, like
 from ops.test_rules import DIFFERENTIABLE
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -45,7 +43,7 @@ def test_jvp(case: Case) -> None:
     first, second, residuals = linearised(graph, active)
     count = len(graph.outputs)
 
-    @partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jit
     def program(args, xs, directions, cts):
         kept = evaluate(first, *args)
         given = [args[i] if kind == "input" else kept[count + i] for kind, i in residuals]
