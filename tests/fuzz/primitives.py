@@ -170,7 +170,7 @@ def _position(function: Any) -> Any:
 
 def _convolution(attrs: Attrs, x: np.ndarray, k: np.ndarray) -> Any:
     """As products of each kernel position with a strided slice."""
-    if x.dtype != k.dtype:
+    if x.dtype != k.dtype or not k.size:
         return None
     numbers = attrs["dimension_numbers"]
     x, k = x.transpose(numbers.lhs_spec), k.transpose(numbers.rhs_spec)
