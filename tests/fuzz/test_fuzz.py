@@ -41,11 +41,18 @@ def test_a_seed_is_a_program() -> None:
     assert question(5).snippet() != question(6).snippet()
 
 
+def answered(q: Question) -> bool:
+    try:
+        return bool(Expected(q).leaves)
+    except Discarded:
+        return False
+
+
 def test_a_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
     q = next(
         q
         for q in map(question, range(9))
-        if q.order == 1 and not q.aux and "while" not in q.snippet()
+        if q.order == 1 and not q.aux and answered(q)
     )
     exec(q.snippet(), {"__name__": "snippet"})
     theirs, ours = capsys.readouterr().out.split("bp ")
