@@ -264,7 +264,7 @@ def activation(d: Draft) -> None:
 
 
 def normalised(d: Draft) -> None:
-    i = d.real(lambda x: x.ndim > 0 and x.shape[-1] > 1)
+    i = d.real(lambda x: x.ndim > 0 and x.shape[-1] > 1 and x.size > 0)
     if np.ptp(d.values[i]) < 0.2:
         raise Rejected
     name = d.one_of("softmax", "log_softmax", "standardize", "logsumexp")

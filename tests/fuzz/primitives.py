@@ -209,7 +209,12 @@ def _convolution(attrs: Attrs, x: np.ndarray, k: np.ndarray) -> Any:
 
 
 def _reduce(function: Any) -> Any:
-    return lambda attrs, x: function(x, axis=tuple(attrs["axes"])).astype(x.dtype)
+    """Of something: NumPy has no maximum of nothing."""
+
+    def run(attrs: Attrs, x: np.ndarray) -> Any:
+        return function(x, axis=tuple(attrs["axes"])).astype(x.dtype) if x.size else None
+
+    return run
 
 
 def _split(attrs: Attrs, x: np.ndarray) -> Any:

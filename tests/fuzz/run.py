@@ -10,10 +10,11 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from traceback import format_exception
 
 import jax
 from tqdm import tqdm
@@ -93,6 +94,11 @@ def fuzz(seeds: Sequence[int], seconds: float) -> Report:
             report.outcomes["discarded"] += 1
             report.outcomes[f"discarded, {str(reason).splitlines()[0][:60]}"] += 1
             continue
+        except Exception as error:  # of the fuzzer's own: to be seen, and not to end a long run
+            report.outcomes["wrong"] += 1
+            report.failures[f"the fuzzer: {type(error).__name__} {error}"[:100]] += 1
+            report.texts[seed] = "".join(format_exception(error))
+            continue
         report.outcomes["right" if wrong is None else "wrong"] += 1
         if wrong is not None:
             small = smallest(q, way(seed), wrong.kind, seconds)
@@ -107,10 +113,9 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
     context = multiprocessing.get_context("spawn")
     last = options.seed + options.n
     chunks = [range(i, min(i + CHUNK, last)) for i in range(options.seed, last, CHUNK)]
-    with ProcessPoolExecutor(options.jobs, context, max_tasks_per_child=LIFE // CHUNK) as pool:
-        futures = [pool.submit(fuzz, chunk, options.shrink) for chunk in chunks]
-        for future in as_completed(futures):
-            yield future.result()
+    # Not `concurrent.futures`, whose pool may wait for ever once its processes have ended so.
+    with context.Pool(options.jobs, maxtasksperchild=LIFE // CHUNK) as pool:
+        yield from pool.imap_unordered(partial(fuzz, seconds=options.shrink), chunks)
 
 
 def main() -> int:

@@ -49,11 +49,7 @@ def answered(q: Question) -> bool:
 
 
 def test_a_snippet_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    q = next(
-        q
-        for q in map(question, range(9))
-        if q.order == 1 and not q.aux and answered(q)
-    )
+    q = next(q for q in map(question, range(9)) if q.order == 1 and not q.aux and answered(q))
     exec(q.snippet(), {"__name__": "snippet"})
     theirs, ours = capsys.readouterr().out.split("bp ")
     assert theirs.startswith("jax ") and ours.strip()
