@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 import backpass as bp
 
@@ -203,41 +202,12 @@ def test_nested(name, around):
     same(found, by_jax(NESTS[name]))
 
 
-MESH = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-COLLECTIVE = {
-    "psum in vmap": lambda g: jax.vmap(
-        g(lambda v: jnp.sum(v * jax.lax.psum(v, "i"))), axis_name="i"
-    )(np.stack([X, X])),
-    "pmean in vmap": lambda g: jax.vmap(
-        g(lambda v: jnp.sum((v - jax.lax.pmean(v, "i")) ** 2)), axis_name="i"
-    )(np.stack([X, 2 * X])),
-    "gradient of shard_map": lambda g: g(
-        lambda w: jax.shard_map(
-            lambda w, x: jax.lax.psum(jnp.sum((w * x) ** 2), "d"),
-            mesh=MESH, in_specs=(P(), P("d")), out_specs=P(),
-        )(w, X)
-    )(X),
-}  # fmt: skip
-
-
-def inside_shard_map():
-    def mean(w, x):
-        return jax.lax.pmean(bp.grad(lambda w: jnp.sum((w * x) ** 2))(w), "d")
-
-    return jax.shard_map(mean, mesh=MESH, in_specs=(P(), P("d")), out_specs=P())(X, X)
-
-
-@pytest.mark.parametrize("around", AROUND)
-@pytest.mark.parametrize("name", COLLECTIVE)
-def test_collectives(name, around):
-    """On several devices: tests/compiler/test_sharding.py."""
-    found = AROUND[around](lambda: COLLECTIVE[name](bp.grad))
-    same(found, by_jax(COLLECTIVE[name]))
-
-
 @pytest.mark.parametrize("around", AROUND)
 def test_collective_without_a_derivative(around):
-    """A clear error that names the op and its line, as JAX has none either."""
+    """A clear error that names the op and its line, as JAX has none either.
+
+    Those with one are in tests/compiler/test_sharding.py.
+    """
 
     def call():
         grad = bp.grad(lambda v: jnp.sum(v * jax.lax.pmax(v, "i")))
