@@ -69,6 +69,15 @@ class DifferentiationError(BackpassError, TypeError):
     """The gradient that was asked for does not exist: non-scalar loss, integer input, ..."""
 
 
+class BudgetError(BackpassError, ValueError):
+    """No schedule fits the memory budget; `minimum_bytes` is the smallest budget that one fits."""
+
+    def __init__(self, message: str, minimum_bytes: int) -> None:
+        """Tell the smallest feasible budget beside the message."""
+        super().__init__(message)
+        self.minimum_bytes = minimum_bytes
+
+
 class MissingRuleError(DifferentiationError, NotImplementedError):
     """An op on the way from inputs to loss has no VJP rule."""
 
