@@ -27,6 +27,11 @@ Names = str | Iterable[str] | None
 Numbers = int | Sequence[int] | None
 
 
+def _holds_tracers(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """True inside a program that somebody else compiles, where JAX refuses XLA's options."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
+
+
 class _Unsettled(Exception):
     """A program that has a budget was asked for before its plan was settled."""
 
@@ -35,13 +40,15 @@ class _Unsettled(Exception):
 class Built:
     """A program, what the passes made of it, and the search for its plan.
 
-    While `open`, no plan has been tried, and the program must not be bound.
+    While `open`, the program must not be bound: no plan has been tried, or none fits and
+    `refusal` tells so.
     """
 
     program: Program
     passed: tuple[Stage, ...]
     fitting: Fitting | None = None
     open: bool = False
+    refusal: BudgetError | None = None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -92,11 +99,11 @@ class CompiledFunction:
         try:
             return self._jit(*args, **kwargs)
         except _Unsettled:
-            if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
-                return self._inner(*args, **kwargs)
             self._settle(args, kwargs)
             return self(*args, **kwargs)
         except Exception as error:
+            if self._planning.active and _holds_tracers(args, kwargs):
+                return self._inner(*args, **kwargs)
             arrays, static = self._arguments.listed(args, kwargs)
             explained = explain_failure(self._fun, error, arrays, static)
             if explained is error:
@@ -152,6 +159,8 @@ class CompiledFunction:
         """Compile, and plan again until XLA's peak is within the budget; gives the executable."""
         built = self._program(args, kwargs)
         search = built.fitting
+        if built.refusal is not None:
+            raise built.refusal
         made: dict[Candidate, tuple[Any, Any]] = {}
         while True:
             executable = self._lower_by_jax(args, kwargs).compile()
@@ -160,8 +169,9 @@ class CompiledFunction:
             made[search.candidate] = self._jit, executable
             try:
                 settled = search.measure(peak_bytes(executable.memory_analysis()))
-            except BudgetError:
-                built.open = True
+            except BudgetError as error:
+                built.refusal, built.open = error, True
+                self._jit = self._fresh_jit()
                 raise
             if settled:
                 self._jit, executable = made[search.candidate]

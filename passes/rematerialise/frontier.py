@@ -79,11 +79,16 @@ class Frontier:
         found = [c for t in self.treatments if (c := t.fastest(budget)) is not None]
         return min(found, key=lambda c: (c.seconds, c.bytes), default=None)
 
-    @cached_property
+    @property
     def leanest(self) -> Candidate:
         """The candidate of the lowest predicted peak."""
+        return self.leanest_of_each[0]
+
+    @cached_property
+    def leanest_of_each(self) -> list[Candidate]:
+        """A few of the lowest predicted peaks, of as many treatments of the scans."""
         found = [t.leanest for t in self.treatments]
-        return min(found, key=lambda c: (c.bytes, c.seconds))
+        return sorted(found, key=lambda c: (c.bytes, c.seconds))[:3]
 
     def of(self, choice: Choice) -> Candidate:
         """Return the candidate for a choice, as from a saved plan."""
