@@ -53,8 +53,12 @@ class Held:
     is_plain: bool = False
 
     def __repr__(self) -> str:
-        """Name and size of the graph."""
-        return repr(self.graph)
+        """What runs as a jaxpr, as JAX prints its own calls; one that needs a mesh by its name."""
+        structs = [jax.ShapeDtypeStruct(v.type.shape, v.type.dtype) for v in self.graph.inputs]
+        try:
+            return str(jax.make_jaxpr(functools.partial(_expanded, held=self))(*structs))
+        except NameError:  # of an axis
+            return repr(self.graph)
 
     @functools.cached_property
     def plain(self) -> Graph:

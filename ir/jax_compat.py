@@ -199,10 +199,15 @@ def jaxpr_name(jaxpr: Any) -> str:
     return getattr(info, "func_name", None) or "body"
 
 
+# Files in which JAX makes a rule of functions of the user's, as `jax.custom_gradient` does.
+_MAKERS = ("custom_derivatives.py", "solves.py")
+
+
 def is_library(jaxpr: Any) -> bool:
     """True when a jaxpr was traced from a function of JAX's own."""
     info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
-    return str(getattr(info, "func_filename", None) or "").startswith(JAX_FOLDER)
+    file = str(getattr(info, "func_filename", None) or "")
+    return file.startswith(JAX_FOLDER) and not file.endswith(_MAKERS)
 
 
 def forward_rule(thunk: Any, count: int) -> Any:

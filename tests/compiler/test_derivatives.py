@@ -1,5 +1,7 @@
 """vjp, jvp, linearize, Jacobians and Hessians: JAX's signatures, trees, types and nesting."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -291,3 +293,11 @@ def test_python_side_of_numbers():
     x = np.float32(0.5)
     assert bp.vjp(jnp.sin, x)[1](1.0)[0].dtype == np.float32
     same(bp.jvp(jnp.sin, (x,), (2.0,))[1], jax.jvp(jnp.sin, (x,), (np.float32(2),))[1])
+
+
+def test_a_traced_pullback_shows_what_it_computes():
+    """As the call of a jaxpr of JAX's own would."""
+    precise = functools.partial(jax.lax.dot, precision=jax.lax.Precision.HIGHEST)
+    y, pull = bp.vjp(precise, jnp.ones((2, 3)), jnp.ones((3, 4)))
+    told = str(jax.make_jaxpr(pull)(y))
+    assert told.count("dot_general[") == 2 and "Precision.HIGHEST" in told
