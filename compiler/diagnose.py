@@ -84,7 +84,7 @@ def tracing(fun: Callable[..., Any]) -> Iterator[None]:
         raise
     except jax.errors.UnexpectedTracerError as error:
         raise leaked(fun, error) from error
-    except _CONCRETE as error:
+    except CONCRETE as error:
         raise _concretization(fun, error) from error
     except Exception as error:
         where = raised_at(error) or caller_line()
@@ -94,7 +94,7 @@ def tracing(fun: Callable[..., Any]) -> Iterator[None]:
         raise
 
 
-_CONCRETE = (
+CONCRETE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.NonConcreteBooleanIndexError,
     jax.errors.TracerArrayConversionError,
