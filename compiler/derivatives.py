@@ -23,9 +23,8 @@ from ..ir.types import ArrayType, is_inexact
 from ..passes import Dce
 from ..passes.autodiff import Forward, Reverse, linearised
 from .diagnose import caller_line, check_results, defined_at, is_array, tracing
-from .importer import import_open
 from .program_call import call_program, plain
-from .record import traced
+from .record import imported
 
 
 def vjp(fun: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
@@ -213,8 +212,7 @@ def _at(fun: Callable[..., Any], primals: tuple[Any, ...], has_aux: bool, what: 
         return pair_of(fun, check_results(fun, out), has_aux, where)
 
     with tracing(fun):
-        jaxpr, shapes = traced(fun, flat, leaves)
-    graph, consts = import_open(jaxpr, getattr(fun, "__name__", "fun"), paths)
+        graph, consts, shapes = imported(fun, flat, leaves, paths)
     y, aux = map(jax.tree.structure, shapes)
     return _Point(plain(graph), consts, leaves, tree, y, aux, has_aux)
 

@@ -30,7 +30,7 @@ Normalise = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Regions]]
 
 # A custom rule often calls the very function that it belongs to. Rules inside rules are imported
 # down to this depth, which serves derivatives of this order; deeper, the function's own body does.
-RULE_DEPTH = 2
+RULE_DEPTH = 3
 
 
 class Importer:

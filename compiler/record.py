@@ -22,29 +22,39 @@ import jax.numpy as jnp
 from jax.extend import linear_util as lu
 from jax.extend.core import set_current_trace
 
-from ..ir.jax_compat import current_trace
+from ..ir.graph import Graph
+from ..ir.jax_compat import current_trace, is_library
 from ..ir.op import no_gradient
 from ..ir.ops import OPS
 from ..ir.types import is_inexact
 from .diagnose import CONCRETE, in_place_of
+from .importer import import_open
 
 UNKNOWN: Any = object()
 
 
-def traced(fun: Callable[..., Any], flat: Callable[..., Any], leaves: Sequence[Any]) -> Any:
-    """`(jaxpr, shapes)` of `flat`, which stands in for `fun`: staged, or else recorded at `leaves`.
+def imported(
+    fun: Callable[..., Any], flat: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
+) -> tuple[Graph, Sequence[Any], Any]:
+    """`(graph, constants, shapes)` of `flat`, which stands in for `fun`: staged, else recorded.
 
     Raises what JAX raises where Python asks for a value that is not there: under `jax.jit`, say.
     """
     try:
-        return jax.make_jaxpr(in_place_of(fun, flat), return_shape=True)(*leaves)
+        return _imported(fun, flat, leaves, paths)
     except CONCRETE:
         if not any(map(is_concrete, leaves)):
             raise
     with jax.ensure_compile_time_eval():
         values = [x if isinstance(x, jax.Array) else jnp.asarray(x) for x in leaves]
-    run = in_place_of(fun, recording(flat, values, current_trace()))
-    return jax.make_jaxpr(run, return_shape=True)(*leaves)
+    return _imported(fun, recording(flat, values, current_trace()), leaves, paths)
+
+
+def _imported(
+    fun: Callable[..., Any], flat: Callable[..., Any], leaves: Sequence[Any], paths: Sequence[str]
+) -> tuple[Graph, Sequence[Any], Any]:
+    jaxpr, shapes = jax.make_jaxpr(in_place_of(fun, flat), return_shape=True)(*leaves)
+    return *import_open(jaxpr, getattr(fun, "__name__", "fun"), paths), shapes
 
 
 def is_concrete(x: Any) -> bool:
@@ -138,7 +148,8 @@ class Recorder(jax.core.Trace):
             return trace.process_custom_jvp_call(primitive, fun, jvp, xs, **options)
 
         def stage(trace: Any, xs: Sequence[Any]) -> Any:
-            parts = (self._either(f, values) for f in (fun, jvp))
+            renewed(fun, jvp)
+            parts = (self._part(f, values) for f in (fun, jvp))
             return trace.process_custom_jvp_call(primitive, *parts, xs, **options)
 
         return self._both(args, evaluate, stage)
@@ -162,10 +173,11 @@ class Recorder(jax.core.Trace):
             return trace.process_custom_vjp_call(primitive, fun, fwd, bwd, xs, **options)
 
         def stage(trace: Any, xs: Sequence[Any]) -> Any:
+            renewed(fun, fwd)
             parts = (
-                self._either(fun, values),
-                self._either(fwd, pairs),
-                self._either(bwd, residuals),
+                self._part(fun, values),
+                self._part(fwd, pairs),
+                self._part(bwd, residuals),
             )
             return trace.process_custom_vjp_call(primitive, *parts, xs, **options)
 
@@ -191,16 +203,17 @@ class Recorder(jax.core.Trace):
             for x, value in zip(staged, found, strict=True)
         ]
 
-    def _either(self, fun: Any, values: Any) -> Any:
-        """Return a part of a custom rule that is staged, or else recorded at `values`."""
+    def _part(self, fun: Any, values: Any) -> Any:
+        """Return a part of a custom rule, recorded at `values`; JAX's own are staged, and shared.
+
+        `values` may be a function that computes them, called when they are wanted.
+        """
+        if is_library(fun):
+            return fun
 
         def run(*args: Any) -> Any:
-            renewed(fun)
-            try:
-                return fun.call_wrapped(*args)
-            except CONCRETE:
-                renewed(fun)
             known = values() if callable(values) else values
+            renewed(fun)
             return recording(fun.call_wrapped, known, self._below)(*args)
 
         return lu.wrap_init(run, debug_info=fun.debug_info)

@@ -354,3 +354,45 @@ def test_a_convolution_without_output_has_a_gradient_of_zeros():
     ct_x, ct_k = pull(jnp.ones((1, 1, 0, 3)))
     assert ct_x.shape == x.shape
     np.testing.assert_array_equal(ct_k, jnp.zeros_like(k))
+
+
+def closing(grad, part):
+    """A function of y: the gradient of one whose rule closes over y."""
+
+    def fun(y):
+        @jax.custom_vjp
+        def inner(x):
+            return 2 * jnp.sin(x)
+
+        if part == "forward":
+            inner.defvjp(lambda x: (inner(x), y), lambda y, ct: (2 * jnp.cos(y) * ct,))
+        else:
+            inner.defvjp(lambda x: (inner(x), ()), lambda _, ct: (2 * jnp.cos(y) * ct,))
+        return grad(inner)(jnp.ones_like(y))
+
+    return fun
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+@pytest.mark.parametrize(
+    "through", [jax.jit, jax.grad, bp.grad, bp.compile, lambda f: lambda y: jax.vmap(f)(y[None])]
+)
+def test_custom_rules_that_close_over_a_tracer(part, through):
+    y = jnp.float32(4)
+    other = jax.grad if through is bp.grad else jax.jit if through is bp.compile else through
+    expected = other(closing(jax.grad, part))(y)
+    np.testing.assert_allclose(through(closing(bp.grad, part))(y), expected, rtol=1e-6)
+
+
+def test_a_rule_holds_for_the_value_of_a_gradient():
+    """Of the function, of `value_and_grad` of it, and of that of it."""
+
+    @jax.custom_vjp
+    def fun(x):
+        return jnp.cos(2 * x) / 2
+
+    fun.defvjp(lambda x: (fun(x), x), lambda x, ct: (3 * ct,))
+    same_value = fun
+    for _ in range(3):
+        assert float(bp.grad(same_value)(1.0)) == 3.0
+        same_value = functools.partial(lambda f, x: bp.value_and_grad(f)(x)[0], same_value)

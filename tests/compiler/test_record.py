@@ -119,6 +119,15 @@ def test_custom_rules_with_control_flow(made, x):
     )
 
 
+def test_a_backward_rule_alone_that_looks_at_its_residual():
+    @jax.custom_vjp
+    def fun(x):
+        return x + 1
+
+    fun.defvjp(lambda x: (fun(x), x), lambda x, ct: (2 * ct if x > 0 else 3 * ct,))
+    assert [float(bp.grad(fun)(x)) for x in (2.0, -2.0)] == [2.0, 3.0]
+
+
 @pytest.mark.parametrize("through", [jax.jit, bp.compile, lambda f: lambda x: jax.vmap(f)(x[None])])
 def test_there_is_no_value_under_a_transformation(through):
     with pytest.raises(jax.errors.TracerBoolConversionError, match="test_record.py"):
