@@ -291,7 +291,7 @@ GRAD = {
         lambda f: f(lambda x: x.sum(), holomorphic=True)(X), "complex inputs", "f32[3]", "cast"
     ),
     "aux is missing": (
-        lambda f: f(lambda x: x.sum(), has_aux=True)(X), "a pair (loss, aux)", "Tracer", "has_aux"
+        lambda f: f(lambda x: x.sum(), has_aux=True)(X), "a two-element tuple (loss, aux)", "Tracer", "has_aux"
     ),
     "unknown loop": (
         lambda f: f(
