@@ -15,11 +15,14 @@ from .compiler.explain import Explanation
 from .compiler.gradcheck import gradcheck
 from .compiler.gradients import grad, value_and_grad
 from .compiler.jacobians import hessian, hvp, jacfwd, jacrev
+from .compiler.memory_plan import MemoryPlan
 from .compiler.stages import Compiled, Lowered, Traced
 from .compiler.surrogates import checkpoint, stop_gradient, straight_through, surrogate
+from .ir.device import DeviceSpec
 from .ir.errors import (
     ArgumentError,
     BackpassError,
+    BudgetError,
     ConcretizationError,
     DifferentiationError,
     DonationError,
@@ -38,9 +41,11 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "BackpassError",
+    "BudgetError",
     "Compiled",
     "CompiledFunction",
     "ConcretizationError",
+    "DeviceSpec",
     "DifferentiationError",
     "DonationError",
     "Explanation",
@@ -48,6 +53,7 @@ __all__ = [
     "GraphError",
     "LeakError",
     "Lowered",
+    "MemoryPlan",
     "MissingRuleError",
     "ParseError",
     "ShapeError",

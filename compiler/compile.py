@@ -5,22 +5,56 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
 import jax
 
-from ..ir.errors import ArgumentError
+from ..ir.errors import ArgumentError, BudgetError
 from ..passes import DEFAULT, PASSES, Pass, Stage, parse_pipeline
+from ..passes.rematerialise import Candidate
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
+from .budget import Fitting, Planning, obeyed, parse_bytes, peak_bytes
 from .diagnose import caller_line, defined_at, explain_failure
 from .explain import Explanation, History
 from .fallback import forbid
+from .memory_plan import MemoryPlan
 from .program import Arguments, Program, collection_paused, trace_program
-from .stages import Lowered, Traced
+from .stages import Compiled, Lowered, Traced
 
 Names = str | Iterable[str] | None
 Numbers = int | Sequence[int] | None
+
+
+class _Unsettled(Exception):
+    """A program that has a budget was asked for before its plan was settled."""
+
+
+@dataclass
+class Built:
+    """A program, what the passes made of it, and the search for its plan.
+
+    While `open`, no plan has been tried, and the program must not be bound.
+    """
+
+    program: Program
+    passed: tuple[Stage, ...]
+    fitting: Fitting | None = None
+    open: bool = False
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, that of the plan last."""
+        if self.fitting is None:
+            return self.passed
+        candidate = self.fitting.candidate
+        return (*self.passed, Stage("rematerialise", candidate.graph, self.fitting.seconds))
+
+    @property
+    def plan(self) -> MemoryPlan | None:
+        """The plan as it stands, where there is one."""
+        return None if self.fitting is None else self.fitting.plan
 
 
 class CompiledFunction:
@@ -36,6 +70,7 @@ class CompiledFunction:
         passes: Sequence[Pass],
         debug: bool | str,
         max_traces: int | None,
+        planning: Planning,
         jit_options: dict[str, Any],
     ) -> None:
         """Made by `compile`, where the arguments are explained."""
@@ -46,14 +81,21 @@ class CompiledFunction:
         self._debug = debug
         self._arguments = _arguments(fun, jit_options)
         self._history = History(self._name, max_traces)
-        self._programs: dict[Any, tuple[Program, tuple[Stage, ...]]] = {}
+        self._planning = planning
+        self._programs: dict[Any, Built] = {}
         self._watch: Watch | None = None
-        self._jit = jax.jit(self._staged(), **jit_options)
+        self._jit_options = jit_options
+        self._jit = self._fresh_jit()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step. Arguments that were donated must not be used again."""
         try:
             return self._jit(*args, **kwargs)
+        except _Unsettled:
+            if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
+                return self._inner(*args, **kwargs)
+            self._settle(args, kwargs)
+            return self(*args, **kwargs)
         except Exception as error:
             arrays, static = self._arguments.listed(args, kwargs)
             explained = explain_failure(self._fun, error, arrays, static)
@@ -76,33 +118,79 @@ class CompiledFunction:
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Trace and import; arguments may be arrays or `jax.ShapeDtypeStruct`s."""
-        program, _ = self._program(args, kwargs)
-        return Traced(program, lambda: self.lower(*args, **kwargs))
+        built = self._program(args, kwargs)
+        return Traced(built.program, lambda: self.lower(*args, **kwargs))
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Trace, import and run the passes; see `Lowered`."""
-        program, stages = self._program(args, kwargs)
-        return Lowered(program, stages, lambda: self._lower_by_jax(args, kwargs))
+        built = self._program(args, kwargs)
+        return Lowered(
+            built.program,
+            built.stages,
+            built.plan,
+            lambda: self._lower_by_jax(args, kwargs),
+            lambda: self._compile(args, kwargs),
+        )
 
     def explain(self) -> Explanation:
         """Return the traces so far, why each happened, and the seconds of each phase."""
         return self._history.explanation()
 
     def _lower_by_jax(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        self._program(args, kwargs).open = False
         try:
             return self._jit.lower(*args, **kwargs)
         finally:
             self._finish()
 
-    def _staged(self) -> Callable[..., Any]:
+    def _compile(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Compiled:
+        built = self._program(args, kwargs)
+        executable = self._settle(args, kwargs)
+        return Compiled(executable, built.stages, built.plan)
+
+    def _settle(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Compile, and plan again until XLA's peak is within the budget; gives the executable."""
+        built = self._program(args, kwargs)
+        search = built.fitting
+        made: dict[Candidate, tuple[Any, Any]] = {}
+        while True:
+            executable = self._lower_by_jax(args, kwargs).compile()
+            if search is None or search.settled:
+                return executable
+            made[search.candidate] = self._jit, executable
+            try:
+                settled = search.measure(peak_bytes(executable.memory_analysis()))
+            except BudgetError:
+                built.open = True
+                raise
+            if settled:
+                self._jit, executable = made[search.candidate]
+                return executable
+            self._jit = self._fresh_jit()
+
+    def _fresh_jit(self) -> Any:
+        options = self._jit_options
+        if self._planning.active:
+            options = {**options, "compiler_options": obeyed(options["compiler_options"])}
+        return jax.jit(self._staged(), **options)
+
+    @functools.cached_property
+    def _inner(self) -> Any:
+        """What runs inside a program that somebody else compiles: planned, but not measured."""
+        return jax.jit(self._staged(inner=True), **self._jit_options)
+
+    def _staged(self, *, inner: bool = False) -> Callable[..., Any]:
         """Return the function that `jax.jit` traces when it meets a new signature."""
 
         @functools.wraps(self._fun)
         def staged(*args: Any, **kwargs: Any) -> Any:
             with collection_paused():
-                program, stages = self._program(args, kwargs)
+                built = self._program(args, kwargs)
+                if built.open and not inner:
+                    raise _Unsettled
+                program = built.program
                 dynamic, _ = self._arguments.divide(args, kwargs)
-                call = lowered(stages[-1].graph, program.out_types)
+                call = lowered(built.stages[-1].graph, program.out_types)
                 with self._history.binding(program):
                     outs = call(*jax.tree.leaves(dynamic))
             if self._watch is None:
@@ -111,9 +199,7 @@ class CompiledFunction:
 
         return staged
 
-    def _program(
-        self, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> tuple[Program, tuple[Stage, ...]]:
+    def _program(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Built:
         """Return the program for these arguments' signature, traced once for each."""
         signature = self._arguments.signature(args, kwargs)
         found = self._programs.get(signature)
@@ -122,11 +208,22 @@ class CompiledFunction:
             stages = program.stages(self._passes, bool(self._debug))
             if self._debug == "strict":
                 forbid(stages[-1].graph)
+            fit = self._planning.fitting(stages[-1].graph, self._donated(args, kwargs))
             self._history.record(program, stages)
-            found = program, stages
+            found = Built(program, stages, fit, open=fit is not None)
             if not program.holds_tracers:
                 self._programs[signature] = found
         return found
+
+    def _donated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
+        """Positions of the array leaves whose buffers the outputs may take over."""
+        numbers, names = self._jit_options["donate_argnums"], self._jit_options["donate_argnames"]
+        given = _arguments(self._fun, {"static_argnums": numbers, "static_argnames": names})
+        (positional, named), _ = self._arguments.divide(args, kwargs)
+        groups = [(i in given.static_positions, x) for i, x in positional.items()]
+        groups += [(k in given.static_names, named[k]) for k in sorted(named)]
+        flags = [donated for donated, tree in groups for _ in jax.tree.leaves(tree)]
+        return [i for i, donated in enumerate(flags) if donated]
 
     def _finish(self) -> None:
         watch, self._watch = self._watch, None
@@ -149,6 +246,8 @@ def compile(fun: None = None, **options: Any) -> Callable[..., CompiledFunction]
 def compile(
     fun: Callable[..., Any] | None = None,
     *,
+    memory_budget: int | str | None = None,
+    plan: MemoryPlan | None = None,
     passes: str | Sequence[Pass] | None = None,
     debug: bool | str | None = None,
     max_traces: int | None = None,
@@ -167,6 +266,10 @@ def compile(
 
     Args:
         fun: a function of arrays, in ordinary `jax.numpy`; gradients by `bp.grad` inside.
+        memory_budget: bytes, or a string such as `"600MiB"`, `"6GB"`, that bound arguments +
+            outputs + temporaries - donated, as XLA reports them, on each device; `"auto"` is what
+            the device has free. What does not fit is made again in the backward pass.
+        plan: a plan that `Lowered.plan.save` wrote, to be followed as it is.
         passes: a pipeline such as `"canonicalise,autodiff,cse"` or a sequence of passes, in
             place of the default one.
         debug: verify the graph after every pass; `"strict"` also forbids `Lowered.fallbacks`,
@@ -185,6 +288,7 @@ def compile(
 
     Raises:
         ArgumentError: `fun` is no function, or an option is unknown.
+        BudgetError: at the first call, when no schedule fits; `.minimum_bytes` would.
         MissingRuleError: at the first call, with `debug="strict"`.
     """
     if debug not in (None, True, False, "strict"):
@@ -202,11 +306,12 @@ def compile(
         **shardings,
     }
     pipeline = _pipeline(passes)
+    planning = Planning(None if memory_budget is None else parse_bytes(memory_budget), plan)
 
     def decorate(fun: Callable[..., Any]) -> CompiledFunction:
         if not callable(fun):
             raise ArgumentError(f"compile wants a function, got {type(fun).__name__}")
-        return CompiledFunction(fun, pipeline, debug or False, max_traces, options)
+        return CompiledFunction(fun, pipeline, debug or False, max_traces, planning, options)
 
     return decorate if fun is None else decorate(fun)
 

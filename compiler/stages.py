@@ -12,6 +12,7 @@ from ..ir.graph import Graph
 from ..passes import Stage
 from .dump import write_stages
 from .fallback import Fallback, fallbacks
+from .memory_plan import MemoryPlan
 from .program import Program
 
 
@@ -44,11 +45,16 @@ class Traced:
 
 @dataclass(frozen=True)
 class Lowered:
-    """A program after all passes; `stages` holds each step's graph."""
+    """A program after all passes; `stages` holds each step's graph.
+
+    `plan` is the memory plan, where a budget was given; compiling may refine it.
+    """
 
     _program: Program
     stages: tuple[Stage, ...]
+    plan: MemoryPlan | None
     _by_jax: Callable[[], Any]
+    _compile: Callable[[], Compiled]
 
     @property
     def graph(self) -> Graph:
@@ -84,8 +90,8 @@ class Lowered:
         return self._lowered.cost_analysis()
 
     def compile(self) -> Compiled:
-        """Compile for the devices at hand."""
-        return Compiled(self._lowered.compile(), self.stages)
+        """Compile for the devices at hand. Raises `BudgetError` when no plan fits the budget."""
+        return self._compile()
 
     def dump(self, directory: str | Path) -> list[Path]:
         """Write `NNN_stage.txt` for each stage and `graph.dot` of the last; returns the paths."""
@@ -98,6 +104,7 @@ class Compiled:
 
     _compiled: Any
     stages: tuple[Stage, ...]
+    plan: MemoryPlan | None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on arguments of the signature that it was compiled for, static ones left out."""

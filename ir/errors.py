@@ -73,6 +73,15 @@ class LoopError(DifferentiationError, ValueError):
     """Reverse mode came to a loop whose number of steps is not known; JAX raises ValueError."""
 
 
+class BudgetError(BackpassError, ValueError):
+    """No schedule fits the memory budget; `minimum_bytes` is the smallest budget that one fits."""
+
+    def __init__(self, message: str, minimum_bytes: int) -> None:
+        """Tell the smallest feasible budget beside the message."""
+        super().__init__(message)
+        self.minimum_bytes = minimum_bytes
+
+
 class MissingRuleError(DifferentiationError, NotImplementedError):
     """An op on the way from inputs to loss has no VJP rule."""
 

@@ -5,11 +5,34 @@ Names, lines, scopes and phases play no part. An attribute that cannot be hashed
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable
 from typing import Any
 
 from .graph import Graph, Literal, Value
 from .op import hashable
+
+
+def digest(graph: Graph) -> str:
+    """Name of a graph's structure that is the same in every process: ops, types and wiring."""
+    return hashlib.sha256(_structure(graph).encode()).hexdigest()[:16]
+
+
+def _structure(graph: Graph) -> str:
+    place = {value: i for i, value in enumerate(graph.inputs)}
+
+    def operand(value: Value) -> str:
+        return repr(value.data) if isinstance(value, Literal) else str(place[value])
+
+    rows = []
+    for node in graph.nodes:
+        reads, makes = map(operand, node.inputs), (str(v.type) for v in node.outputs)
+        regions = map(_structure, node.regions)
+        rows.append(f"{node.op.name}({','.join(reads)}):{','.join(makes)}[{';'.join(regions)}]")
+        for value in node.outputs:
+            place[value] = len(place)
+    head = ",".join(str(value.type) for value in graph.inputs)
+    return "\n".join([head, *rows, ",".join(map(operand, graph.outputs))])
 
 
 class _Same:

@@ -184,15 +184,7 @@ class Graph:
     @cached_property
     def forward_of(self) -> dict[Node, Node]:
         """The forward node that each backward node differentiates, by their shared origin."""
-        first: dict[Origin, Node] = {}
-        for node in self.nodes:
-            if node.phase == "forward" and node.origin is not UNKNOWN:
-                first.setdefault(node.origin, node)
-        return {
-            node: first[node.origin]
-            for node in self.nodes
-            if node.phase == "backward" and node.origin in first
-        }
+        return forward_of(self.nodes)
 
     def walk(self) -> Iterator[Node]:
         """Every node of this graph and of all its regions, outer before inner."""
@@ -232,6 +224,19 @@ class Graph:
         from .export import to_dot
 
         return to_dot(self)
+
+
+def forward_of(nodes: Sequence[Node]) -> dict[Node, Node]:
+    """The forward node that each backward node differentiates, by their shared origin."""
+    first: dict[Origin, Node] = {}
+    for node in nodes:
+        if node.phase == "forward" and node.origin is not UNKNOWN:
+            first.setdefault(node.origin, node)
+    return {
+        node: first[node.origin]
+        for node in nodes
+        if node.phase == "backward" and node.origin in first
+    }
 
 
 _MANY = (tuple, list)

@@ -1,9 +1,10 @@
-"""What is in memory at each position of a graph, in bytes, before any fusion.
+"""What is in memory at each position of a graph, in bytes.
 
 A value lives from the node that defines it to the last node that reads it. Arguments live
 throughout, unless they are donated to an output of the same type. Outputs live to the end. A
-view (reshape, ...) shares the buffer of its operand. While a node with regions runs, what its
-body needs besides the node's own operands and results is added:
+view (reshape, ...) shares the buffer of its operand. With `fused`, what XLA makes inside the loop
+of its one reader has no buffer: its operands live until that reader instead. While a node with
+regions runs, what its body needs besides the node's own operands and results is added:
 
     scan, while    the slices of a step and the body's temporaries; the carry is updated in place
     others         the largest of the regions
@@ -20,6 +21,7 @@ from typing import Literal as Either
 from typing import get_args
 
 from .cost import VIEWS
+from .fusion import inlined
 from .graph import Graph, Node, Value
 from .tables import bytes_text, table
 
@@ -92,18 +94,21 @@ class Liveness:
         return f"{node.op.name} {node.source}".rstrip()
 
 
-def liveness(graph: Graph, donated: Collection[int] = ()) -> Liveness:
+def liveness(graph: Graph, donated: Collection[int] = (), *, fused: bool = False) -> Liveness:
     """Live bytes of `graph`; `donated` are positions of inputs whose memory may be reused.
 
-    As in JAX, a donated input is of use only to an output of its type.
+    As in JAX, a donated input is of use only to an output of its type. With `fused`, what XLA
+    fuses is left out, else every value counts.
     """
-    return _liveness(graph, frozenset(donated), {})
+    return _liveness(graph, frozenset(donated), fused, {})
 
 
-def _liveness(graph: Graph, donated: frozenset[int], inner: dict[int, Liveness]) -> Liveness:
+def _liveness(
+    graph: Graph, donated: frozenset[int], fused: bool, inner: dict[int, Liveness]
+) -> Liveness:
     end = len(graph.nodes)
     given = _matched(graph, donated)
-    buffers = tuple(_buffers(graph, given))
+    buffers = tuple(_buffers(graph, given, inlined(graph) if fused else set()))
     changes = {kind: [0] * (end + 2) for kind in get_args(Kind)}
     for buffer in buffers:
         if buffer.last >= 0:
@@ -114,7 +119,7 @@ def _liveness(graph: Graph, donated: frozenset[int], inner: dict[int, Liveness])
     )
     for i, node in enumerate(graph.nodes):
         if node.regions:
-            temporaries[i] += _inside(node, inner)
+            temporaries[i] += _inside(node, fused, inner)
     total = [sum(parts) for parts in zip(arguments, outputs, temporaries, strict=True)]
     peak = max(total)
     return Liveness(
@@ -142,21 +147,29 @@ def _matched(graph: Graph, donated: frozenset[int]) -> frozenset[Value]:
     return frozenset(found)
 
 
-def _buffers(graph: Graph, given: frozenset[Value]) -> Iterator[Buffer]:
+def _buffers(graph: Graph, given: frozenset[Value], inlined: set[Value]) -> Iterator[Buffer]:
     """The buffers of `graph`, in the order of their definition; `given` are donated inputs."""
     end = len(graph.nodes)
-    root: dict[Value, Value] = {value: value for value in graph.inputs}
+    roots: dict[Value, tuple[Value, ...]] = {value: (value,) for value in graph.inputs}
     first = dict.fromkeys(graph.inputs, -1)
     last = {value: -1 if value in given else end for value in graph.inputs}
     for i, node in enumerate(graph.nodes):
         handed_on = _handed_on(node)
+        view = node.op.name in VIEWS
+        read: dict[Value, None] = {}
         for k, value in enumerate(node.inputs):
-            if value in root:
-                last[root[value]] = max(last[root[value]], i - (k in handed_on))
+            for source in roots.get(value, ()):
+                read[source] = None
+                last[source] = max(last[source], i - (k in handed_on))
         for k, value in enumerate(node.outputs):
-            root[value] = _viewed(node, k, root) or value
-            if root[value] is value:
+            if view and node.inputs[k] in roots:
+                roots[value] = roots[node.inputs[k]]
+            elif value in inlined:
+                roots[value] = tuple(read)
+            else:
+                roots[value] = (value,)
                 first[value] = last[value] = i
+    root = {value: sources[0] for value, sources in roots.items() if len(sources) == 1}
     copies, returned = [], set()
     for value in graph.outputs:
         source = root.get(value)
@@ -171,13 +184,6 @@ def _buffers(graph: Graph, given: frozenset[Value]) -> Iterator[Buffer]:
     yield from copies
 
 
-def _viewed(node: Node, position: int, root: dict[Value, Value]) -> Value | None:
-    """The value whose buffer an output shares, where its node is a view."""
-    if node.op.name not in VIEWS:
-        return None
-    return root.get(node.inputs[position])
-
-
 def _handed_on(node: Node) -> range:
     """Positions of the operands whose buffers the results take over."""
     name, attrs = node.op.name, node.attrs
@@ -188,12 +194,12 @@ def _handed_on(node: Node) -> range:
     return range(1 if name == "dynamic_update_slice" or name.startswith("scatter") else 0)
 
 
-def _inside(node: Node, known: dict[int, Liveness]) -> int:
+def _inside(node: Node, fused: bool, known: dict[int, Liveness]) -> int:
     """Bytes that the regions of a node need besides its operands and results."""
 
     def peak(region: Graph) -> Liveness:
         if id(region) not in known:
-            known[id(region)] = _liveness(region, frozenset(), known)
+            known[id(region)] = _liveness(region, frozenset(), fused, known)
         return known[id(region)]
 
     if node.op.name == "scan":

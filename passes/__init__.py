@@ -10,15 +10,20 @@ from .cse import Cse
 from .dce import Dce
 from .fold import Fold
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
+from .rematerialise import Rematerialise
 from .simplify import Simplify
 from .sink import Sink
 
 PASSES: Mapping[str, type[Any]] = MappingProxyType(
-    {each.name: each for each in (Canonicalise, Sink, Autodiff, Fold, Simplify, Cse, Dce)}
+    {
+        each.name: each
+        for each in (Canonicalise, Sink, Autodiff, Fold, Simplify, Cse, Dce, Rematerialise)
+    }
 )
 DEFAULT: tuple[Pass, ...] = (
     Canonicalise(),
     Sink(),
+    Cse(),
     Autodiff(),
     Fold(),
     Simplify(),
@@ -35,6 +40,7 @@ __all__ = [
     "Dce",
     "Fold",
     "Pass",
+    "Rematerialise",
     "Simplify",
     "Sink",
     "Stage",

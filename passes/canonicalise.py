@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
 from ..ir.builder import Builder
-from ..ir.graph import Graph, Node, Value
+from ..ir.graph import Graph, Literal, Node, Value
 from ..ir.ops.contraction import free_dims
 from .products import Products
 from .rewriter import rewrite
+
+SCALED = frozenset("add sub mul div max min".split())
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,24 @@ class Canonicalise:
 
     def __call__(self, graph: Graph) -> Graph:
         """Return the canonical graph, or `graph` itself when it is canonical."""
-        graph = rewrite(graph, _rule)
+        graph = rewrite(graph, _Rule())
         return rewrite(graph, Products(graph))
 
 
-def _rule(b: Builder, node: Node) -> Sequence[Value] | None:
+@dataclass(frozen=True)
+class _Rule:
+    """The rule for `rewrite`; knows the producers seen so far."""
+
+    made: dict[Value, Node] = field(default_factory=dict)
+
+    def __call__(self, b: Builder, node: Node) -> Sequence[Value] | None:
+        start = len(b.nodes)
+        found = _canonical(b, node, self.made)
+        self.made.update((v, n) for n in (node, *b.nodes[start:]) for v in n.outputs)
+        return found
+
+
+def _canonical(b: Builder, node: Node, made: Mapping[Value, Node]) -> Sequence[Value] | None:
     if node.op.name in ("jit", "closed_call", "eval_jaxpr"):
         outputs, _ = b.inline(node.regions[0], node.inputs, node.origin)
         return outputs
@@ -40,7 +55,26 @@ def _rule(b: Builder, node: Node) -> Sequence[Value] | None:
         return collapse_dot(b, node)
     if node.op.name == "conv_general_dilated":
         return pointwise_conv(b, node)
+    if node.op.name in SCALED:
+        return late_broadcast(b, node, made)
     return None
+
+
+def late_broadcast(b: Builder, node: Node, made: Mapping[Value, Node]) -> Sequence[Value] | None:
+    """f(broadcast(x), 2.0)  ->  broadcast(f(x, 2.0)).
+
+    So that `mean(x)` and `mean(x, keepdims=True)` share their division.
+    """
+    arrays = [v for v in node.inputs if not isinstance(v, Literal)]
+    source = made.get(arrays[0]) if len(arrays) == 1 else None
+    if source is None or source.op.name != "broadcast_in_dim" or node.attrs:
+        return None
+    small = source.inputs[0]
+    if isinstance(small, Literal) or small.type.weak or node.output.shape != arrays[0].shape:
+        return None
+    operands = [small if v is arrays[0] else v for v in node.inputs]
+    found = b.emit(node.op, operands)
+    return b.emit(source.op, found, source.attrs)
 
 
 def collapse_dot(b: Builder, node: Node) -> Sequence[Value] | None:

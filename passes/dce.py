@@ -43,7 +43,8 @@ class Dce:
         regions = tuple(map(self, node.regions))
         if all(new is old for new, old in zip(regions, node.regions, strict=True)):
             return node
-        return replace(node, regions=regions)
+        node = replace(node, regions=regions)
+        return _trim_scan(node, live) if node.op.name == "scan" else node  # reads less now
 
 
 def has_effects(node: Node) -> bool:

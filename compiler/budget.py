@@ -1,0 +1,195 @@
+"""A memory budget, and the closed loop: plan, compile, read the peak that XLA reports."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from math import inf
+from time import perf_counter
+from typing import Any
+
+import jax
+
+from ..ir.device import DEVICES, DeviceSpec
+from ..ir.errors import ArgumentError, BudgetError
+from ..ir.fingerprint import digest
+from ..ir.graph import Graph
+from ..ir.tables import bytes_text
+from ..passes.rematerialise import Candidate, Frontier
+from .memory_plan import MemoryPlan, choice_of, plan_of
+
+ROUNDS = 6
+MARGIN = 0.99  # of the budget, for a candidate that is chosen by the peak of another
+WORTH = 0.01  # of the time, that another round must be expected to gain
+
+_UNITS = {"": 1, **{f"{p}B": 1000**i for i, p in enumerate(("", "K", "M", "G", "T"))}}
+_UNITS |= {f"{p}iB": 1024**i for i, p in enumerate(("", "K", "M", "G", "T"))}
+
+
+def parse_bytes(budget: Any) -> int:
+    """Read a budget: bytes, or a string such as `"512MiB"`, `"6GB"`; `"auto"` is what is free.
+
+    Raises `ArgumentError`.
+    """
+    if isinstance(budget, str):
+        if budget == "auto":
+            return free_bytes()
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", budget)
+        if match and match[2] in _UNITS:
+            return int(float(match[1]) * _UNITS[match[2]])
+    elif isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
+        return budget
+    raise ArgumentError(
+        f"memory_budget wants bytes, or a string such as '512MiB', '6GB' or 'auto', got {budget!r}"
+    )
+
+
+def free_bytes() -> int:
+    """Bytes of memory that the default device has free; on a CPU, what the system tells."""
+    device = jax.devices()[0]
+    stats = device.memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    with open("/proc/meminfo") as lines:
+        for line in lines:
+            name, _, rest = line.partition(":")
+            if name == "MemAvailable":
+                return int(rest.split()[0]) * 1024
+    raise ArgumentError("memory_budget='auto' cannot tell how much memory is free here")
+
+
+def peak_bytes(stats: Any) -> int:
+    """Arguments + outputs + temporaries - aliased, as XLA reports them for an executable."""
+    return int(
+        stats.argument_size_in_bytes
+        + stats.output_size_in_bytes
+        + stats.temp_size_in_bytes
+        - stats.alias_size_in_bytes
+    )
+
+
+@dataclass
+class Fitting:
+    """The search for the fastest candidate whose peak, as XLA reports it, is within the budget.
+
+    `candidate` is the one to compile next, or the settled one; `seconds` went into planning.
+    """
+
+    frontier: Frontier
+    budget: int | None
+    candidate: Candidate
+    seconds: float = 0.0
+    pinned: bool = False
+    settled: bool = False
+    measured: list[tuple[Candidate, int]] = field(default_factory=list)
+
+    def measure(self, peak: int) -> bool:
+        """Take in the peak of the executable for `candidate`; settle, or choose the next.
+
+        Returns whether it is settled. Raises `BudgetError` when the leanest candidate does not fit.
+        """
+        self.measured.append((self.candidate, peak))
+        start = perf_counter()
+        following = None if self.pinned or self.budget is None else self._next(self.budget)
+        self.seconds += perf_counter() - start
+        if following is not None:
+            self.candidate = following
+            return False
+        able = [c for c, p in self.measured if self.budget is None or p <= self.budget]
+        if not able:
+            raise self._error(self.budget or 0)
+        self.candidate = min(able, key=lambda c: (c.seconds, c.bytes))
+        self.settled = True
+        return True
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """The plan as it stands."""
+        peak = next((p for c, p in self.measured if c is self.candidate), None)
+        return plan_of(self.frontier, self.candidate, self.budget, peak, len(self.measured))
+
+    def _next(self, budget: int) -> Candidate | None:
+        """The fastest candidate that should fit by what is known of XLA's peaks so far.
+
+        None when that is no faster than one that fits, or when there have been enough.
+        """
+        tried = {id(c) for c, _ in self.measured}
+        seconds = min((c.seconds for c, p in self.measured if p <= budget), default=inf)
+        low = max((c.bytes for c, p in self.measured if p <= budget), default=0)
+        high = min((c.bytes for c, p in self.measured if p > budget), default=inf)
+        if len(self.measured) < ROUNDS:
+            found = self.frontier.fastest(min(self._target(budget), high - 1))
+            faster = found is not None and found.seconds < seconds * (1 - WORTH)
+            if found is not None and faster and found.bytes > low and id(found) not in tried:
+                return found
+        leanest = self.frontier.leanest
+        return None if seconds < inf or id(leanest) in tried else leanest
+
+    def _target(self, budget: int) -> float:
+        """The predicted peak that should turn out as `budget`, as far as the nearest peak tells."""
+        candidate, peak = min(self.measured, key=lambda pair: abs(pair[1] - budget))
+        live = candidate.live
+        fixed = live.argument_bytes + live.output_bytes - live.donated_bytes
+        ratio = max(peak - fixed, 1) / max(candidate.bytes - fixed, 1)
+        return fixed + (budget - fixed) * MARGIN / ratio
+
+    def _error(self, budget: int) -> BudgetError:
+        candidate, minimum = min(self.measured, key=lambda pair: pair[1])
+        return BudgetError(
+            f"no schedule of {self.frontier.graph.name} fits the memory budget of "
+            f"{bytes_text(budget)}: the smallest peak found is {bytes_text(minimum)}\n"
+            f"{candidate.live}\n"
+            f"  give memory_budget={minimum} or more, donate arguments that are not used again, "
+            "or make the batch smaller",
+            minimum,
+        )
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What a user asked for: a budget in bytes, a plan to follow, or neither."""
+
+    budget: int | None = None
+    pinned: MemoryPlan | None = None
+
+    @property
+    def active(self) -> bool:
+        """True when programs are planned."""
+        return self.budget is not None or self.pinned is not None
+
+    def fitting(self, graph: Graph, donated: Collection[int]) -> Fitting | None:
+        """Begin the search for a graph's plan. Raises `ArgumentError` for a foreign plan."""
+        if not self.active:
+            return None
+        start = perf_counter()
+        frontier = Frontier(graph, device_spec(), frozenset(donated))
+        if self.pinned is None:
+            candidate = frontier.fastest(self.budget or 0) or frontier.leanest
+            return Fitting(frontier, self.budget, candidate, perf_counter() - start)
+        if self.pinned.program != digest(graph):
+            raise ArgumentError(
+                f"the plan was made for another program than this {graph.name}; plan it again"
+            )
+        candidate = frontier.of(choice_of(self.pinned))
+        budget = self.pinned.budget_bytes if self.budget is None else self.budget
+        return Fitting(frontier, budget, candidate, perf_counter() - start, pinned=True)
+
+
+def device_spec() -> DeviceSpec:
+    """What is known of the default device."""
+    kind = jax.devices()[0].device_kind.lower()
+    names = [name for name in DEVICES if name.replace("-", " ") in kind or name in kind]
+    return DEVICES[names[0] if names else "cpu"]
+
+
+def obeyed(options: dict[str, Any] | None) -> dict[str, Any] | None:
+    """XLA's options with which fences hold.
+
+    On CPU a pass expands them before the last merging of equal nodes, which undoes every plan.
+    """
+    if jax.default_backend() != "cpu":
+        return options
+    name = "xla_disable_hlo_passes"
+    passes = [*filter(None, str((options or {}).get(name, "")).split(",")), "cse_barrier_expander"]
+    return {**(options or {}), name: ",".join(passes)}

@@ -1,0 +1,135 @@
+"""What a planned program keeps, what it makes again, and why: read it, save it, pin it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..ir.errors import ArgumentError
+from ..ir.fingerprint import digest
+from ..ir.tables import bytes_text, table
+from ..passes.rematerialise import (
+    Candidate,
+    Choice,
+    Decision,
+    Frontier,
+    decisions,
+    step_from,
+    step_to,
+)
+
+_SHOWN = 14
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """The plan of one program. Bytes are peaks: arguments + outputs + temporaries - donated.
+
+    `measured_bytes` is XLA's report, after compilation; `baseline_bytes` the prediction without a
+    plan; `gap` how much slower the plan is than the bound on any plan, as a part of the step.
+    `timeline` are the predicted bytes at each node of the final graph.
+    """
+
+    budget_bytes: int | None
+    predicted_bytes: int
+    measured_bytes: int | None
+    lower_bound_bytes: int
+    gap: float
+    rounds: int
+    predicted_seconds: float
+    baseline_bytes: int
+    baseline_seconds: float
+    decisions: tuple[Decision, ...]
+    timeline: tuple[int, ...]
+    program: str
+    choice: dict[str, Any]
+    peak: str = ""
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> MemoryPlan:
+        """Read a plan that `save` wrote. Raises `ArgumentError` on anything else."""
+        try:
+            found = json.loads(Path(path).read_text())
+            found["decisions"] = tuple(Decision(**each) for each in found["decisions"])
+            found["timeline"] = tuple(found["timeline"])
+            plan = cls(**found)
+            choice_of(plan)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise ArgumentError(f"{path} holds no memory plan: {error}") from None
+        return plan
+
+    def __str__(self) -> str:
+        """One screen: the figures, what is live at the peak, what is made again."""
+        return "\n\n".join([self._figures(), self.peak, self._again()])
+
+    def _figures(self) -> str:
+        rows = [
+            ("predicted peak", bytes_text(self.predicted_bytes)),
+            ("without a plan", bytes_text(self.baseline_bytes)),
+            ("no plan below", bytes_text(self.lower_bound_bytes)),
+            ("time, of the plain step's", f"{self.predicted_seconds / self.baseline_seconds:.3f}"),
+            ("of that above any plan's", f"{self.gap:.3f}"),
+        ]
+        if self.measured_bytes is not None:
+            rows.insert(0, ("peak, by XLA", bytes_text(self.measured_bytes)))
+        if self.budget_bytes is not None:
+            rows.insert(0, ("budget", bytes_text(self.budget_bytes)))
+        return table(("memory plan", f"{self.rounds} compiled"), rows)
+
+    def _again(self) -> str:
+        groups: dict[tuple[str, str, str], list[Decision]] = {}
+        for each in self.decisions:
+            groups.setdefault((each.action, each.value, each.source), []).append(each)
+        rows = [
+            (
+                f"{action} {value} {source}".rstrip(),
+                str(len(found)),
+                bytes_text(sum(each.bytes for each in found)),
+                f"{1e3 * sum(each.seconds for each in found):.2f} ms",
+            )
+            for (action, value, source), found in groups.items()
+        ]
+        left = len(rows) - _SHOWN
+        more = [(f"{left} more", "", "", "")] if left > 0 else []
+        return table(("decision", "values", "bytes", "again"), rows[:_SHOWN] + more)
+
+
+def plan_of(
+    frontier: Frontier, candidate: Candidate, budget: int | None, peak: int | None, rounds: int
+) -> MemoryPlan:
+    """Describe a candidate."""
+    plain = frontier.plain
+    return MemoryPlan(
+        budget,
+        candidate.bytes,
+        peak,
+        frontier.floor,
+        frontier.gap(candidate),
+        rounds,
+        candidate.seconds,
+        plain.bytes,
+        plain.seconds,
+        tuple(decisions(frontier.graph, candidate.graph, frontier.spec.seconds)),
+        candidate.live.bytes,
+        digest(frontier.graph),
+        _written(candidate.choice),
+        str(candidate.live),
+    )
+
+
+def choice_of(plan: MemoryPlan) -> Choice:
+    """Return the choice that a plan holds."""
+    choice = plan.choice
+    step = choice["step"]
+    return Choice(choice["price"], choice["segment"], None if step is None else step_from(step))
+
+
+def _written(choice: Choice) -> dict[str, Any]:
+    step = None if choice.step is None else step_to(choice.step)
+    return {"price": choice.price, "segment": choice.segment, "step": step}

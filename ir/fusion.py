@@ -1,0 +1,63 @@
+"""What XLA makes inside the loops of its kernels, and what it puts in memory.
+
+An op that is fusible is made element by element inside the loop of whoever reads it, so that to
+do it again costs little and its result need not exist. Everything else is a kernel of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .cost import VIEWS
+from .graph import Graph, Literal, Node, Value
+from .ops import elementwise, special
+
+MOVES = frozenset(
+    "broadcast_in_dim iota constant reshape squeeze expand_dims copy stop_gradient name slice pad"
+    " transpose concatenate rev split".split()
+)
+FUSIBLE = MOVES | {op.name for op in (*elementwise.OPS, *special.OPS)}
+
+
+REDUCTIONS = frozenset(
+    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split()
+)
+CALLS = frozenset("jit closed_call custom_jvp_call custom_vjp_call".split())
+
+
+def is_fusible(node: Node) -> bool:
+    """True for an element-wise op, one that only moves data, and a call of a function of such."""
+    if node.op.name in CALLS:
+        return all(map(is_fusible, node.regions[0].nodes))
+    return node.op.name in FUSIBLE
+
+
+def free_values(inputs: Iterable[Value], nodes: Iterable[Node]) -> set[Value]:
+    """The inputs, and what fusible ops make of them and of constants: never worth keeping."""
+    found = set(inputs)
+    for node in nodes:
+        if is_fusible(node) and all(isinstance(v, Literal) or v in found for v in node.inputs):
+            found.update(node.outputs)
+    return found
+
+
+def inlined(graph: Graph) -> set[Value]:
+    """Values that exist inside the loop of their one reader alone: they take no memory."""
+    returned = set(graph.outputs)
+
+    def inside(value: Value) -> bool:
+        users = graph.users.get(value, ())
+        if len(users) != 1 or value in returned:
+            return False
+        (user,) = users
+        if user.op.name in VIEWS:
+            return user.op.name != "optimization_barrier" and inside(user.outputs[0])
+        return is_fusible(user) or user.op.name in REDUCTIONS
+
+    return {
+        value
+        for node in graph.nodes
+        if is_fusible(node) and node.op.name not in VIEWS
+        for value in node.outputs
+        if inside(value)
+    }

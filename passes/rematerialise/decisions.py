@@ -1,0 +1,92 @@
+"""What a schedule does, told for each value: kept for the backward pass, or made again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ...ir.fusion import CALLS, free_values, is_fusible
+from ...ir.graph import Graph, Node
+from ...ir.op import Op
+
+_HOLDERS = CALLS | {"scan", "while", "cond", "remat2", "optimization_barrier"}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of one value: `action` is save, recompute or offload.
+
+    `bytes` that keeping it takes; `seconds` that making it again takes, or would take, by the
+    roofline and over all the times.
+    """
+
+    value: str
+    action: str
+    bytes: int
+    seconds: float
+    source: str
+    scope: str
+    reason: str
+
+
+def decisions(before: Graph, after: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
+    """Compare a program with what a schedule made of it; the largest values come first."""
+    found = [*_saved(after, seconds), *_again(before, after, seconds)]
+    return sorted(found, key=lambda each: -each.bytes)
+
+
+def _saved(graph: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
+    late = {v for node in graph.nodes if node.phase != "forward" for v in node.inputs}
+    free = free_values(graph.inputs, graph.nodes)
+    found = []
+    for node in graph.nodes:
+        for value in node.outputs if node.phase == "forward" else ():
+            if value in late and value not in free:
+                time = seconds(node)
+                reason = f"made again it would cost {_milliseconds(time)}"
+                found.append(_told(node, "save", str(value.type), value.type.nbytes, time, reason))
+    return found
+
+
+def _again(before: Graph, after: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
+    was, now = _runs(before), _runs(after)
+    found = []
+    for key, (node, runs) in now.items():
+        more = runs - was.get(key, (node, 0))[1]
+        size = sum(value.type.nbytes for value in node.outputs)
+        if more <= 0 or node.phase == "forward" or not size:
+            continue
+        time = more * seconds(node)
+        reason = "made inside the loops that read it"
+        if not is_fusible(node):
+            reason = f"frees its memory for {_milliseconds(time)}"
+        kind = ", ".join(str(value.type) for value in node.outputs)
+        found.append(_told(node, "recompute", kind, size, time, reason))
+    return found
+
+
+def _told(node: Node, action: str, kind: str, size: int, time: float, reason: str) -> Decision:
+    name = f"{node.op.name} {kind}"
+    return Decision(name, action, size, time, node.source, node.scope, reason)
+
+
+def _runs(graph: Graph) -> dict[Any, tuple[Node, int]]:
+    """How often each op of each origin runs, in loops too, with the last such node."""
+    found: dict[tuple[Op, Any], tuple[Node, int]] = {}
+
+    def count(graph: Graph, times: int) -> None:
+        for node in graph.nodes:
+            if node.op.name not in _HOLDERS:
+                key = (node.op, node.origin)
+                found[key] = (node, found.get(key, (node, 0))[1] + times)
+            length = int(node.attrs["length"]) if node.op.name == "scan" else 1
+            for region in node.regions if node.op.name == "cond" else node.regions[:1]:
+                count(region, times * length)
+
+    count(graph, 1)
+    return found
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.2g} ms"

@@ -1,0 +1,281 @@
+"""The schedules of a program, fewer bytes for more seconds, written out when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from ...ir.device import DeviceSpec
+from ...ir.fusion import is_fusible
+from ...ir.graph import Graph, Node, Value
+from ...ir.liveness import Liveness, liveness
+from .joint import Joint, joint_of
+from .keep import kept
+from .replay import Replay, closure
+from .scans import leaner, lengths
+from .schedule import SLOTS, Link, Option, Schedules, Step
+from .segments import Chain, Segment, chain
+
+PRICES = 14  # of a second in bytes, each half of the one before
+STEPS = 33  # numbers of slots that are tried
+
+
+def prices(spec: DeviceSpec) -> list[float]:
+    """Bytes that a second is worth, from where saving is as fast as making again."""
+    return [4 * spec.bytes_per_s / 2**k for k in range(PRICES)]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a schedule is made of: how scans stack, and the steps along the chain.
+
+    `price` is None where scans are left alone; `step` is None for the program as it is.
+    """
+
+    price: float | None
+    segment: int
+    step: Step | None
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """A program under a schedule; `seconds` by the roofline. `before` has its scans alone."""
+
+    choice: Choice
+    before: Graph
+    graph: Graph
+    live: Liveness
+    seconds: float
+
+    @property
+    def bytes(self) -> int:
+        """Predicted peak: arguments, outputs and temporaries, less what is donated."""
+        return self.live.peak_bytes
+
+
+@dataclass
+class Frontier:
+    """The candidates for one joint graph on one device; `donated` are positions of inputs."""
+
+    graph: Graph
+    spec: DeviceSpec
+    donated: frozenset[int] = frozenset()
+
+    @cached_property
+    def plain(self) -> Candidate:
+        """The program as it is."""
+        return self.candidate(Choice(None, 0, None), self.graph, self.graph)
+
+    @cached_property
+    def treatments(self) -> list[Treatment]:
+        """What may be done to the scans, and the chain that is left."""
+        return [Treatment(self, price, segment, g) for price, segment, g in self._treated()]
+
+    def fastest(self, budget: float) -> Candidate | None:
+        """Return the fastest candidate whose predicted peak is within `budget`, or None."""
+        found = [c for t in self.treatments if (c := t.fastest(budget)) is not None]
+        return min(found, key=lambda c: (c.seconds, c.bytes), default=None)
+
+    @cached_property
+    def leanest(self) -> Candidate:
+        """The candidate of the lowest predicted peak."""
+        found = [t.leanest for t in self.treatments]
+        return min(found, key=lambda c: (c.bytes, c.seconds))
+
+    def of(self, choice: Choice) -> Candidate:
+        """Return the candidate for a choice, as from a saved plan."""
+        if choice.step is None:
+            return self.plain
+        graph = self.graph
+        if choice.price is not None:
+            graph = leaner(graph, self.spec, choice.price, choice.segment)
+        treatment = Treatment(self, choice.price, choice.segment, graph)
+        return treatment.under(choice.step)
+
+    @cached_property
+    def floor(self) -> int:
+        """Bytes that every schedule needs: what the caller sees, and one kernel at a time."""
+        live = self.plain.live
+        fixed = live.argument_bytes + live.output_bytes - live.donated_bytes
+        outside = {*self.graph.inputs, *self.graph.outputs}
+        kernels = [node for node in self.graph.nodes if not is_fusible(node)]
+        sizes = (
+            sum(v.type.nbytes for v in {*node.inputs, *node.outputs} - outside) for node in kernels
+        )
+        return fixed + max(sizes, default=0)
+
+    def gap(self, candidate: Candidate) -> float:
+        """How much longer a candidate takes than any schedule of its memory must, in plain steps.
+
+        What is not kept when the backward pass begins runs again: the price that values this
+        most gives the bound, by the duality of minimum cuts. Scans are taken as they are.
+        """
+        joint, spec = joint_of(candidate.before), self.spec
+        live = self.plain.live
+        room = candidate.bytes - live.argument_bytes - live.output_bytes + live.donated_bytes
+        bound = 0.0
+        for price in prices(spec):
+            keep = kept(joint, joint.forward, joint.required, spec.seconds, price)
+            again, _ = closure(joint, joint.required, keep)
+            over = sum(joint.bytes(v) for v in keep) - room
+            bound = max(bound, over / price + sum(map(spec.seconds, again)))
+        return (
+            candidate.seconds - sum(map(spec.seconds, candidate.before.nodes)) - bound
+        ) / self.plain.seconds
+
+    def _treated(self) -> Iterator[tuple[float | None, int, Graph]]:
+        """The graph, and that with leaner scans: the Pareto front of bytes and seconds."""
+        found: list[tuple[float | None, int, Graph]] = [(None, 0, self.graph)]
+        for segment in lengths(self.graph):
+            for price in prices(self.spec):
+                found.append((price, segment, leaner(self.graph, self.spec, price, segment)))
+        costs = [self._cost(graph) for _, _, graph in found]
+        seen: set[tuple[int, float]] = set()
+        for each, (size, seconds) in zip(found, costs, strict=True):
+            if (size, seconds) in seen:
+                continue
+            seen.add((size, seconds))
+            others = (cost for cost in costs if cost != (size, seconds))
+            if not any(s <= size and t <= seconds for s, t in others):
+                yield each
+
+    def _cost(self, graph: Graph) -> tuple[int, float]:
+        return liveness(graph, self.donated, fused=True).peak_bytes, sum(
+            map(self.spec.seconds, graph.nodes)
+        )
+
+    def candidate(self, choice: Choice, before: Graph, graph: Graph) -> Candidate:
+        """Measure a graph."""
+        seconds = sum(map(self.spec.seconds, graph.nodes))
+        return Candidate(choice, before, graph, liveness(graph, self.donated, fused=True), seconds)
+
+
+@dataclass
+class Treatment:
+    """A graph whose scans are settled, and the schedules of its chain."""
+
+    frontier: Frontier
+    price: float | None
+    segment: int
+    graph: Graph
+    _known: dict[Step, Candidate] = field(default_factory=dict)
+
+    @cached_property
+    def joint(self) -> Joint:
+        """The halves of the graph."""
+        return joint_of(self.graph)
+
+    @cached_property
+    def chain(self) -> Chain:
+        """Its segments."""
+        return chain(self.joint, self.frontier.spec.seconds)
+
+    @cached_property
+    def kept(self) -> list[list[frozenset[Value]]]:
+        """For each segment the sets of values to keep, from most to none."""
+        joint, spec = self.joint, self.frontier.spec
+        required = set(joint.required)
+        found = []
+        for segment in self.chain.segments:
+            own = [v for node in segment.forward for v in node.outputs if v in required]
+            sets = [kept(joint, segment.forward, own, spec.seconds, p) for p in prices(spec)]
+            found.append([*dict.fromkeys([*sets, frozenset[Value]()])])
+        return found
+
+    @cached_property
+    def schedules(self) -> Schedules:
+        """All schedules of the chain, by memory."""
+        pairs = zip(self.chain.segments, self.kept, strict=True)
+        links = [self._link(segment, sets) for segment, sets in pairs]
+        most = sum(link.entry + max(o.bytes for o in link.options) for link in links)
+        most += max(max(o.working for o in link.options) for link in links)
+        return Schedules(links, most)
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Numbers of slots to try, rising, that have a schedule."""
+        tried = np.unique(np.geomspace(1, SLOTS, 4 * STEPS).astype(int))
+        able = [int(n) for n in tried if np.isfinite(self.schedules.seconds(int(n)))]
+        return sorted({able[int(i)] for i in np.linspace(0, len(able) - 1, STEPS)}) if able else []
+
+    @cached_property
+    def leanest(self) -> Candidate:
+        """The candidate of the lowest peak among the smallest schedules, and the plain one."""
+        found = [self.candidate(n) for n in self.sizes[:6]]
+        return min([*found, self.plain], key=lambda c: (c.bytes, c.seconds))
+
+    @cached_property
+    def plain(self) -> Candidate:
+        """The graph without fences."""
+        choice = Choice(self.price, self.segment, None)
+        return self.frontier.candidate(choice, self.graph, self.graph)
+
+    def fastest(self, budget: float) -> Candidate | None:
+        """Return the fastest candidate within `budget`: the largest schedule that is."""
+        if self.leanest.bytes > budget:
+            return None
+        low, high = 0, len(self.sizes) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.candidate(self.sizes[middle]).bytes <= budget:
+                low = middle
+            else:
+                high = middle - 1
+        near = [self.candidate(n) for n in self.sizes[low : low + 3]]
+        able = [c for c in (*near, self.leanest) if c.bytes <= budget]
+        return min(able, key=lambda c: (c.seconds, c.bytes))
+
+    def candidate(self, slots: int) -> Candidate:
+        """Return the program under the best schedule within so many slots."""
+        return self.under(self.schedules.step(slots))
+
+    def under(self, step: Step) -> Candidate:
+        """Return the program under a schedule."""
+        if step not in self._known:
+            graph = Replay(self.joint, self.chain, self.kept).graph(self.graph.name, step)
+            choice = Choice(self.price, self.segment, step)
+            self._known[step] = self.frontier.candidate(choice, self.graph, graph)
+        return self._known[step]
+
+    def _link(self, segment: Segment, sets: Sequence[Collection[Value]]) -> Link:
+        """The segment in numbers."""
+        joint, spec, long = self.joint, self.frontier.spec, self.chain.long
+        options = []
+        for keep in sets:
+            have = {*keep, *segment.entry, *long}
+            again, _ = closure(joint, joint.reads(segment.rest), have)
+            size = sum(joint.bytes(v) for v in keep)
+            working = _peak(joint, [*again, *segment.rest], have)
+            options.append(Option(size, sum(map(spec.seconds, again)), working))
+        return Link(
+            sum(joint.bytes(v) for v in segment.entry),
+            sum(map(spec.seconds, segment.forward)),
+            _peak(joint, segment.forward, {*segment.entry, *long}),
+            tuple(options),
+        )
+
+
+def _peak(joint: Joint, nodes: Sequence[Node], have: Collection[Value]) -> int:
+    """Bytes at the peak of what `nodes` make and read; what is in `have` is counted elsewhere."""
+    last = {joint.root.get(v, v): i for i, node in enumerate(nodes) for v in node.inputs}
+    own = {v for node in nodes for v in node.outputs}
+    live = {
+        v: v.type.nbytes
+        for v in last
+        if v in joint.made and v not in own and v not in have and v not in joint.place
+    }
+    total = peak = sum(live.values())
+    for i, node in enumerate(nodes):
+        for value in node.outputs:
+            shares = joint.root.get(value, value) is not value
+            if value in last and value not in have and joint.bytes(value) and not shares:
+                live[value] = value.type.nbytes
+                total += value.type.nbytes
+        peak = max(peak, total)
+        for value in {joint.root.get(v, v) for v in node.inputs}:
+            if last[value] == i:
+                total -= live.pop(value, 0)
+    return peak

@@ -1,0 +1,200 @@
+"""When to keep, when to drop and when to run again, for a chain of segments: dynamic programming.
+
+    run(s, t)   segments s to t forward and backward, the entry of s being in memory
+        Last(o)         s = t: backward from what option o keeps of the forward run before
+        Keep(o, then)   forward s keeping o, run(s + 1, t), backward s
+        Drop(k, then, again)
+                        forward s to k - 1 keeping the entry of k alone, run(k, t), run(s, k - 1)
+
+Memory is cut into slots. What runs for the first time, on the way to the end of the chain, costs
+no extra time; all else does. On a uniform chain this is Revolve's binomial schedule.
+
+Source: Griewank and Walther 2000 (Revolve); Beaumont et al. 2019 (heterogeneous chains).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+SLOTS = 512
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to treat a segment: `bytes` are kept besides its entry.
+
+    `seconds` are spent to make again what is missing, within `working` bytes, cotangents included.
+    """
+
+    bytes: int
+    seconds: float
+    working: int
+
+
+@dataclass(frozen=True)
+class Link:
+    """A segment in numbers: bytes of its entry, seconds and working bytes of its forward run.
+
+    The last option keeps nothing.
+    """
+
+    entry: int
+    seconds: float
+    working: int
+    options: tuple[Option, ...]
+
+
+@dataclass(frozen=True)
+class Last:
+    """Backward of segment `at`, directly."""
+
+    at: int
+    option: int
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Forward of segment `at` keeping its option's values, then the rest, then its backward."""
+
+    at: int
+    option: int
+    then: Step
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Forward from `at` up to segment `to`, keeping that one's entry alone; both parts follow."""
+
+    at: int
+    to: int
+    then: Step
+    again: Step
+
+
+Step = Last | Keep | Drop
+
+
+@dataclass
+class Schedules:
+    """The fastest schedule of a chain for every memory up to `most` bytes, all at once."""
+
+    links: Sequence[Link]
+    most: int
+    _known: dict[object, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    @cached_property
+    def unit(self) -> int:
+        """Bytes of a slot."""
+        return max(1, -(-self.most // SLOTS))
+
+    @cached_property
+    def _classes(self) -> list[int]:
+        """Equal links have equal numbers."""
+        numbers: dict[Link, int] = {}
+        return [numbers.setdefault(link, len(numbers)) for link in self.links]
+
+    def seconds(self, slots: int) -> float:
+        """Extra time of the best schedule within so many slots; inf where there is none."""
+        return float(self._table(0, len(self.links) - 1)[0][slots])
+
+    def step(self, slots: int) -> Step:
+        """Return the best schedule within so many slots."""
+        return self._step(0, len(self.links) - 1, slots)
+
+    def _step(self, s: int, t: int, slots: int) -> Step:
+        choice = int(self._table(s, t)[1][slots])
+        if s == t:
+            return Last(s, choice)
+        if choice < 0:
+            option = self.links[s].options[~choice]
+            left = slots - self._slots(option.bytes) - self._slots(self.links[s + 1].entry)
+            return Keep(s, ~choice, self._step(s + 1, t, left))
+        k = s + choice
+        left = slots - self._slots(self.links[k].entry)
+        return Drop(s, k, self._step(k, t, left), self._step(s, k - 1, slots))
+
+    def _slots(self, size: int) -> int:
+        return -(-size // self.unit)
+
+    def _table(self, s: int, t: int) -> tuple[np.ndarray, np.ndarray]:
+        """Extra seconds, and the choice that gives them, for every number of slots."""
+        first = t == len(self.links) - 1
+        key = (first, *self._classes[s : t + 1])
+        if key not in self._known:
+            self._known[key] = self._leaf(s, first) if s == t else self._inner(s, t, first)
+        return self._known[key]
+
+    def _leaf(self, s: int, first: bool) -> tuple[np.ndarray, np.ndarray]:
+        best, choice = _empty()
+        options = list(enumerate(self.links[s].options))
+        for i, option in options if first else options[-1:]:
+            _offer(best, choice, i, option.seconds, self._slots(option.bytes + option.working))
+        return best, choice
+
+    def _inner(self, s: int, t: int, first: bool) -> tuple[np.ndarray, np.ndarray]:
+        best, choice = _empty()
+        link, entries = self.links[s], [self._slots(each.entry) for each in self.links]
+        rest, _ = self._table(s + 1, t)
+        forward = 0.0 if first else link.seconds
+        for i, option in enumerate(link.options):
+            held = self._slots(option.bytes) + entries[s + 1]
+            need = self._slots(option.bytes + option.working)
+            _offer(best, choice, ~i, _shifted(rest, held) + forward + option.seconds, need)
+        seconds, need = 0.0, 0
+        for k in range(s + 1, t + 1):
+            seconds += 0.0 if first else self.links[k - 1].seconds
+            need = max(need, self._slots(self.links[k - 1].working))
+            both = _shifted(self._table(k, t)[0], entries[k]) + self._table(s, k - 1)[0]
+            _offer(best, choice, k - s, both + seconds, need)
+        return best, choice
+
+
+def _empty() -> tuple[np.ndarray, np.ndarray]:
+    return np.full(SLOTS + 1, np.inf), np.zeros(SLOTS + 1, np.int16)
+
+
+def _shifted(table: np.ndarray, by: int) -> np.ndarray:
+    """What is left after `by` slots are taken."""
+    found = np.full_like(table, np.inf)
+    if by < len(table):
+        found[by:] = table[: len(table) - by]
+    return found
+
+
+def _offer(
+    best: np.ndarray, choice: np.ndarray, mark: int, seconds: float | np.ndarray, need: int
+) -> None:
+    """Take `seconds` where they are less than the best so far and `need` slots are there."""
+    offered = np.broadcast_to(seconds, best.shape)
+    better = offered < best
+    better[: min(need, len(best))] = False
+    best[better] = offered[better]
+    choice[better] = mark
+
+
+def step_to(step: Step) -> list[Any]:
+    """Return a schedule as plain lists, for JSON."""
+    match step:
+        case Last(at, option):
+            return ["last", at, option]
+        case Keep(at, option, then):
+            return ["keep", at, option, step_to(then)]
+        case Drop(at, to, then, again):
+            return ["drop", at, to, step_to(then), step_to(again)]
+
+
+def step_from(data: Any) -> Step:
+    """Read what `step_to` made. Raises `ValueError` on anything else."""
+    match data:
+        case ["last", int(at), int(option)]:
+            return Last(at, option)
+        case ["keep", int(at), int(option), then]:
+            return Keep(at, option, step_from(then))
+        case ["drop", int(at), int(to), then, again]:
+            return Drop(at, to, step_from(then), step_from(again))
+    raise ValueError(f"expected a step of a schedule, got {str(data)[:60]}")

@@ -1,0 +1,125 @@
+"""Cut the forward half where little crosses: a chain of segments, each with its backward part."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ...ir.fusion import is_fusible
+from ...ir.graph import Node, Value
+from .joint import Joint
+
+MOST = 128  # segments; the solver's time grows with their square
+SHARED = 0.1  # part of a cut's bytes that may also cross the next cut
+LONG = 0.25  # of the forward half: a value that lives longer crosses cuts without counting
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of the forward half and the part of the rest that differentiates it.
+
+    `entry` are the values that cross into it from the segments before.
+    """
+
+    entry: tuple[Value, ...]
+    forward: tuple[Node, ...]
+    rest: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Segments in order; `long` are the values that cross many cuts and are always kept."""
+
+    segments: tuple[Segment, ...]
+    long: frozenset[Value]
+
+
+def chain(joint: Joint, seconds: Callable[[Node], float]) -> Chain:
+    """Cut `joint` at the narrowest places between its kernels."""
+    crossing = _crossing(joint)
+    long = _long(joint, crossing)
+    local = [{v: n for v, n in values.items() if v not in long} for values in crossing]
+    cuts = _coarser(joint, _cuts(joint, local), seconds)
+    bounds = [-1, *cuts, len(joint.forward) - 1]
+    forward = [joint.forward[a + 1 : b + 1] for a, b in zip(bounds, bounds[1:], strict=False)]
+    entries = [(), *(tuple(local[cut]) for cut in cuts)]
+    rests = _rests(joint, cuts)
+    parts = zip(entries, forward, rests, strict=True)
+    return Chain(tuple(Segment(entry, f, tuple(r)) for entry, f, r in parts), long)
+
+
+def _crossing(joint: Joint) -> list[dict[Value, int]]:
+    """For each forward node, the values that exist after it and that later ones read, in bytes."""
+    last: dict[Value, int] = {}
+    for i, node in enumerate(joint.forward):
+        for value in node.inputs:
+            last[joint.root.get(value, value)] = i
+    live: dict[Value, int] = {}
+    found = []
+    for i, node in enumerate(joint.forward):
+        for value in node.outputs:
+            if joint.root[value] is value and joint.bytes(value) and last.get(value, i) > i:
+                live[value] = joint.bytes(value)
+        for value in dict.fromkeys(joint.root.get(v, v) for v in node.inputs):
+            if last[value] == i:
+                live.pop(value, None)
+        found.append(dict(live))
+    return found
+
+
+def _long(joint: Joint, crossing: Sequence[dict[Value, int]]) -> frozenset[Value]:
+    ends = {value: i for i, values in enumerate(crossing) for value in values}
+    limit = LONG * len(crossing)
+    return frozenset(v for v, end in ends.items() if end - joint.place[v] > limit)
+
+
+def _cuts(joint: Joint, local: Sequence[dict[Value, int]]) -> list[int]:
+    """Narrow places first, one between any two kernels, of values that no other cut shares."""
+    total = [sum(values.values()) for values in local]
+    kernels = [i for i, node in enumerate(joint.forward) if not is_fusible(node)]
+    chosen: list[int] = []
+    taken: set[int] = set()
+    for i in sorted(range(len(local) - 1), key=lambda i: (total[i], i)):
+        gap = bisect_left(kernels, i + 1)
+        if not 0 < gap < len(kernels) or gap in taken or not total[i]:
+            continue
+        at = bisect_left(chosen, i)
+        near = [local[k] for k in chosen[max(0, at - 1) : at + 1]]
+        if all(_shared(local[i], other) <= SHARED * total[i] for other in near):
+            insort(chosen, i)
+            taken.add(gap)
+    return chosen
+
+
+def _shared(values: dict[Value, int], others: dict[Value, int]) -> int:
+    return sum(values[v] for v in values.keys() & others.keys())
+
+
+def _coarser(joint: Joint, cuts: list[int], seconds: Callable[[Node], float]) -> list[int]:
+    """Leave out cuts so that no segment is shorter than its share of the time."""
+    times = [seconds(node) for node in joint.forward]
+    share = sum(times) / MOST
+    kept, since, position = [], 0.0, 0
+    for cut in cuts:
+        since += sum(times[position : cut + 1])
+        position = cut + 1
+        if since >= share:
+            kept.append(cut)
+            since = 0.0
+    return kept
+
+
+def _rests(joint: Joint, cuts: Sequence[int]) -> list[list[Node]]:
+    """The nodes of the rest by segment: that of the forward node they differentiate.
+
+    None comes before what it reads: the rest runs from the last segment to the first.
+    """
+    found: list[list[Node]] = [[] for _ in range(len(cuts) + 1)]
+    where: dict[Value, int] = {}
+    for node in joint.rest:
+        latest = min((where[v] for v in node.inputs if v in where), default=len(cuts))
+        at = min(latest, bisect_left(cuts, joint.source.get(node, len(joint.forward))))
+        found[at].append(node)
+        where.update(dict.fromkeys(node.outputs, at))
+    return found

@@ -1,0 +1,254 @@
+"""The planner: segments, what to keep, schedules, and that no schedule changes a value."""
+
+import itertools
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+
+from backpass import ArgumentError, ir
+from backpass.ir.device import DEVICES, device_named
+from backpass.ir.graph import Graph
+from backpass.passes import PASSES, Rematerialise, parse_pipeline
+from backpass.passes.pipeline import spelled
+from backpass.passes.rematerialise import Frontier, step_from, step_to
+from backpass.passes.rematerialise.joint import joint_of
+from backpass.passes.rematerialise.keep import kept
+from backpass.passes.rematerialise.replay import closure
+from backpass.passes.rematerialise.scans import leaner, lengths, pairs
+from backpass.passes.rematerialise.schedule import SLOTS, Drop, Keep, Last, Link, Option, Schedules
+from backpass.passes.rematerialise.segments import chain
+from passes.joints import LOSSES, joint, parameters, rows, sgd
+
+SPEC = DEVICES["cpu"]
+LAYERS, WIDTH, BATCH = 6, 16, 64
+
+
+@cache
+def graph_of(name):
+    return joint(sgd(LOSSES[name]), parameters(LAYERS, WIDTH), rows(BATCH, WIDTH))
+
+
+@cache
+def expected(name):
+    return run(graph_of(name))
+
+
+def run(graph: Graph):
+    return ir.evaluate(graph, *parameters(LAYERS, WIDTH), rows(BATCH, WIDTH))
+
+
+def same(name, graph):
+    ir.verify(graph)
+    for ours, theirs in zip(run(graph), expected(name), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-7)
+
+
+def test_a_chain_is_cut_between_its_products():
+    found = chain(joint_of(graph_of("mlp")), SPEC.seconds)
+    assert all(
+        sum(node.op.name == "dot_general" for node in segment.forward) <= 1
+        for segment in found.segments
+    )
+    assert len(found.segments) >= LAYERS
+    assert not found.long
+
+
+def test_what_jumps_over_the_cuts_is_long():
+    found = chain(joint_of(graph_of("skips")), SPEC.seconds)
+    assert [str(value.type) for value in found.long] == [f"f32[{BATCH},{WIDTH}]"] * len(found.long)
+    assert found.long
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_segments_hold_every_node_once_and_in_order(name):
+    whole = joint_of(graph_of(name))
+    found = chain(whole, SPEC.seconds).segments
+    assert [n for s in found for n in s.forward] == list(whole.forward)
+    rest = [n for s in reversed(found) for n in s.rest]
+    assert sorted(map(id, rest)) == sorted(map(id, whole.rest))
+    made = set(graph_of(name).inputs) | {v for n in whole.forward for v in n.outputs}
+    for node in rest:
+        assert all(isinstance(v, ir.Literal) or v in made for v in node.inputs)
+        made.update(node.outputs)
+
+
+def cost(whole, keep, price):
+    again, _ = closure(whole, whole.required, keep)
+    return sum(map(whole.bytes, keep)) + price * sum(map(SPEC.seconds, again))
+
+
+@pytest.mark.parametrize("price", [1e7, 1e8, 1e9, 1e10])
+@pytest.mark.parametrize("name", ["mlp", "skips"])
+def test_a_minimum_cut_is_no_worse_than_any_other_selection(name, price):
+    """Against random selections, and those one value away from it."""
+    whole = joint_of(graph_of(name))
+    best = kept(whole, whole.forward, whole.required, SPEC.seconds, price)
+    least = cost(whole, best, price)
+    values = [v for v in whole.place if whole.root[v] is v and whole.bytes(v)]
+    random = np.random.default_rng(0)
+    others = [best ^ {v} for v in values]
+    others += [{v for v in values if random.random() < 0.4} for _ in range(200)]
+    assert least <= min(cost(whole, other, price) for other in others) * (1 + 1e-6)
+
+
+def test_a_price_of_nothing_keeps_nothing():
+    whole = joint_of(graph_of("mlp"))
+    assert not kept(whole, whole.forward, whole.required, SPEC.seconds, 0.0)
+
+
+def revolve(steps, checkpoints):
+    """Extra forward steps of the best reversal. Source: Griewank and Walther 2000."""
+
+    @cache
+    def best(n, c):
+        if n <= 1:
+            return 0
+        if c == 0:
+            return n * (n - 1) // 2
+        return min(k + best(n - k, c - 1) + best(k, c) for k in range(1, n))
+
+    return best(steps, checkpoints)
+
+
+@pytest.mark.parametrize("length, checkpoints", [*itertools.product((5, 16, 33), (1, 2, 3, 5))])
+def test_a_uniform_chain_is_reversed_as_revolve_does(length, checkpoints):
+    """A slot for each checkpoint, for the entry of the last segment, and for its backward."""
+    links = [Link(1, 1.0, 0, (Option(0, 1.0, 1),))] * length
+    found = Schedules(links, SLOTS).seconds(checkpoints + 2)
+    assert found == revolve(length, checkpoints) + 1
+
+
+def every_schedule(links, s, t, first):
+    """All schedules of a chain as (extra seconds, slots), by brute force."""
+    link = links[s]
+    if s == t:
+        options = link.options if first else link.options[-1:]
+        return {(o.seconds, o.bytes + o.working) for o in options}
+    found = set()
+    run = 0.0 if first else link.seconds
+    for o in link.options:
+        for seconds, slots in every_schedule(links, s + 1, t, first):
+            held = o.bytes + links[s + 1].entry
+            found.add((run + o.seconds + seconds, max(held + slots, o.bytes + o.working)))
+    for k in range(s + 1, t + 1):
+        swept = 0.0 if first else sum(each.seconds for each in links[s:k])
+        need = max(each.working for each in links[s:k])
+        for a, m in every_schedule(links, k, t, first):
+            for b, n in every_schedule(links, s, k - 1, False):
+                found.add((swept + a + b, max(links[k].entry + m, n, need)))
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_schedules_are_the_best_of_all(seed):
+    random = np.random.default_rng(seed)
+
+    def link():
+        seconds = float(random.integers(1, 9))
+        sizes = sorted(random.integers(0, 12, 2).tolist(), reverse=True)
+        options = [Option(n, float(random.integers(0, 5)), 3) for n in sizes if n]
+        last = Option(0, seconds, int(random.integers(3, 9)))
+        return Link(int(random.integers(1, 5)), seconds, 2, (*options, last))
+
+    links = [link() for _ in range(4)]
+    every = every_schedule(links, 0, 3, True)
+    schedules = Schedules(links, SLOTS)
+    for slots in range(2, 60):
+        best = min((s for s, n in every if n <= slots), default=np.inf)
+        assert schedules.seconds(slots) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_no_schedule_changes_a_value(name):
+    frontier = Frontier(graph_of(name), SPEC)
+    seen = []
+    for budget in np.linspace(frontier.leanest.bytes, frontier.plain.bytes * 1.1, 7):
+        candidate = frontier.fastest(budget)
+        assert candidate.bytes <= budget
+        if candidate not in seen:
+            seen.append(candidate)
+            same(name, candidate.graph)
+    assert len(seen) > 1
+    assert frontier.leanest.bytes < frontier.plain.bytes
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_less_memory_takes_more_time(name):
+    frontier = Frontier(graph_of(name), SPEC)
+    budgets = np.linspace(frontier.leanest.bytes, frontier.plain.bytes, 9)
+    seconds = [frontier.fastest(budget).seconds for budget in budgets]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] > seconds[-1]
+    assert frontier.fastest(frontier.leanest.bytes - 1) is None
+
+
+@pytest.mark.parametrize("segment", [0, 2, 3])
+@pytest.mark.parametrize("name", ["scanned", "backwards"])
+def test_scans_that_stack_less_compute_the_same(name, segment):
+    graph = graph_of(name)
+    for price in (4e10, 1e9, 1e6):
+        lean = leaner(graph, SPEC, price, segment)
+        assert lean is not graph
+        same(name, lean)
+
+
+def test_a_scan_stacks_less_at_a_lower_price():
+    graph = graph_of("scanned")
+    dear, cheap = (
+        ir.liveness(leaner(graph, SPEC, price), fused=True).peak_bytes for price in (4e10, 1e5)
+    )
+    assert cheap < dear
+
+
+def test_segments_of_a_scan_divide_its_length():
+    assert lengths(graph_of("scanned")) == [0, 2, 3]
+    assert lengths(graph_of("mlp")) == []
+    assert [pair.forward.length for pair in pairs(graph_of("scanned"))] == [LAYERS]
+
+
+def test_a_mask_that_is_made_again_is_the_same_mask():
+    """Random bits come from their key, so that they may run twice; nothing else may change."""
+    graph = Frontier(graph_of("dropout"), SPEC).leanest.graph
+    drawn = [node.op.name for node in graph.walk()].count("random_bits")
+    assert drawn > [node.op.name for node in graph_of("dropout").walk()].count("random_bits")
+    same("dropout", graph)
+
+
+def test_nodes_with_effects_run_once():
+    def loss(params, x):
+        for w in params:
+            x = jax.numpy.tanh(x @ w)
+            jax.debug.callback(lambda value: None, x.sum())
+        return x.sum()
+
+    graph = joint(sgd(loss), parameters(LAYERS, WIDTH), rows(BATCH, WIDTH))
+    lean = Frontier(graph, SPEC).leanest.graph
+    calls = [sum(n.op.name == "debug_callback" for n in g.walk()) for g in (graph, lean)]
+    assert calls == [LAYERS, LAYERS]
+
+
+def test_steps_are_written_and_read():
+    step = Keep(0, 1, Drop(1, 3, Last(3, 0), Keep(1, 0, Last(2, 2))))
+    assert step_from(step_to(step)) == step
+    with pytest.raises(ValueError, match="expected a step"):
+        step_from(["keep", 1, "x"])
+
+
+def test_as_a_pass():
+    graph = graph_of("mlp")
+    budget = Frontier(graph, SPEC).leanest.bytes * 2
+    (planner,) = parse_pipeline(f"rematerialise{{budget={budget}}}", PASSES)
+    assert planner == Rematerialise(budget)
+    assert spelled([planner]) == f"rematerialise{{budget={budget}}}"
+    planned = planner(graph)
+    assert ir.liveness(planned, fused=True).peak_bytes <= budget
+    same("mlp", planned)
+    assert Rematerialise(1 << 40)(graph) is graph
+
+
+def test_devices_have_names():
+    assert device_named("h200").memory_bytes == 141 * 10**9
+    with pytest.raises(ArgumentError, match="there is no device 'h9'; known are"):
+        device_named("h9")
