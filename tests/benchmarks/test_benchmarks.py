@@ -122,6 +122,14 @@ def test_dispatch(load_benchmark, capsys):
     assert all(len(result.seconds["backpass"]) == 2 for result in results)
 
 
+def test_vjp(load_benchmark, capsys):
+    """A row for each op, the slowest first, and the median of all."""
+    results = load_benchmark("vjp").main(["--tiny", "--repeats", "2", "--calls", "1"])
+    assert sorted(result.op for result in results) == ["mul", "sin"]
+    assert results[0].whole.median >= results[1].whole.median > 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[0] == "median"
+
+
 def test_ratios_are_round_by_round(load_benchmark):
     """What slows a whole round changes nothing."""
     ratio = load_benchmark("measure").ratio([1.0, 10.0, 3.0], [2.0, 20.0, 6.0])
