@@ -13,29 +13,24 @@ from ...ir.fusion import is_fusible
 from ...ir.graph import Graph, Node, Value
 from ...ir.liveness import Liveness, liveness
 from .joint import Joint, joint_of
-from .keep import kept
-from .replay import Replay, closure
-from .scans import leaner, lengths
+from .keep import PRICES, closure, kept, ladder
+from .replay import Replay
+from .scans import Scans
 from .schedule import SLOTS, Link, Option, Schedules, Step
 from .segments import Chain, Segment, chain
 
-PRICES = 14  # of a second in bytes, each half of the one before
 STEPS = 33  # numbers of slots that are tried
-
-
-def prices(spec: DeviceSpec) -> list[float]:
-    """Bytes that a second is worth, from where saving is as fast as making again."""
-    return [4 * spec.bytes_per_s / 2**k for k in range(PRICES)]
 
 
 @dataclass(frozen=True)
 class Choice:
     """What a schedule is made of: how scans stack, and the steps along the chain.
 
-    `price` is None where scans are left alone; `step` is None for the program as it is.
+    `level` counts from what scans stack at most, None where they are left alone; `step` is None
+    for the program as it is.
     """
 
-    price: float | None
+    level: int | None
     segment: int
     step: Step | None
 
@@ -65,6 +60,11 @@ class Frontier:
     donated: frozenset[int] = frozenset()
 
     @cached_property
+    def scans(self) -> Scans:
+        """The scans of the graph."""
+        return Scans(self.graph, self.spec)
+
+    @cached_property
     def plain(self) -> Candidate:
         """The program as it is."""
         return self.candidate(Choice(None, 0, None), self.graph, self.graph)
@@ -72,7 +72,7 @@ class Frontier:
     @cached_property
     def treatments(self) -> list[Treatment]:
         """What may be done to the scans, and the chain that is left."""
-        return [Treatment(self, price, segment, g) for price, segment, g in self._treated()]
+        return [Treatment(self, level, segment, g) for level, segment, g in self._treated()]
 
     def fastest(self, budget: float) -> Candidate | None:
         """Return the fastest candidate whose predicted peak is within `budget`, or None."""
@@ -95,9 +95,9 @@ class Frontier:
         if choice.step is None:
             return self.plain
         graph = self.graph
-        if choice.price is not None:
-            graph = leaner(graph, self.spec, choice.price, choice.segment)
-        treatment = Treatment(self, choice.price, choice.segment, graph)
+        if choice.level is not None:
+            graph = self.scans.leaner(choice.level, choice.segment)
+        treatment = Treatment(self, choice.level, choice.segment, graph)
         return treatment.under(choice.step)
 
     @cached_property
@@ -122,7 +122,7 @@ class Frontier:
         live = self.plain.live
         room = candidate.bytes - live.argument_bytes - live.output_bytes + live.donated_bytes
         bound = 0.0
-        for price in prices(spec):
+        for price in (4 * spec.bytes_per_s / 2**k for k in range(PRICES)):
             keep = kept(joint, joint.forward, joint.required, spec.seconds, price)
             again, _ = closure(joint, joint.required, keep)
             over = sum(joint.bytes(v) for v in keep) - room
@@ -131,12 +131,12 @@ class Frontier:
             candidate.seconds - sum(map(spec.seconds, candidate.before.nodes)) - bound
         ) / self.plain.seconds
 
-    def _treated(self) -> Iterator[tuple[float | None, int, Graph]]:
+    def _treated(self) -> Iterator[tuple[int | None, int, Graph]]:
         """The graph, and that with leaner scans: the Pareto front of bytes and seconds."""
-        found: list[tuple[float | None, int, Graph]] = [(None, 0, self.graph)]
-        for segment in lengths(self.graph):
-            for price in prices(self.spec):
-                found.append((price, segment, leaner(self.graph, self.spec, price, segment)))
+        found: list[tuple[int | None, int, Graph]] = [(None, 0, self.graph)]
+        for segment in self.scans.segments:
+            for level in range(self.scans.levels):
+                found.append((level, segment, self.scans.leaner(level, segment)))
         costs = [self._cost(graph) for _, _, graph in found]
         seen: set[tuple[int, float]] = set()
         for each, (size, seconds) in zip(found, costs, strict=True):
@@ -163,7 +163,7 @@ class Treatment:
     """A graph whose scans are settled, and the schedules of its chain."""
 
     frontier: Frontier
-    price: float | None
+    level: int | None
     segment: int
     graph: Graph
     _known: dict[Step, Candidate] = field(default_factory=dict)
@@ -186,8 +186,7 @@ class Treatment:
         found = []
         for segment in self.chain.segments:
             own = [v for node in segment.forward for v in node.outputs if v in required]
-            sets = [kept(joint, segment.forward, own, spec.seconds, p) for p in prices(spec)]
-            found.append([*dict.fromkeys([*sets, frozenset[Value]()])])
+            found.append(ladder(joint, segment.forward, own, spec))
         return found
 
     @cached_property
@@ -215,7 +214,7 @@ class Treatment:
     @cached_property
     def plain(self) -> Candidate:
         """The graph without fences."""
-        choice = Choice(self.price, self.segment, None)
+        choice = Choice(self.level, self.segment, None)
         return self.frontier.candidate(choice, self.graph, self.graph)
 
     def fastest(self, budget: float) -> Candidate | None:
@@ -241,7 +240,7 @@ class Treatment:
         """Return the program under a schedule."""
         if step not in self._known:
             graph = Replay(self.joint, self.chain, self.kept).graph(self.graph.name, step)
-            choice = Choice(self.price, self.segment, step)
+            choice = Choice(self.level, self.segment, step)
             self._known[step] = self.frontier.candidate(choice, self.graph, graph)
         return self._known[step]
 

@@ -13,17 +13,92 @@ Source: Picard 1976 (selections as minimum cuts); Horace He's partitioner of PyT
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
+from ...ir.device import DeviceSpec
 from ...ir.graph import Node, Value
 from .joint import Joint
 
 _WHOLE = 1 << 28  # the finite capacities add up to this, as they are int32
 _ENDLESS = 1 << 30
+MOVES = 8  # between two sets on the hull
+
+
+PRICES = 14  # of a second in bytes, each half of the one before
+
+
+def ladder(
+    joint: Joint, nodes: Sequence[Node], required: Iterable[Value], spec: DeviceSpec
+) -> list[frozenset[Value]]:
+    """Sets of values of `nodes` to keep, from most to none: less memory for more time.
+
+    First those on the hull, by falling prices; between two of them one value after the other is
+    dropped (or taken), the one that frees most bytes for its seconds.
+    """
+    wanted = list(required)
+    prices = (4 * spec.bytes_per_s / 2**k for k in range(PRICES))
+    hull = [kept(joint, nodes, wanted, spec.seconds, price) for price in prices]
+    hull = list(dict.fromkeys([*hull, frozenset()]))
+    outside = {v for v in joint.place} - {v for node in nodes for v in node.outputs}
+
+    def cost(keep: frozenset[Value]) -> tuple[int, float]:
+        again, _ = closure(joint, wanted, keep | outside)
+        return sum(map(joint.bytes, keep)), sum(map(spec.seconds, again))
+
+    found = hull[:1]
+    for goal in hull[1:]:
+        found += [*_between(found[-1], goal, cost), goal]
+    return list(dict.fromkeys(found))
+
+
+def _between(
+    start: frozenset[Value],
+    goal: frozenset[Value],
+    cost: Callable[[frozenset[Value]], tuple[int, float]],
+) -> Iterator[frozenset[Value]]:
+    """Sets on the way from one to the other, each smaller than the one before."""
+    least, _ = cost(goal)
+    now, (size, seconds) = start, cost(start)
+    for _ in range(MOVES):
+        moves = []
+        for value in now ^ goal:
+            other = now ^ {value}
+            other_size, other_seconds = cost(other)
+            if least < other_size < size:
+                moves.append(((other_seconds - seconds) / (size - other_size), other_size, other))
+        if not moves:
+            return
+        _, size, now = min(moves, key=lambda move: move[:2])
+        seconds = cost(now)[1]
+        yield now
+
+
+def closure(
+    joint: Joint, wanted: Iterable[Value], have: Collection[Value]
+) -> tuple[list[Node], list[Value]]:
+    """The forward nodes to run to get `wanted`, in order, and which of `have` they start from."""
+    again: set[Node] = set()
+    read: set[Value] = set()
+    pending = [v for v in wanted if v in joint.place]
+    seen: set[Value] = set()
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in have:
+            read.add(value)
+            continue
+        node = joint.forward[joint.place[value]]
+        if node not in again:
+            again.add(node)
+            pending += [v for v in node.inputs if v in joint.place]
+    ordered = sorted(again, key=lambda node: joint.place[node.outputs[0]])
+    return ordered, sorted(read, key=joint.place.__getitem__)
 
 
 def kept(
