@@ -20,7 +20,7 @@ demo: $(VENV)/examples.stamp ## train a small GPT; says where its loss curve and
 	$(PY) examples/gpt.py
 
 test: lint ## ruff, mypy and every test
-	$(RUN) pytest -n 2
+	$(RUN) pytest -n 2 --dist worksteal
 
 lint: $(VENV)/dev.stamp types ## ruff and mypy
 	$(RUN) ruff check .

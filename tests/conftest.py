@@ -1,19 +1,19 @@
 """What holds for every test: devices, how the tree is collected, how hypothesis draws."""
 
-import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from quick import quickly, set_flags
+
 # `python -m pytest` puts the root first, where `ir` is the package's layer and not `tests/ir`.
 ROOT = Path(__file__).parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
-# JAX reads this at its first computation: programs for many devices run on eight pretended ones.
-EIGHT = "--xla_force_host_platform_device_count=8"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {EIGHT}".strip()
+set_flags()
 
 settings.register_profile("test", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=2000, print_blob=True)
@@ -31,6 +31,12 @@ class PlainCheckout:
     @pytest.hookimpl
     def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Dir | None:
         return pytest.Dir.from_parent(parent, path=path) if path == parent.config.rootpath else None
+
+
+@pytest.fixture
+def quick() -> Iterator[None]:
+    with quickly():
+        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -57,8 +57,10 @@ class Reverse:
         """Tell which outputs depend differentiably on the active inputs."""
         live = {v for v, a in zip(region.inputs, active, strict=True) if a and v.type.is_inexact}
         for node in region.nodes:
-            if not live.isdisjoint(node.inputs) and propagates(node):
-                live.update(v for v in node.outputs if v.type.is_inexact)
+            needs = [value in live for value in node.inputs]
+            if any(needs) and propagates(node):
+                reached = zip(node.outputs, self.reached(node, needs), strict=True)
+                live.update(v for v, on in reached if on and v.type.is_inexact)
         return [value in live for value in region.outputs]
 
     def inline(

@@ -160,3 +160,15 @@ def test_the_allocator_is_fixed_by_starting_again(load_benchmark, monkeypatch):
         monkeypatch.setenv(name, text)
     measure.fix_allocator(keep_default=False)
     assert len(started) == 1
+
+
+def test_memory(load_benchmark, tmp_path, capsys):
+    """Every peak is within its budget, and rivals that fit are named."""
+    path = tmp_path / "memory.json"
+    arguments = ["--tiny", "--budgets", "3", "--repeats", "2", "--json", str(path)]
+    rows = load_benchmark("memory").main(arguments)
+    assert len(rows) == 3 and all(row.peak <= row.budget for row in rows)
+    assert rows[0].policy != "none fits" and rows[0].time > 0
+    told = capsys.readouterr().out
+    assert "peak within the budget        3" in told
+    assert [row["model"] for row in json.loads(path.read_text())["results"]] == ["mlp"] * 3

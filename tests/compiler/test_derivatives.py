@@ -1,6 +1,6 @@
 """vjp, jvp, linearize, Jacobians and Hessians: JAX's signatures, trees, types and nesting."""
 
-import functools
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import backpass as bp
+from quick import quickly
 
 X = np.arange(1.0, 7.0, dtype=np.float32).reshape(2, 3) / 3
 TREE = {"a": X, "b": (X[0], np.float32(2))}
@@ -17,7 +18,7 @@ FLOAT0 = jax.dtypes.float0
 
 @pytest.fixture(autouse=True)
 def x64():
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), quickly():
         yield
 
 
@@ -79,28 +80,34 @@ COMBINATIONS = [  # bp.compile wants a function that computes something
 ]
 
 
+def pulled(fun, vjp):
+    def run(*args):
+        y, pullback = vjp(fun, *args)
+        return y, [ct for ct in pullback(cotangent_like(y)) if not is_float0(ct)]
+
+    return run
+
+
+def cotangent_like(y):
+    return jax.tree.map(
+        lambda v: (
+            jnp.sin(v) + 1 if jnp.issubdtype(v.dtype, jnp.inexact) else np.zeros(v.shape, FLOAT0)
+        ),
+        y,
+    )
+
+
+@cache
+def vjp_of_jax(name):
+    fun, args = FUNCTIONS[name]
+    return jax.jit(pulled(fun, jax.vjp))(*args)
+
+
 @pytest.mark.parametrize("name, way", COMBINATIONS)
 def test_vjp(name, way):
     fun, args = FUNCTIONS[name]
 
-    def pulled(vjp):
-        def run(*args):
-            y, pullback = vjp(fun, *args)
-            return y, [ct for ct in pullback(cotangent_like(y)) if not is_float0(ct)]
-
-        return run
-
-    def cotangent_like(y):
-        return jax.tree.map(
-            lambda v: (
-                jnp.sin(v) + 1
-                if jnp.issubdtype(v.dtype, jnp.inexact)
-                else np.zeros(v.shape, FLOAT0)
-            ),
-            y,
-        )
-
-    same(WAYS[way](pulled(bp.vjp))(*args), jax.jit(pulled(jax.vjp))(*args))
+    same(WAYS[way](pulled(fun, bp.vjp))(*args), vjp_of_jax(name))
 
 
 def is_float0(x):
@@ -163,13 +170,19 @@ TRANSFORMS = {
 }
 
 
+@cache
+def jacobian_of_jax(name, transform):
+    fun, x = SCALAR[name]
+    return jax.jit(transform(fun))(x)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("name", SCALAR)
 def test_jacobians_of_a_scalar(name, transform, way):
     fun, x = SCALAR[name]
     ours, theirs = TRANSFORMS[transform]
-    same(WAYS[way](ours(fun))(x), theirs(fun)(x))
+    same(WAYS[way](ours(fun))(x), jacobian_of_jax(name, theirs))
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
@@ -179,7 +192,8 @@ def test_jacobians_by_argnums(transform, argnums):
         return {"o": jnp.outer(x[0], y) * scale, "s": jnp.sum(x) * y}
 
     ours, theirs = TRANSFORMS[transform]
-    same(ours(fun, argnums)(X, X[1], scale=2.0), theirs(fun, argnums)(X, X[1], scale=2.0))
+    expected = jax.jit(theirs(fun, argnums))(X, X[1], scale=2.0)
+    same(ours(fun, argnums)(X, X[1], scale=2.0), expected)
 
 
 def test_holomorphic():
@@ -240,13 +254,15 @@ NESTS = {
 }  # fmt: skip
 
 
+@cache
+def nested_of_jax(name):
+    return jax.jit(lambda x: NESTS[name](jax, x))(X)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", NESTS)
 def test_nesting(name, way):
-    def run(d):
-        return lambda x: NESTS[name](d, x)
-
-    same(WAYS[way](run(bp))(X), jax.jit(run(jax))(X))
+    same(WAYS[way](lambda x: NESTS[name](bp, x))(X), nested_of_jax(name))
 
 
 ERRORS = {
@@ -297,7 +313,7 @@ def test_python_side_of_numbers():
 
 def test_a_traced_pullback_shows_what_it_computes():
     """As the call of a jaxpr of JAX's own would."""
-    precise = functools.partial(jax.lax.dot, precision=jax.lax.Precision.HIGHEST)
+    precise = partial(jax.lax.dot, precision=jax.lax.Precision.HIGHEST)
     y, pull = bp.vjp(precise, jnp.ones((2, 3)), jnp.ones((3, 4)))
     told = str(jax.make_jaxpr(pull)(y))
     assert told.count("dot_general[") == 2 and "Precision.HIGHEST" in told

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec as P
 
 import backpass as bp
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 X = np.array([0.5, -1.0, 2.0], np.float32)
 PARAMS = {"w": np.ones((3, 2), np.float32), "b": {"c": np.zeros(2, np.float32), "none": None}}
@@ -61,7 +62,7 @@ CASES = {
         lambda t: jnp.sum(t["x"]) * t["n"], ({"x": X, "n": np.int32(3)},), {"allow_int": True}
     ),
     "booleans": (lambda m: jnp.sum(jnp.where(m, X, 0)), (X > 0,), {"allow_int": True}),
-    "holomorphic": (lambda z: jnp.sum(z**3 + jnp.exp(z)), (X + 1j,), {"holomorphic": True}),
+    "holomorphic": (lambda z: jnp.sum(z**3 + jnp.exp(z)), (np.complex64(X + 1j),), {"holomorphic": True}),
     "complex": (lambda z: jnp.sum(jnp.abs(z) ** 2 + z.real), (np.complex64(X + 2j),), {}),
     "bfloat16": (lambda x: jnp.sum(x * x), (jnp.bfloat16(X),), {}),
     "float16 to float32": (lambda x: jnp.sum(x.astype(jnp.float32) ** 2), (np.float16(X),), {}),
@@ -82,15 +83,19 @@ WAYS = {
 }
 
 
+@functools.cache
+def signature_of_jax(name, transform):
+    fun, args, options = CASES[name]
+    return jax.jit(transform(fun, **options))(*args)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CASES)
 def test_signature(name, kind, way):
     fun, args, options = CASES[name]
     ours, theirs = KINDS[kind]
-    if options.get("holomorphic"):
-        args = tuple(np.complex64(x) for x in args)
-    same(WAYS[way](ours(fun, **options))(*args), jax.jit(theirs(fun, **options))(*args))
+    same(WAYS[way](ours(fun, **options))(*args), signature_of_jax(name, theirs))
 
 
 def test_keywords_and_defaults():
@@ -185,48 +190,24 @@ AROUND = {
 }
 
 
+@functools.cache
+def by_jax(program):
+    return jax.jit(lambda: program(jax.grad))()
+
+
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("name", NESTS)
 def test_nested(name, around):
     found = AROUND[around](lambda: NESTS[name](bp.grad))
-    same(found, jax.jit(lambda: NESTS[name](jax.grad))())
-
-
-MESH = jax.make_mesh((1,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-COLLECTIVE = {
-    "psum in vmap": lambda g: jax.vmap(
-        g(lambda v: jnp.sum(v * jax.lax.psum(v, "i"))), axis_name="i"
-    )(np.stack([X, X])),
-    "pmean in vmap": lambda g: jax.vmap(
-        g(lambda v: jnp.sum((v - jax.lax.pmean(v, "i")) ** 2)), axis_name="i"
-    )(np.stack([X, 2 * X])),
-    "gradient of shard_map": lambda g: g(
-        lambda w: jax.shard_map(
-            lambda w, x: jax.lax.psum(jnp.sum((w * x) ** 2), "d"),
-            mesh=MESH, in_specs=(P(), P("d")), out_specs=P(),
-        )(w, X)
-    )(X),
-}  # fmt: skip
-
-
-def inside_shard_map():
-    def mean(w, x):
-        return jax.lax.pmean(bp.grad(lambda w: jnp.sum((w * x) ** 2))(w), "d")
-
-    return jax.shard_map(mean, mesh=MESH, in_specs=(P(), P("d")), out_specs=P())(X, X)
-
-
-@pytest.mark.parametrize("around", AROUND)
-@pytest.mark.parametrize("name", COLLECTIVE)
-def test_collectives(name, around):
-    """On several devices: tests/compiler/test_sharding.py."""
-    found = AROUND[around](lambda: COLLECTIVE[name](bp.grad))
-    same(found, jax.jit(lambda: COLLECTIVE[name](jax.grad))())
+    same(found, by_jax(NESTS[name]))
 
 
 @pytest.mark.parametrize("around", AROUND)
 def test_collective_without_a_derivative(around):
-    """A clear error that names the op and its line, as JAX has none either."""
+    """A clear error that names the op and its line, as JAX has none either.
+
+    Those with one are in tests/compiler/test_sharding.py.
+    """
 
     def call():
         grad = bp.grad(lambda v: jnp.sum(v * jax.lax.pmax(v, "i")))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import backpass as bp
-from compiler.parallel import MAPS, NAMED, WITHIN, V, W, X, loss, mapped, mesh
+from compiler.parallel import MAPS, NAMED, WITHIN, Program, V, W, X, loss, mapped, mesh
+from quick import quickly
 
 AROUND = {
     "eager": lambda call: call(),
@@ -23,7 +25,7 @@ AROUND = {
 
 @pytest.fixture(autouse=True)
 def wide() -> Iterator[None]:
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), quickly():
         yield
 
 
@@ -34,6 +36,11 @@ def close(found, expected) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9)
 
 
+@cache
+def by_jax(program: Program):
+    return jax.jit(lambda: program(jax.grad))()
+
+
 def test_there_are_eight_places():
     assert jax.device_count() >= 8
 
@@ -42,21 +49,21 @@ def test_there_are_eight_places():
 @pytest.mark.parametrize("name", MAPS)
 def test_gradient_of_a_map(name, around):
     found = AROUND[around](lambda: MAPS[name](bp.grad))
-    close(found, jax.jit(lambda: MAPS[name](jax.grad))())
+    close(found, by_jax(MAPS[name]))
 
 
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("name", WITHIN)
 def test_gradient_within_a_map(name, around):
     found = AROUND[around](lambda: WITHIN[name](bp.grad))
-    close(found, jax.jit(lambda: WITHIN[name](jax.grad))())
+    close(found, by_jax(WITHIN[name]))
 
 
 @pytest.mark.parametrize("around", AROUND)
 @pytest.mark.parametrize("name", NAMED)
 def test_gradient_along_a_named_axis(name, around):
     found = AROUND[around](lambda: NAMED[name](bp.grad))
-    close(found, jax.jit(lambda: NAMED[name](jax.grad))())
+    close(found, by_jax(NAMED[name]))
 
 
 def test_compiled_function_within_a_map():

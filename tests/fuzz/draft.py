@@ -18,7 +18,6 @@ BOUND = 6.0
 GAP = 0.02  # between values that an extremum or a sort compares
 
 Test = Callable[[Any], bool]
-_FUNCTIONS: dict[str, Callable[..., Any]] = {}
 _SCOPE = compiled(PREAMBLE)
 
 

@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fuzz.draft import Draft, Rejected
+from fuzz.draft import LARGEST, Draft, Rejected
 from fuzz.programs import Program
 
-Body = Callable[[Draft], list[int]]
+Outs = Callable[[Draft], list[int]]
 DEEPEST = 2
 
 
-def body(d: Draft, inputs: Sequence[np.ndarray], outs: Callable[[Draft], list[int]]) -> Program:
+def body(d: Draft, inputs: Sequence[np.ndarray], outs: Outs) -> Program:
     """A drawn function of `inputs`; `outs` chooses, or makes, its outputs."""
     from fuzz.generate import grow
 
@@ -34,6 +34,11 @@ def shaped(inner: Draft, like: np.ndarray, mix: int) -> int:
     return inner.emit(f"jnp.tanh($0 - jnp.mean($1)).astype(np.{kind.name})", mix, i)
 
 
+def of_rows(rows: np.ndarray) -> Outs:
+    """One output for each row, few enough of them together."""
+    return lambda inner: [inner.real(lambda x: x.size * len(rows) <= LARGEST)]
+
+
 def scan(d: Draft) -> None:
     """Carry and slices, closing over a value; in reverse or unrolled at times."""
     xs = d.real(lambda x: x.ndim > 0 and 1 < x.shape[0] < 5)
@@ -41,8 +46,7 @@ def scan(d: Draft) -> None:
     rows = d.values[xs]
 
     def outs(inner: Draft) -> list[int]:
-        new = shaped(inner, d.values[carry], 1)
-        return [new, inner.real(lambda x: x.size * rows.shape[0] <= 24)]
+        return [shaped(inner, d.values[carry], 1), *of_rows(rows)(inner)]
 
     step = body(d, [d.values[held], d.values[carry], rows[0]], outs)
     options = d.one_of("", ", reverse=True", ", unroll=2", ", reverse=True, unroll=True")
@@ -200,11 +204,7 @@ def vmap(d: Draft) -> None:
     i = d.real(lambda x: x.ndim > 0 and 0 < x.shape[0] < 5)
     j = d.real()
     rows = d.values[i]
-
-    def outs(inner: Draft) -> list[int]:
-        return [inner.real(lambda x: x.size * rows.shape[0] <= 24)]
-
-    inner = body(d, [rows[0], d.values[j]], outs)
+    inner = body(d, [rows[0], d.values[j]], of_rows(rows))
     axis = d.one_of(0, 0, -1)
     d.emit(f"jax.vmap($f0, in_axes=(0, None), out_axes={axis})($0, $1)[0]", i, j, bodies=[inner])
 
@@ -212,11 +212,7 @@ def vmap(d: Draft) -> None:
 def mapped(d: Draft) -> None:
     i = d.real(lambda x: x.ndim > 0 and 0 < x.shape[0] < 5)
     rows = d.values[i]
-
-    def outs(inner: Draft) -> list[int]:
-        return [inner.real(lambda x: x.size * rows.shape[0] <= 24)]
-
-    inner = body(d, [rows[0]], outs)
+    inner = body(d, [rows[0]], of_rows(rows))
     d.emit("lax.map(lambda x: $f0(x)[0], $0)", i, bodies=[inner])
 
 
@@ -264,7 +260,7 @@ def activation(d: Draft) -> None:
 
 
 def normalised(d: Draft) -> None:
-    i = d.real(lambda x: x.ndim > 0 and x.shape[-1] > 1)
+    i = d.real(lambda x: x.ndim > 0 and x.shape[-1] > 1 and x.size > 0)
     if np.ptp(d.values[i]) < 0.2:
         raise Rejected
     name = d.one_of("softmax", "log_softmax", "standardize", "logsumexp")

@@ -6,6 +6,9 @@ import numpy as np
 
 from fuzz.draft import Draft, Rejected
 
+# Ties at every point, and smooth all the same: each element ties with itself.
+TWICE = "jnp.repeat($0, 2, axis="
+
 
 def _any(d: Draft, ndim: int = 0) -> int:
     """A value to move about: mostly real, sometimes complex or of integers."""
@@ -142,13 +145,15 @@ def roll(d: Draft) -> None:
 def reduce(name: str, d: Draft) -> None:
     i = d.real(lambda x: x.size > 0)
     x = d.values[i]
-    axes = _axes(d, x.ndim)
+    axes, operand = _axes(d, x.ndim), "$0"
     if name in ("max", "min"):
         d.distinct(i)
+        if 0 in axes and d.chance(0.3):
+            operand = f"{TWICE}0)"
     d.emit(
         f"bind('reduce_{name}', [$0], {{'axes': {axes}, 'out_sharding': None}})[0]"
         if name == "sum"
-        else f"jnp.{name}($0, axis={axes})",
+        else f"jnp.{name}({operand}, axis={axes})",
         i,
     )
 
@@ -175,10 +180,13 @@ def logical(d: Draft) -> None:
 
 def running(name: str, d: Draft) -> None:
     i = d.real(lambda x: x.ndim > 0)
+    axis = d.integer(0, d.values[i].ndim - 1)
+    operand = "$0"
     if name in ("cummax", "cummin"):
         d.distinct(i)
-    axis = d.integer(0, d.values[i].ndim - 1)
-    d.emit(f"lax.{name}($0, axis={axis}, reverse={d.chance(0.5)})", i)
+        if d.chance(0.3):
+            operand = f"{TWICE}{axis})"
+    d.emit(f"lax.{name}({operand}, axis={axis}, reverse={d.chance(0.5)})", i)
 
 
 def dot(d: Draft) -> None:

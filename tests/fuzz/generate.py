@@ -45,7 +45,7 @@ def question(seed: int) -> Question:
     if rng.random() < 0.5:
         inputs.append(rng.integers(0, 4, SHAPES[rng.integers(4)]).astype(np.int32))
     draft = Draft(rng, inputs, exact)
-    grow(draft, int(rng.integers(4, 16)))
+    grow(draft, int(rng.integers(3, 16, 2).min()))  # most are small: time goes by the step
     return _asked(seed, draft)
 
 

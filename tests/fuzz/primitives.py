@@ -170,7 +170,7 @@ def _position(function: Any) -> Any:
 
 def _convolution(attrs: Attrs, x: np.ndarray, k: np.ndarray) -> Any:
     """As products of each kernel position with a strided slice."""
-    if x.dtype != k.dtype:
+    if x.dtype != k.dtype or not k.size:
         return None
     numbers = attrs["dimension_numbers"]
     x, k = x.transpose(numbers.lhs_spec), k.transpose(numbers.rhs_spec)
@@ -209,7 +209,12 @@ def _convolution(attrs: Attrs, x: np.ndarray, k: np.ndarray) -> Any:
 
 
 def _reduce(function: Any) -> Any:
-    return lambda attrs, x: function(x, axis=tuple(attrs["axes"])).astype(x.dtype)
+    """Of something: NumPy has no maximum of nothing."""
+
+    def run(attrs: Attrs, x: np.ndarray) -> Any:
+        return function(x, axis=tuple(attrs["axes"])).astype(x.dtype) if x.size else None
+
+    return run
 
 
 def _split(attrs: Attrs, x: np.ndarray) -> Any:

@@ -83,9 +83,6 @@ class Program:
         return Program(self.inputs, tuple(steps), tuple(number[i] for i in self.outputs))
 
 
-_COMPILED: dict[str, Any] = {}
-
-
 def compiled(text: str) -> dict[str, Any]:
     """Names that a text defines; a new namespace each time."""
     scope: dict[str, Any] = {}

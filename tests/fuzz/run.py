@@ -10,10 +10,11 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from traceback import format_exception
 
 import jax
 from tqdm import tqdm
@@ -22,15 +23,16 @@ from fuzz.generate import question
 from fuzz.oracle import Discarded, Expected, Wrong, check
 from fuzz.questions import Question
 from fuzz.shrink import shrunk
+from quick import set_flags
 
-COMPILED = 24  # one of so many programs goes through XLA as a whole
+COMPILED = 60  # two of so many programs go through XLA as a whole: a second each
 CHUNK = 20  # programs for each task
 LIFE = 3000  # programs for each process: JAX keeps some hundred kilobytes of each
 
 
 def way(seed: int) -> str:
     """How our answer is got."""
-    special = {7: "compiled", 15: "call"}.get(seed % COMPILED)
+    special = {7: "compiled", 37: "call"}.get(seed % COMPILED)
     return special or ("bare", "pipeline")[seed % 2]
 
 
@@ -66,6 +68,7 @@ def signature(q: Question, kind: str) -> str:
 
 def ready() -> None:
     """Double precision, and a quick compiler: a program runs but once."""
+    set_flags()
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)
 
@@ -91,6 +94,11 @@ def fuzz(seeds: Sequence[int], seconds: float) -> Report:
             report.outcomes["discarded"] += 1
             report.outcomes[f"discarded, {str(reason).splitlines()[0][:60]}"] += 1
             continue
+        except Exception as error:  # of the fuzzer's own: to be seen, and not to end a long run
+            report.outcomes["wrong"] += 1
+            report.failures[f"the fuzzer: {type(error).__name__} {error}"[:100]] += 1
+            report.texts[seed] = "".join(format_exception(error))
+            continue
         report.outcomes["right" if wrong is None else "wrong"] += 1
         if wrong is not None:
             small = smallest(q, way(seed), wrong.kind, seconds)
@@ -105,10 +113,9 @@ def reports(options: argparse.Namespace) -> Iterator[Report]:
     context = multiprocessing.get_context("spawn")
     last = options.seed + options.n
     chunks = [range(i, min(i + CHUNK, last)) for i in range(options.seed, last, CHUNK)]
-    with ProcessPoolExecutor(options.jobs, context, max_tasks_per_child=LIFE // CHUNK) as pool:
-        futures = [pool.submit(fuzz, chunk, options.shrink) for chunk in chunks]
-        for future in as_completed(futures):
-            yield future.result()
+    # Not `concurrent.futures`, whose pool may wait for ever once its processes have ended so.
+    with context.Pool(options.jobs, maxtasksperchild=LIFE // CHUNK) as pool:
+        yield from pool.imap_unordered(partial(fuzz, seconds=options.shrink), chunks)
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import pytest
 
 from fuzz.inject import by_cases, by_fuzzing, pool
 from fuzz.mutations import MUTATIONS, Mutation
+from quick import quickly
 
 pytestmark = pytest.mark.filterwarnings("ignore::backpass.ZeroGradientWarning")
 QUICK = ("sin: sine for cosine", "dot_general: no gradient by the second", "scan: not reversed")
@@ -14,10 +15,8 @@ QUICK = ("sin: sine for cosine", "dot_general: no gradient by the second", "scan
 
 @pytest.fixture(scope="module", autouse=True)
 def float64() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), quickly():
         yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

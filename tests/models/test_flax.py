@@ -10,7 +10,7 @@ from flax import nnx
 from flax.training import train_state
 
 import backpass as bp
-from models.comparison import QUICK, assert_close, assert_same_gradients, draw, weighted
+from models.comparison import assert_close, assert_same_gradients, draw, weighted
 from models.networks import cross_entropy, labels
 
 # Linen
@@ -115,7 +115,7 @@ def test_linen(name):
     module, shape = LINEN[name]
     x = labels(1, 7, 2, 5) if shape is None else draw(1, *shape)
     rngs = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    variables = jax.jit(module.init, compiler_options=QUICK)(rngs, x)
+    variables = jax.jit(module.init)(rngs, x)
     params = jax.tree.map(lambda v: v.astype(jnp.float64), variables["params"])
     state = {k: v for k, v in variables.items() if k != "params"}
 
@@ -130,7 +130,7 @@ def test_linen(name):
 def test_linen_train_state():
     """`TrainState` crosses the boundary as an argument and as a result."""
     module, x, y = Encoder(), draw(1, *SEQUENCE), draw(2, *SEQUENCE)
-    init = jax.jit(lambda key: module.init(key, x, train=False), compiler_options=QUICK)
+    init = jax.jit(lambda key: module.init(key, x, train=False))
     params = init(jax.random.key(0))["params"]
     state = train_state.TrainState.create(
         apply_fn=module.apply, params=params, tx=optax.adamw(1e-2)
@@ -147,8 +147,8 @@ def test_linen_train_state():
 
         return run
 
-    ours = bp.compile(step(bp.value_and_grad), compiler_options=QUICK)
-    theirs = jax.jit(step(jax.value_and_grad), compiler_options=QUICK)
+    ours = bp.compile(step(bp.value_and_grad))
+    theirs = jax.jit(step(jax.value_and_grad))
     found = expected = state
     for _ in range(3):
         (found, loss), (expected, reference) = ours(found, x, y), theirs(expected, x, y)

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import backpass as bp
-from models.comparison import QUICK, assert_close, batches, draw
+from models.comparison import assert_close, batches, draw
 from models.networks import Init, labels, mlp, mlp_params
 
 OPTIMISERS = {
@@ -63,8 +63,8 @@ def steps(names, value_and_grad):
 @pytest.mark.parametrize("names", batches(OPTIMISERS, 8).values(), ids=batches(OPTIMISERS, 8))
 def test_optimisers(names):
     params, x, y = mlp_params(Init(0), 3, 4, 2), draw(1, 5, 3), labels(2, 2, 5)
-    ours = bp.compile(steps(names, bp.value_and_grad), debug=True, compiler_options=QUICK)
-    theirs = jax.jit(steps(names, jax.value_and_grad), compiler_options=QUICK)
+    ours = bp.compile(steps(names, bp.value_and_grad), debug=True)
+    theirs = jax.jit(steps(names, jax.value_and_grad))
     found = expected = start = {name: (params, OPTIMISERS[name].init(params)) for name in names}
     for _ in range(3):
         found, expected = ours(found, x, y), theirs(expected, x, y)
@@ -90,8 +90,8 @@ def test_lbfgs_with_its_line_search():
 
         return run
 
-    ours = bp.compile(step(bp.value_and_grad), compiler_options=QUICK)
-    theirs = jax.jit(step(jax.value_and_grad), compiler_options=QUICK)
+    ours = bp.compile(step(bp.value_and_grad))
+    theirs = jax.jit(step(jax.value_and_grad))
     found = expected = (jnp.zeros(4), tx.init(jnp.zeros(4)))
     for _ in range(4):
         found, expected = ours(*found), theirs(*expected)
@@ -167,8 +167,8 @@ def test_losses(names):
         }
 
     x, y = draw(1, 3, 4), draw(2, 3, 4)
-    expected = jax.jit(slopes(jax.value_and_grad), compiler_options=QUICK)(x, y)
-    found = bp.compile(slopes(bp.value_and_grad), debug=True, compiler_options=QUICK)(x, y)
+    expected = jax.jit(slopes(jax.value_and_grad))(x, y)
+    found = bp.compile(slopes(bp.value_and_grad), debug=True)(x, y)
     assert_close(found, expected)
     for name, (_, grad) in expected.items():
         assert jnp.any(grad != 0), f"{name} tests nothing"

@@ -83,6 +83,7 @@ def convolutions() -> Iterator[Case]:
     yield Case("conv_general_dilated", grouped, plain | {"feature_group_count": 2}, "grouped")
     batched = x, real(3, 3, 4, 2, seed=1)
     yield Case("conv_general_dilated", batched, plain | {"batch_group_count": 2}, "batch groups")
+    yield Case("conv_general_dilated", (x, k), plain | {"rhs_dilation": (9, 9)}, "none fits")
 
 
 def symmetric(d: np.ndarray) -> np.ndarray:

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from quick import quickly
+
 
 @pytest.fixture
 def float64() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), quickly():
         yield
-    jax.config.update("jax_disable_most_optimizations", False)

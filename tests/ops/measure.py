@@ -1,7 +1,6 @@
 """One case's derivatives, ours and JAX's, in one compiled program: compiling takes the time."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +11,6 @@ from backpass.ir.evaluate import evaluate
 from ops.harness import Case, backward_graph, gradient_graph, operands, primal
 
 STEP = 1e-6
-# Where XLA still has the choice, this halves the time of compiling, which is nearly all.
-OLD = jax.__version_info__ < (0, 11)
-QUICKLY = {"xla_cpu_use_fusion_emitters": False} if OLD else {}
 
 
 class Derivatives(NamedTuple):
@@ -47,7 +43,7 @@ def derivatives(case: Case) -> Derivatives:
         by_xs, by_cts = jax.vjp(jax_first, xs, cts)[1](tuple(directions))
         return [*by_xs, *by_cts]
 
-    @partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jit
     def program(args, xs, cts, directions):
         def moved(step):
             return f(*(x + step * d for x, d in zip(xs, directions, strict=True)))

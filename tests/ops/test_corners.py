@@ -5,7 +5,6 @@ The cases here are made from those of the case table: the first of each op.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ from backpass.ir.ops import OPS, elementwise, special
 from backpass.ir.types import is_inexact, type_of
 from ops.cases import CASES
 from ops.harness import Case, backward_graph, operands, primal
-from ops.measure import QUICKLY, inner, like
+from ops.measure import inner, like
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -179,7 +178,7 @@ def test_scalars_empty_arrays_and_broadcasting(case: Case) -> None:
     cases = [replace(case, args=tuple(map(np.resize, case.args, shapes))) for shapes in pairs]
     cts = [cotangents(primal(small), operands(small), small) for small in cases]
 
-    @partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jit
     def program(cts: Any) -> Any:
         return [
             (evaluate(backward_graph(small), *small.args, *ct), _by_jax(small, ct))

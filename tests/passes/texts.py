@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from backpass.ir import Graph, evaluate, parse, verify
+from backpass.ir import Graph, parse, verify
+from fuzz.interpret import run_graph
 
 
 def graph(inputs: str, body: str) -> Graph:
@@ -33,7 +34,7 @@ def assert_same_values(found: Graph, expected: Graph, tolerance: float = 1e-6) -
     """Equal types and equal numbers on the same arguments."""
     assert [v.type.strong() for v in found.outputs] == [v.type.strong() for v in expected.outputs]
     args = arguments(expected)
-    for ours, theirs in zip(evaluate(found, *args), evaluate(expected, *args), strict=True):
+    for ours, theirs in zip(run_graph(found, *args), run_graph(expected, *args), strict=True):
         ours, theirs = (np.asarray(x).astype(np.float64) for x in (ours, theirs))
         np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
