@@ -17,6 +17,7 @@ from ..passes.rematerialise import Candidate, Frontier
 from .budget import device_spec, parse_bytes
 from .compile import CompiledFunction, compile
 from .memory_plan import MemoryPlan, plan_of
+from .program import collection_paused
 
 POINTS = 8  # budgets, where none are given
 
@@ -163,8 +164,9 @@ def plan(
         "donate_argnames": donate_argnames,
     }
     given = {key: value for key, value in given.items() if value is not None}
-    graph, donated = _unplanned(fun, passes, given).joint(args, kwargs)
-    return plans_of(Frontier(graph, spec, donated), sizes)
+    with collection_paused():
+        graph, donated = _unplanned(fun, passes, given).joint(args, kwargs)
+        return plans_of(Frontier(graph, spec, donated), sizes)
 
 
 def plans_of(frontier: Frontier, budgets: Sequence[int] | None = None) -> Plans:

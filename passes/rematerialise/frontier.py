@@ -59,6 +59,7 @@ class Frontier:
     spec: DeviceSpec
     donated: frozenset[int] = frozenset()
     _known_turns: dict[Graph, list[tuple[float, int, float]]] = field(default_factory=dict)
+    _known_regions: dict[int, Liveness] = field(default_factory=dict)
 
     @cached_property
     def clock(self) -> Clock:
@@ -161,14 +162,15 @@ class Frontier:
                 yield each
 
     def _cost(self, graph: Graph) -> tuple[int, float]:
-        return liveness(graph, self.donated, fused=True).peak_bytes, sum(
-            map(self.clock.seconds, graph.nodes)
-        )
+        return self._live(graph).peak_bytes, sum(map(self.clock.seconds, graph.nodes))
 
     def candidate(self, choice: Choice, before: Graph, graph: Graph) -> Candidate:
         """Measure a graph."""
         seconds = sum(map(self.clock.seconds, graph.nodes))
-        return Candidate(choice, before, graph, liveness(graph, self.donated, fused=True), seconds)
+        return Candidate(choice, before, graph, self._live(graph), seconds)
+
+    def _live(self, graph: Graph) -> Liveness:
+        return liveness(graph, self.donated, fused=True, known=self._known_regions)
 
 
 @dataclass
