@@ -216,6 +216,11 @@ def spec_of(device: jax.Device | DeviceSpec | str | None) -> DeviceSpec:
 
 def _unplanned(fun: Callable[..., Any], passes: Any, given: dict[str, Any]) -> CompiledFunction:
     """The function under the options given, and its own otherwise, without a budget."""
-    if isinstance(fun, CompiledFunction):
-        return fun.without_plan(passes, given)
-    return compile(fun, passes=passes, **given)
+    try:
+        if isinstance(fun, CompiledFunction):
+            return fun.without_plan(passes, given)
+        return compile(fun, passes=passes, **given)
+    except ArgumentError:
+        raise
+    except ValueError as error:  # JAX's, for positions that the function has not
+        raise ArgumentError(str(error).partition("\n")[0]) from None

@@ -101,7 +101,7 @@ def rotate(x: jax.Array) -> jax.Array:
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array) -> jax.Array:
-    """Causal attention of the queries from position `start` on: `[batch, q, groups, share, HEAD]`."""
+    """Causal attention of `q[batch, queries, groups, share, HEAD]`, the first one at `start`."""
     scores = jnp.einsum("bqgsh,bkgh->bgsqk", q, k, preferred_element_type=jnp.float32)
     asked = start + jnp.arange(q.shape[1])
     past = asked[:, None] >= jnp.arange(k.shape[1])
