@@ -178,9 +178,9 @@ class Planning:
         return Fitting(frontier, budget, candidate, perf_counter() - start, pinned=True)
 
 
-def device_spec() -> DeviceSpec:
-    """What is known of the default device."""
-    kind = jax.devices()[0].device_kind.lower()
+def device_spec(device: jax.Device | None = None) -> DeviceSpec:
+    """What is known of a device, or of the default one."""
+    kind = (device or jax.devices()[0]).device_kind.lower()
     names = [name for name in DEVICES if name.replace("-", " ") in kind or name in kind]
     return DEVICES[names[0] if names else "cpu"]
 

@@ -11,6 +11,7 @@ from typing import Any, overload
 import jax
 
 from ..ir.errors import ArgumentError, BudgetError
+from ..ir.graph import Graph
 from ..passes import DEFAULT, PASSES, Pass, Stage, parse_pipeline
 from ..passes.rematerialise import Candidate
 from ..runtime.lower import lowered
@@ -138,6 +139,16 @@ class CompiledFunction:
             lambda: self._lower_by_jax(args, kwargs),
             lambda: self._compile(args, kwargs),
         )
+
+    def joint(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Graph, frozenset[int]]:
+        """Return the graph that the planner gets, and the positions of its donated inputs."""
+        built = self._program(args, kwargs)
+        return built.passed[-1].graph, frozenset(self._donated(args, kwargs))
+
+    def without_plan(self, passes: Any, options: dict[str, Any]) -> CompiledFunction:
+        """Return this function with no budget, and with other passes and options where given."""
+        passes = self._passes if passes is None else passes
+        return compile(self._fun, passes=passes, **{**self._jit_options, **options})
 
     def explain(self) -> Explanation:
         """Return the traces so far, why each happened, and the seconds of each phase."""

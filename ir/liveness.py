@@ -95,13 +95,19 @@ class Liveness:
         return f"{node.op.name} {node.source}".rstrip()
 
 
-def liveness(graph: Graph, donated: Collection[int] = (), *, fused: bool = False) -> Liveness:
+def liveness(
+    graph: Graph,
+    donated: Collection[int] = (),
+    *,
+    fused: bool = False,
+    known: dict[int, Liveness] | None = None,
+) -> Liveness:
     """Live bytes of `graph`; `donated` are positions of inputs whose memory may be reused.
 
     As in JAX, a donated input is of use only to an output of its type. With `fused`, what XLA
-    fuses is left out, else every value counts.
+    fuses is left out, else every value counts. `known` remembers regions from one call to the next.
     """
-    return _liveness(graph, frozenset(donated), fused, {})
+    return _liveness(graph, frozenset(donated), fused, {} if known is None else known)
 
 
 def _liveness(

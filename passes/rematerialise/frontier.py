@@ -8,12 +8,12 @@ from functools import cached_property
 
 import numpy as np
 
-from ...ir.device import DeviceSpec
+from ...ir.device import Clock, DeviceSpec, clock
 from ...ir.fusion import is_fusible
 from ...ir.graph import Graph, Node, Value
 from ...ir.liveness import Liveness, liveness
 from .joint import Joint, joint_of
-from .keep import PRICES, closure, kept, ladder
+from .keep import Network, closure, ladder, prices
 from .replay import Replay
 from .scans import Scans
 from .schedule import SLOTS, Link, Option, Schedules, Step
@@ -58,11 +58,18 @@ class Frontier:
     graph: Graph
     spec: DeviceSpec
     donated: frozenset[int] = frozenset()
+    _known_turns: dict[Graph, list[tuple[float, int, float]]] = field(default_factory=dict)
+    _known_regions: dict[int, Liveness] = field(default_factory=dict)
+
+    @cached_property
+    def clock(self) -> Clock:
+        """The device, which remembers what each node takes."""
+        return clock(self.spec)
 
     @cached_property
     def scans(self) -> Scans:
         """The scans of the graph."""
-        return Scans(self.graph, self.spec)
+        return Scans(self.graph, self.clock)
 
     @cached_property
     def plain(self) -> Candidate:
@@ -118,18 +125,25 @@ class Frontier:
         What is not kept when the backward pass begins runs again: the price that values this
         most gives the bound, by the duality of minimum cuts. Scans are taken as they are.
         """
-        joint, spec = joint_of(candidate.before), self.spec
         live = self.plain.live
         room = candidate.bytes - live.argument_bytes - live.output_bytes + live.donated_bytes
-        bound = 0.0
-        for price in (4 * spec.bytes_per_s / 2**k for k in range(PRICES)):
-            keep = kept(joint, joint.forward, joint.required, spec.seconds, price)
-            again, _ = closure(joint, joint.required, keep)
-            over = sum(joint.bytes(v) for v in keep) - room
-            bound = max(bound, over / price + sum(map(spec.seconds, again)))
-        return (
-            candidate.seconds - sum(map(spec.seconds, candidate.before.nodes)) - bound
-        ) / self.plain.seconds
+        bounds = ((size - room) / price + again for price, size, again in self._turns(candidate))
+        first = sum(map(self.clock.seconds, candidate.before.nodes))
+        return (candidate.seconds - first - max(0.0, *bounds)) / self.plain.seconds
+
+    def _turns(self, candidate: Candidate) -> list[tuple[float, int, float]]:
+        """For each price the bytes to keep at the turn, and seconds to make the rest again."""
+        if candidate.before not in self._known_turns:
+            joint, spec = joint_of(candidate.before), self.clock
+            network = Network(joint, joint.forward, joint.required, spec.seconds)
+            found = []
+            for price in prices(spec):
+                keep = network.kept(price)
+                again, _ = closure(joint, joint.required, keep)
+                size = sum(map(joint.bytes, keep))
+                found.append((price, size, sum(map(spec.seconds, again))))
+            self._known_turns[candidate.before] = found
+        return self._known_turns[candidate.before]
 
     def _treated(self) -> Iterator[tuple[int | None, int, Graph]]:
         """The graph, and that with leaner scans: the Pareto front of bytes and seconds."""
@@ -148,14 +162,15 @@ class Frontier:
                 yield each
 
     def _cost(self, graph: Graph) -> tuple[int, float]:
-        return liveness(graph, self.donated, fused=True).peak_bytes, sum(
-            map(self.spec.seconds, graph.nodes)
-        )
+        return self._live(graph).peak_bytes, sum(map(self.clock.seconds, graph.nodes))
 
     def candidate(self, choice: Choice, before: Graph, graph: Graph) -> Candidate:
         """Measure a graph."""
-        seconds = sum(map(self.spec.seconds, graph.nodes))
-        return Candidate(choice, before, graph, liveness(graph, self.donated, fused=True), seconds)
+        seconds = sum(map(self.clock.seconds, graph.nodes))
+        return Candidate(choice, before, graph, self._live(graph), seconds)
+
+    def _live(self, graph: Graph) -> Liveness:
+        return liveness(graph, self.donated, fused=True, known=self._known_regions)
 
 
 @dataclass
@@ -176,12 +191,12 @@ class Treatment:
     @cached_property
     def chain(self) -> Chain:
         """Its segments."""
-        return chain(self.joint, self.frontier.spec.seconds)
+        return chain(self.joint, self.frontier.clock.seconds)
 
     @cached_property
     def kept(self) -> list[list[frozenset[Value]]]:
         """For each segment the sets of values to keep, from most to none."""
-        joint, spec = self.joint, self.frontier.spec
+        joint, spec = self.joint, self.frontier.clock
         required = set(joint.required)
         found = []
         for segment in self.chain.segments:
@@ -246,7 +261,7 @@ class Treatment:
 
     def _link(self, segment: Segment, sets: Sequence[Collection[Value]]) -> Link:
         """The segment in numbers."""
-        joint, spec, long = self.joint, self.frontier.spec, self.chain.long
+        joint, spec, long = self.joint, self.frontier.clock, self.chain.long
         options = []
         for keep in sets:
             have = {*keep, *segment.entry, *long}
