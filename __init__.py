@@ -16,6 +16,7 @@ from .compiler.gradcheck import gradcheck
 from .compiler.gradients import grad, value_and_grad
 from .compiler.jacobians import hessian, hvp, jacfwd, jacrev
 from .compiler.memory_plan import MemoryPlan
+from .compiler.plan import Plans, plan
 from .compiler.stages import Compiled, Lowered, Traced
 from .compiler.surrogates import checkpoint, stop_gradient, straight_through, surrogate
 from .ir.device import DeviceSpec
@@ -56,6 +57,7 @@ __all__ = [
     "MemoryPlan",
     "MissingRuleError",
     "ParseError",
+    "Plans",
     "ShapeError",
     "TraceError",
     "Traced",
@@ -72,6 +74,7 @@ __all__ = [
     "jacrev",
     "jvp",
     "linearize",
+    "plan",
     "stop_gradient",
     "straight_through",
     "surrogate",

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -82,3 +86,35 @@ def attention(p, x, heads, causal):
 def transform(p, x, heads, causal):
     x = x + attention(p, layer_norm(p["norm1"], x), heads, causal)
     return x + linear(p["down"], jax.nn.gelu(linear(p["up"], layer_norm(p["norm2"], x))))
+
+
+@dataclass(frozen=True)
+class Remat:
+    """How a JAX user saves memory by hand: `wrap`, such as `jax.checkpoint`, around `group` blocks.
+
+    `nested` wraps each block of a group as well.
+    """
+
+    wrap: Callable[[Any], Any] = lambda f: f
+    group: int = 1
+    nested: bool = False
+
+    def chain(
+        self, blocks: Sequence[Callable[[Any, Any], Any]], params: Sequence[Any], x: Any
+    ) -> Any:
+        """Run `x = block(p, x)` for all blocks."""
+        pairs = list(zip(blocks, params, strict=True))
+        for i in range(0, len(pairs), self.group):
+            part = pairs[i : i + self.group]
+            inner = [self.wrap(block) if self.nested else block for block, _ in part]
+
+            def run(params: Any, x: Any, inner: Any = inner) -> Any:
+                for block, p in zip(inner, params, strict=True):
+                    x = block(p, x)
+                return x
+
+            x = self.wrap(run)([p for _, p in part], x)
+        return x
+
+
+PLAIN = Remat()

@@ -2,7 +2,7 @@
 
 Each is a `Model`: a name, parameters from a key, a batch from a key, and a scalar loss. `full` is
 the size that results are told for, `tiny` compiles and runs in a moment. Nothing here is laid out
-for one compiler or another.
+for one compiler or another. `remat` is what a JAX user would write to save memory.
 
 Source: He et al. 2016 (residual networks); Radford et al. 2019 (pre-norm GPT); Hochreiter and
 Schmidhuber 1997 (LSTM); Dosovitskiy et al. 2021 (ViT); Ronneberger et al. 2015 (U-Net); Shazeer et
@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from layers import (
+    PLAIN,
     batch_norm,
     conv,
     convolve,
@@ -61,7 +62,7 @@ def tokens(key, batch, length, vocabulary):
 # MLP
 
 
-def mlp(batch, widths):
+def mlp(batch, widths, remat=PLAIN):
     def init(key):
         keys = jax.random.split(key, len(widths) - 1)
         sizes = zip(keys, widths, widths[1:], strict=False)
@@ -69,8 +70,9 @@ def mlp(batch, widths):
 
     def loss(params, data):
         x, labels = data
-        for layer in params[:-1]:
-            x = jax.nn.relu(linear(layer, x))
+        x = remat.chain(
+            [lambda p, x: jax.nn.relu(linear(p, x))] * (len(params) - 1), params[:-1], x
+        )
         return cross_entropy(linear(params[-1], x), labels)
 
     def make(key):
@@ -92,7 +94,7 @@ def resnet_block(p, x, stride):
     return jax.nn.relu(x + y)
 
 
-def resnet(batch, size, widths):
+def resnet(batch, size, widths, remat=PLAIN):
     def block(key, channels, filters):
         keys = jax.random.split(key, 3)
         p = {
@@ -118,8 +120,8 @@ def resnet(batch, size, widths):
     def loss(params, data):
         images, labels = data
         x = jax.nn.relu(batch_norm(params["norm"], convolve(params["stem"], images)))
-        for i, p in enumerate(params["blocks"]):
-            x = resnet_block(p, x, 1 if i == 0 else 2)
+        strides = [1] + [2] * (len(params["blocks"]) - 1)
+        x = remat.chain([partial(resnet_block, stride=n) for n in strides], params["blocks"], x)
         return cross_entropy(linear(params["head"], x.mean((1, 2))), labels)
 
     make = partial(images_and_labels, batch=batch, size=size, classes=10)
@@ -129,7 +131,7 @@ def resnet(batch, size, widths):
 # Transformers
 
 
-def gpt(layers, width, heads, length, batch, vocabulary, scanned=False):
+def gpt(layers, width, heads, length, batch, vocabulary, scanned=False, remat=PLAIN):
     """A pre-norm GPT; its layers are a list, or stacked and scanned over."""
 
     def init(key):
@@ -146,18 +148,19 @@ def gpt(layers, width, heads, length, batch, vocabulary, scanned=False):
     def loss(params, data):
         inputs, targets = data[:, :-1], data[:, 1:]
         x = params["embedding"][inputs] + params["position"]
+        block = partial(transform, heads=heads, causal=True)
         if scanned:
-            x, _ = lax.scan(lambda x, p: (transform(p, x, heads, True), None), x, params["blocks"])
+            body = remat.wrap(block)
+            x, _ = lax.scan(lambda x, p: (body(p, x), None), x, params["blocks"])
         else:
-            for p in params["blocks"]:
-                x = transform(p, x, heads, True)
+            x = remat.chain([block] * layers, params["blocks"], x)
         return cross_entropy(linear(params["head"], layer_norm(params["norm"], x)), targets)
 
     make = partial(tokens, batch=batch, length=length, vocabulary=vocabulary)
     return Model("gpt_scan" if scanned else "gpt", init, loss, make)
 
 
-def vit(batch, size, patch, layers, width, heads):
+def vit(batch, size, patch, layers, width, heads, remat=PLAIN):
     """A vision transformer: patches by a strided convolution, mean over positions at the end."""
 
     def init(key):
@@ -174,8 +177,8 @@ def vit(batch, size, patch, layers, width, heads):
         images, labels = data
         x = convolve(params["patch"], images, patch)
         x = x.reshape(batch, -1, width) + params["position"]
-        for p in params["blocks"]:
-            x = transform(p, x, heads, False)
+        block = partial(transform, heads=heads, causal=False)
+        x = remat.chain([block] * layers, params["blocks"], x)
         x = layer_norm(params["norm"], x).mean(1)
         return cross_entropy(linear(params["head"], x), labels)
 
@@ -186,7 +189,7 @@ def vit(batch, size, patch, layers, width, heads):
 # LSTM language model
 
 
-def lstm(batch, length, width, vocabulary):
+def lstm(batch, length, width, vocabulary, remat=PLAIN):
     def init(key):
         keys = jax.random.split(key, 4)
         return {
@@ -209,7 +212,7 @@ def lstm(batch, length, width, vocabulary):
 
         zeros = jnp.zeros((batch, width))
         xs = params["embedding"][inputs].swapaxes(0, 1)
-        _, hs = lax.scan(cell, (zeros, zeros), xs)
+        _, hs = lax.scan(remat.wrap(cell), (zeros, zeros), xs)
         return cross_entropy(linear(params["head"], hs), targets.T)
 
     make = partial(tokens, batch=batch, length=length, vocabulary=vocabulary)
@@ -219,7 +222,7 @@ def lstm(batch, length, width, vocabulary):
 # U-Net
 
 
-def unet(batch, size, widths):
+def unet(batch, size, widths, remat=PLAIN):
     """Two convolutions a level, max-pooling down, transposed convolutions up, and skips."""
 
     def pair(key, channels, filters):
@@ -249,15 +252,16 @@ def unet(batch, size, widths):
 
     def loss(params, data):
         x, target = data
+        pair = remat.wrap(apply)
         skips = []
         for p in params["down"][:-1]:
-            x = apply(p, x)
+            x = pair(p, x)
             skips.append(x)
             x = max_pool(x)
-        x = apply(params["down"][-1], x)
+        x = pair(params["down"][-1], x)
         for widen, p in zip(params["widen"], params["up"], strict=True):
             wide = lax.conv_transpose(x, widen, (2, 2), "SAME")
-            x = apply(p, jnp.concatenate([wide, skips.pop()], axis=-1))
+            x = pair(p, jnp.concatenate([wide, skips.pop()], axis=-1))
         logits = convolve(params["head"], x)
         return (jax.nn.softplus(logits) - target * logits).mean()
 

@@ -21,6 +21,7 @@ from .memory_plan import MemoryPlan, choice_of, plan_of
 
 ROUNDS = 6
 MARGIN = 0.99  # of the budget, for a candidate that is chosen by the peak of another
+HOPE = 1.1  # over the prediction, while nothing has turned out too large
 WORTH = 0.01  # of the time, that another round must be expected to gain
 
 _UNITS = {"": 1, **{f"{p}B": 1000**i for i, p in enumerate(("", "K", "M", "G", "T"))}}
@@ -119,12 +120,13 @@ class Fitting:
         low = max((c.bytes for c, p in self.measured if p <= budget), default=0)
         high = min((c.bytes for c, p in self.measured if p > budget), default=inf)
         if len(self.measured) < ROUNDS:
-            found = self.frontier.fastest(min(self._target(budget), high - 1))
+            hope = HOPE if high == inf else 1.0
+            found = self.frontier.fastest(min(self._target(budget) * hope, high - 1))
             faster = found is not None and found.seconds < seconds * (1 - WORTH)
             if found is not None and faster and found.bytes > low and id(found) not in tried:
                 return found
-        leanest = self.frontier.leanest
-        return None if seconds < inf or id(leanest) in tried else leanest
+        last = [c for c in self.frontier.leanest_of_each if id(c) not in tried]
+        return None if seconds < inf or not last else last[0]
 
     def _target(self, budget: int) -> float:
         """The predicted peak that should turn out as `budget`, as far as the nearest peak tells."""
@@ -176,9 +178,9 @@ class Planning:
         return Fitting(frontier, budget, candidate, perf_counter() - start, pinned=True)
 
 
-def device_spec() -> DeviceSpec:
-    """What is known of the default device."""
-    kind = jax.devices()[0].device_kind.lower()
+def device_spec(device: jax.Device | None = None) -> DeviceSpec:
+    """What is known of a device, or of the default one."""
+    kind = (device or jax.devices()[0]).device_kind.lower()
     names = [name for name in DEVICES if name.replace("-", " ") in kind or name in kind]
     return DEVICES[names[0] if names else "cpu"]
 

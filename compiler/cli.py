@@ -9,14 +9,18 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import jax
 
+from ..ir.device import DEVICES, device_named
 from ..ir.errors import ArgumentError, BackpassError
 from ..passes import PASSES, Stage
+from .budget import parse_bytes
 from .compile import CompiledFunction, compile
 from .dump import FORMATS
+from .plan import plan
 from .target import load_target, parse_spec
 
 
@@ -45,6 +49,17 @@ def _parser() -> argparse.ArgumentParser:
     dump.add_argument("-o", "--output", type=Path, help="folder (all stages) or file (one)")
     dump.add_argument("--json", action="store_true", help="list the stages as JSON on stdout")
     dump.set_defaults(run=_dump)
+
+    planning = commands.add_parser("plan", help="peak and time of a step under memory budgets")
+    planning.add_argument("target", metavar="FILE_OR_MODULE:FUNCTION")
+    planning.add_argument("specs", nargs="*", metavar="SPEC", help="an argument, as f32[8,512]")
+    planning.add_argument("--budget", help="4GiB,2GiB; by default a spread of budgets")
+    planning.add_argument("--device", help=f"one of: {', '.join(DEVICES)}; by default what is here")
+    planning.add_argument("--donate", help="positions of arguments to donate, 0,1")
+    planning.add_argument("--passes", help="a pipeline in place of the default one")
+    planning.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
+    planning.add_argument("--png", type=Path, metavar="PATH", help="draw time over peak")
+    planning.set_defaults(run=_plan)
 
     doctor = commands.add_parser("doctor", help="versions and devices")
     doctor.add_argument("--json", action="store_true")
@@ -77,6 +92,39 @@ def _dump(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(written, indent=2))
     return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    function, example = load_target(options.target)
+    budgets = None if options.budget is None else [*map(parse_bytes, _parts(options.budget))]
+    donated = None if options.donate is None else [*map(_position, _parts(options.donate))]
+    device = None if options.device is None else device_named(options.device)
+    args = [parse_spec(text) for text in options.specs] or example()
+    start = perf_counter()
+    plans = plan(
+        function,
+        *args,
+        budgets=budgets,
+        device=device,
+        passes=options.passes,
+        donate_argnums=donated,
+    )
+    print(f"planned in {perf_counter() - start:.1f} s", file=sys.stderr)
+    print(json.dumps(plans.to_json(), indent=2) if options.json else plans)
+    if options.png is not None:
+        plans.save_png(options.png)
+        print(options.png, file=sys.stderr)
+    return 0
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _position(text: str) -> int:
+    if not text.isdecimal():
+        raise ArgumentError(f"--donate wants positions of arguments such as 0,1, got {text!r}")
+    return int(text)
 
 
 def _chosen(stages: Sequence[Stage], name: str) -> list[tuple[int, Stage]]:

@@ -11,6 +11,7 @@ from typing import Any, overload
 import jax
 
 from ..ir.errors import ArgumentError, BudgetError
+from ..ir.graph import Graph
 from ..passes import DEFAULT, PASSES, Pass, Stage, parse_pipeline
 from ..passes.rematerialise import Candidate
 from ..runtime.lower import lowered
@@ -27,6 +28,11 @@ Names = str | Iterable[str] | None
 Numbers = int | Sequence[int] | None
 
 
+def _holds_tracers(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """True inside a program that somebody else compiles, where JAX refuses XLA's options."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
+
+
 class _Unsettled(Exception):
     """A program that has a budget was asked for before its plan was settled."""
 
@@ -35,13 +41,15 @@ class _Unsettled(Exception):
 class Built:
     """A program, what the passes made of it, and the search for its plan.
 
-    While `open`, no plan has been tried, and the program must not be bound.
+    While `open`, the program must not be bound: no plan has been tried, or none fits and
+    `refusal` tells so.
     """
 
     program: Program
     passed: tuple[Stage, ...]
     fitting: Fitting | None = None
     open: bool = False
+    refusal: BudgetError | None = None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -92,11 +100,11 @@ class CompiledFunction:
         try:
             return self._jit(*args, **kwargs)
         except _Unsettled:
-            if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs))):
-                return self._inner(*args, **kwargs)
             self._settle(args, kwargs)
             return self(*args, **kwargs)
         except Exception as error:
+            if self._planning.active and _holds_tracers(args, kwargs):
+                return self._inner(*args, **kwargs)
             arrays, static = self._arguments.listed(args, kwargs)
             explained = explain_failure(self._fun, error, arrays, static)
             if explained is error:
@@ -132,6 +140,16 @@ class CompiledFunction:
             lambda: self._compile(args, kwargs),
         )
 
+    def joint(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Graph, frozenset[int]]:
+        """Return the graph that the planner gets, and the positions of its donated inputs."""
+        built = self._program(args, kwargs)
+        return built.passed[-1].graph, frozenset(self._donated(args, kwargs))
+
+    def without_plan(self, passes: Any, options: dict[str, Any]) -> CompiledFunction:
+        """Return this function with no budget, and with other passes and options where given."""
+        passes = self._passes if passes is None else passes
+        return compile(self._fun, passes=passes, **{**self._jit_options, **options})
+
     def explain(self) -> Explanation:
         """Return the traces so far, why each happened, and the seconds of each phase."""
         return self._history.explanation()
@@ -152,6 +170,8 @@ class CompiledFunction:
         """Compile, and plan again until XLA's peak is within the budget; gives the executable."""
         built = self._program(args, kwargs)
         search = built.fitting
+        if built.refusal is not None:
+            raise built.refusal
         made: dict[Candidate, tuple[Any, Any]] = {}
         while True:
             executable = self._lower_by_jax(args, kwargs).compile()
@@ -160,8 +180,9 @@ class CompiledFunction:
             made[search.candidate] = self._jit, executable
             try:
                 settled = search.measure(peak_bytes(executable.memory_analysis()))
-            except BudgetError:
-                built.open = True
+            except BudgetError as error:
+                built.refusal, built.open = error, True
+                self._jit = self._fresh_jit()
                 raise
             if settled:
                 self._jit, executable = made[search.candidate]

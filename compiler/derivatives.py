@@ -22,9 +22,9 @@ from ..ir.ops import OPS
 from ..ir.types import ArrayType, is_inexact
 from ..passes import Dce
 from ..passes.autodiff import Forward, Reverse, linearised
-from .diagnose import caller_line, check_results, defined_at, in_place_of, is_array, tracing
-from .importer import import_open
+from .diagnose import caller_line, check_results, defined_at, is_array, tracing
 from .program_call import call_program, plain
+from .record import imported
 
 
 def vjp(fun: Callable[..., Any], *primals: Any, has_aux: bool = False) -> Any:
@@ -196,7 +196,10 @@ def _at(fun: Callable[..., Any], primals: tuple[Any, ...], has_aux: bool, what: 
     """Trace `fun` at the types of its arguments. Raises `ArgumentError`."""
     where = caller_line()
     if not callable(fun):
-        raise ArgumentError(f"{what} wants a function, got {type(fun).__name__}\n  at {where}")
+        raise ArgumentError(
+            f"{what} wants a function, got {type(fun).__name__}\n  at {where}; Expected a callable "
+            "value as the first argument"
+        )
     with_paths, tree = jax.tree_util.tree_flatten_with_path(primals)
     paths = [f"args[{path[0].idx}]{jax.tree_util.keystr(path[1:])}" for path, _ in with_paths]
     leaves = [leaf for _, leaf in with_paths]
@@ -204,7 +207,8 @@ def _at(fun: Callable[..., Any], primals: tuple[Any, ...], has_aux: bool, what: 
         if not is_array(leaf):
             raise ArgumentError(
                 f"{what} of {defined_at(fun)} wants arrays, got {type(leaf).__name__} at "
-                f"{path}\n  at {where}; close over it, or bind it with functools.partial"
+                f"{path}, which is not a valid JAX type\n  at {where}; close over it, or bind it "
+                "with functools.partial"
             )
 
     def flat(*xs: Any) -> tuple[Any, Any]:
@@ -212,8 +216,7 @@ def _at(fun: Callable[..., Any], primals: tuple[Any, ...], has_aux: bool, what: 
         return pair_of(fun, check_results(fun, out), has_aux, where)
 
     with tracing(fun):
-        jaxpr, shapes = jax.make_jaxpr(in_place_of(fun, flat), return_shape=True)(*leaves)
-    graph, consts = import_open(jaxpr, getattr(fun, "__name__", "fun"), paths)
+        graph, consts, shapes = imported(fun, flat, leaves, paths)
     y, aux = map(jax.tree.structure, shapes)
     return _Point(plain(graph), consts, leaves, tree, y, aux, has_aux)
 
@@ -224,7 +227,7 @@ def pair_of(fun: Callable[..., Any], out: Any, has_aux: bool, where: str) -> tup
         return out, ()
     if not (isinstance(out, tuple | list) and len(out) == 2):
         raise DifferentiationError(
-            f"has_aux=True wants {defined_at(fun)} to return a pair (loss, aux), got "
+            f"has_aux=True wants {defined_at(fun)} to return a two-element tuple (loss, aux), got "
             f"{type(out).__name__}\n  at {where}"
         )
     return out[0], out[1]
@@ -256,8 +259,8 @@ def _fitting(tree: Any, types: Sequence[ArrayType], given: Any, what: str) -> li
     leaves, found = jax.tree.flatten(given)
     if found != tree:
         raise ArgumentError(
-            f"{what} with the tree {tree}, got {found}\n  at {caller_line()}; give one array for "
-            "each leaf"
+            f"{what} with the tree {tree}, got {found}: unexpected tree structure\n"
+            f"  at {caller_line()}; give one array for each leaf"
         )
     return [
         np.asarray(leaf, type.dtype) if isinstance(leaf, float | complex) else leaf
@@ -272,13 +275,14 @@ def _fits(leaf: Any, type: ArrayType, what: str) -> bool:
     if is_array(leaf) or getattr(leaf, "dtype", None) == jax.dtypes.float0:
         found = ArrayType(np.shape(leaf), np.dtype(jax.dtypes.result_type(leaf)))
         loose = isinstance(leaf, float | complex) and is_inexact(type.dtype)
-        if found.shape == type.shape and (found.dtype == dtype or loose):
+        ignored = dtype != type.dtype and "cotangents" in what  # JAX looks at the shape alone
+        if found.shape == type.shape and (found.dtype == dtype or loose or ignored):
             return True
     else:
         found = leaf.__class__.__name__
     raise ArgumentError(
-        f"{what} of type {ArrayType(type.shape, np.dtype(dtype))}, got {found}\n"
-        f"  at {caller_line()}; cast or reshape it"
+        f"{what} of type {ArrayType(type.shape, np.dtype(dtype))}, got {found}: "
+        f"unexpected JAX type\n  at {caller_line()}; cast or reshape it"
         + ("; np.zeros(shape, jax.dtypes.float0) for integers" if dtype != type.dtype else "")
     )
 

@@ -84,7 +84,7 @@ def tracing(fun: Callable[..., Any]) -> Iterator[None]:
         raise
     except jax.errors.UnexpectedTracerError as error:
         raise leaked(fun, error) from error
-    except _CONCRETE as error:
+    except CONCRETE as error:
         raise _concretization(fun, error) from error
     except Exception as error:
         where = raised_at(error) or caller_line()
@@ -94,7 +94,7 @@ def tracing(fun: Callable[..., Any]) -> Iterator[None]:
         raise
 
 
-_CONCRETE = (
+CONCRETE = (
     jax.errors.ConcretizationTypeError,
     jax.errors.NonConcreteBooleanIndexError,
     jax.errors.TracerArrayConversionError,
@@ -150,14 +150,16 @@ _MADE = re.compile(r"created on line (.+?):(\d+):")
 
 
 def leaked(fun: Callable[..., Any], error: Exception) -> LeakError:
-    """Say where a leaked tracer was made and where it was met."""
+    """Say where a leaked tracer was made and where it was met; or what else JAX found."""
+    where = raised_at(error) or caller_line()
+    if not str(error).startswith("Encountered an unexpected tracer"):
+        return LeakError(f"{str(error).split(chr(10))[0]}\n  at {where}")
     made = _MADE.search(str(error))
     maker = f" at {shortened(made[1], made[2])}" if made else ""
     return LeakError(
         f"an array made{maker} in an earlier trace was used in {defined_at(fun)}: a side effect "
         "(a global, a list, an attribute) kept it beyond the function that made it\n  at "
-        f"{raised_at(error) or caller_line()}; return it from the function and pass it in as an "
-        "argument"
+        f"{where}; return it from the function and pass it in as an argument"
     )
 
 

@@ -19,9 +19,9 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.ops import OPS
 from ..ir.types import ArrayType, is_complex, is_inexact, type_of
 from .derivatives import pair_of
-from .diagnose import caller_line, check_results, defined_at, in_place_of, is_array, tracing
-from .importer import import_open
+from .diagnose import caller_line, check_results, defined_at, is_array, tracing
 from .program_call import call_program
+from .record import imported
 from .zeros import warn_of_zeros
 
 
@@ -80,9 +80,8 @@ def value_and_grad(
             return pair_of(fun, check_results(fun, out), has_aux, where)
 
         with tracing(fun):
-            jaxpr, shapes = jax.make_jaxpr(in_place_of(fun, flat), return_shape=True)(*leaves)
+            graph, consts, shapes = imported(fun, flat, leaves, paths)
         _check_loss(fun, shapes[0], holomorphic, where)
-        graph, consts = import_open(jaxpr, getattr(fun, "__name__", "fun"), paths)
         wrt = [i for i, x in enumerate(leaves) if is_inexact(type_of(x).dtype)]
         at = tuple(len(consts) + i for i in wrt)
         warn_of_zeros(fun, graph, at)

@@ -30,7 +30,7 @@ Normalise = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Regions]]
 
 # A custom rule often calls the very function that it belongs to. Rules inside rules are imported
 # down to this depth, which serves derivatives of this order; deeper, the function's own body does.
-RULE_DEPTH = 2
+RULE_DEPTH = 3
 
 
 class Importer:
@@ -63,7 +63,8 @@ class Importer:
             env[var] = Value(type_of(var), label)
         inputs = tuple(env[var] for var in invars)
         for eqn in eqns:
-            nodes += _untwisted(self._node(eqn, env, depth, library))
+            node = self._node(eqn, env, depth, library)
+            nodes += _IN_STEPS[node.op.name](node) if node.op.name in _IN_STEPS else (node,)
         outputs = tuple(_operand(var, env) for var in outvars)
         return Graph(name, inputs, tuple(nodes), outputs)
 
@@ -164,24 +165,43 @@ def _library_rules(rule: _Rule) -> tuple[tuple[Graph, ...], bool]:
 
 def _untwisted(node: Node) -> tuple[Node, ...]:
     """`reshape` that permutes dimensions first (`lax.reshape(x, sizes, dimensions)`) as two ops."""
-    order = node.attrs.get("dimensions") if node.op.name == "reshape" else None
+    attrs = dict(node.attrs)
+    order = attrs.pop("dimensions", None)
     if order is None:
         return (node,)
     (x,) = node.inputs
     turned = Value(x.type.with_shape(tuple(x.shape[i] for i in order)))
-    attrs = {key: value for key, value in node.attrs.items() if key != "dimensions"}
     return (
-        Node(
-            OPS["transpose"],
-            (x,),
-            (turned,),
-            {"permutation": tuple(order)},
-            (),
-            node.origin,
-            node.phase,
-        ),
+        _before(node, "transpose", x, turned, {"permutation": tuple(order)}),
         replace(node, inputs=(turned,), attrs=attrs),
     )
+
+
+def _converted(node: Node) -> tuple[Node, ...]:
+    """`mul` that names the dtype of its result: operands are converted first, as JAX lowers it."""
+    attrs = dict(node.attrs)
+    dtype = attrs.pop("out_dtype", None)
+    if dtype is None:
+        return (node,)
+    kind = {"new_dtype": np.dtype(dtype), "weak_type": False}
+    wide = tuple(Value(ArrayType(x.shape, kind["new_dtype"])) for x in node.inputs)
+    steps = (
+        _before(node, "convert_element_type", x, y, kind)
+        for x, y in zip(node.inputs, wide, strict=True)
+    )
+    return (*steps, replace(node, inputs=wide, attrs=attrs))
+
+
+def _before(node: Node, op: str, x: Value, y: Value, attrs: Mapping[str, Any]) -> Node:
+    """The node `y = op(x)` that belongs to the equation of `node`."""
+    return Node(OPS[op], (x,), (y,), attrs, (), node.origin, node.phase)
+
+
+# Equations that are more than one node.
+_IN_STEPS: Mapping[str, Callable[[Node], tuple[Node, ...]]] = {
+    "reshape": _untwisted,
+    "mul": _converted,
+}
 
 
 def _origin(info: Any, library: bool) -> tuple[Origin, Phase]:

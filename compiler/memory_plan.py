@@ -127,9 +127,9 @@ def choice_of(plan: MemoryPlan) -> Choice:
     """Return the choice that a plan holds."""
     choice = plan.choice
     step = choice["step"]
-    return Choice(choice["price"], choice["segment"], None if step is None else step_from(step))
+    return Choice(choice["level"], choice["segment"], None if step is None else step_from(step))
 
 
 def _written(choice: Choice) -> dict[str, Any]:
     step = None if choice.step is None else step_to(choice.step)
-    return {"price": choice.price, "segment": choice.segment, "step": step}
+    return {"level": choice.level, "segment": choice.segment, "step": step}

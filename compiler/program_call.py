@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import jax.extend.core as jec
 from jax.interpreters import ad, batching, mlir
 
 from ..ir.fingerprint import fingerprint
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Node
 from ..ir.jax_compat import (
     bind,
     manual_axes,
@@ -53,8 +53,12 @@ class Held:
     is_plain: bool = False
 
     def __repr__(self) -> str:
-        """Name and size of the graph."""
-        return repr(self.graph)
+        """What runs as a jaxpr, as JAX prints its own calls; one that needs a mesh by its name."""
+        structs = [jax.ShapeDtypeStruct(v.type.shape, v.type.dtype) for v in self.graph.inputs]
+        try:
+            return str(jax.make_jaxpr(functools.partial(_expanded, held=self))(*structs))
+        except NameError:  # of an axis
+            return repr(self.graph)
 
     @functools.cached_property
     def plain(self) -> Graph:
@@ -74,9 +78,25 @@ def plain(graph: Graph, *, outermost: bool = False) -> Graph:
 
 def call_program(graph: Graph, *args: Any, is_plain: bool = False) -> list[Any]:
     """Run a graph on arrays or tracers."""
+    if any(map(_is_traced, graph.walk())):
+        graph, consts = _opened(graph if is_plain else Dce()(plain(graph)))
+        args, is_plain = (*consts, *args), True
     meshes = tuple(map(mentions, meshes_of(graph)))
     held = Held(graph, is_plain)
     return program_call_p.bind(*args, held=held, meshes=meshes)  # type: ignore[no-any-return]
+
+
+def _is_traced(node: Node) -> bool:
+    """True for a constant of a custom rule that is a tracer: the rule closes over it."""
+    return node.op.name == "constant" and isinstance(node.attrs["value"], jax.core.Tracer)
+
+
+def _opened(graph: Graph) -> tuple[Graph, list[Any]]:
+    """Return the graph with such constants as leading inputs, and them beside it."""
+    found = [node for node in graph.nodes if _is_traced(node)]
+    inputs = (*(node.output for node in found), *graph.inputs)
+    rest = tuple(node for node in graph.nodes if node not in found)
+    return replace(graph, inputs=inputs, nodes=rest), [node.attrs["value"] for node in found]
 
 
 def _expanded(

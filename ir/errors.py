@@ -69,6 +69,10 @@ class DifferentiationError(BackpassError, TypeError):
     """The gradient that was asked for does not exist: non-scalar loss, integer input, ..."""
 
 
+class LoopError(DifferentiationError, ValueError):
+    """Reverse mode came to a loop whose number of steps is not known; JAX raises ValueError."""
+
+
 class BudgetError(BackpassError, ValueError):
     """No schedule fits the memory budget; `minimum_bytes` is the smallest budget that one fits."""
 

@@ -61,3 +61,20 @@ def inlined(graph: Graph) -> set[Value]:
         for value in node.outputs
         if inside(value)
     }
+
+
+def transposed_bytes(node: Node) -> int:
+    """Bytes of the transposed copies that a convolution works on, XLA's kernels being NHWC, HWIO.
+
+    The gradient by the filters, for instance, is a convolution over the batch.
+    """
+    numbers = node.attrs["dimension_numbers"]
+    last = node.output.ndim - 1
+    image, filters = (0, last, *range(1, last)), (last, last - 1, *range(last - 1))
+    arrays = (*node.inputs, node.output)
+    layouts = ((numbers.lhs_spec, image), (numbers.rhs_spec, filters), (numbers.out_spec, image))
+    return sum(
+        value.type.nbytes
+        for value, (own, wanted) in zip(arrays, layouts, strict=True)
+        if tuple(own) != wanted
+    )

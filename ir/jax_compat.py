@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.extend.core as jec
 import numpy as np
+from jax._src import core as _core  # the trace that is under way: no public name
 from jax._src import pjit as _pjit  # reshard, psum_invariant and their like: no public name
 from jax._src.lax import parallel as _parallel
 from jax._src.lax.control_flow import conditionals as _conditionals  # platform_index
@@ -77,6 +78,11 @@ def bind(name: str, args: Sequence[Any], attrs: Mapping[str, Any]) -> list[Any]:
     implied = IMPLIED.get(name)
     out = prim.bind(*args, **(implied | dict(attrs) if implied else attrs))
     return list(out) if prim.multiple_results else [out]
+
+
+def current_trace() -> Any:
+    """Return the trace that a primitive bound now would go to: JAX's evaluation, or a tracer's."""
+    return _core.trace_ctx.trace
 
 
 # Manual mesh axes, inside `jax.shard_map`
@@ -199,10 +205,15 @@ def jaxpr_name(jaxpr: Any) -> str:
     return getattr(info, "func_name", None) or "body"
 
 
+# Files in which JAX makes a rule of functions of the user's, as `jax.custom_gradient` does.
+_MAKERS = ("custom_derivatives.py", "solves.py")
+
+
 def is_library(jaxpr: Any) -> bool:
     """True when a jaxpr was traced from a function of JAX's own."""
     info = getattr(getattr(jaxpr, "jaxpr", jaxpr), "debug_info", None)
-    return str(getattr(info, "func_filename", None) or "").startswith(JAX_FOLDER)
+    file = str(getattr(info, "func_filename", None) or "")
+    return file.startswith(JAX_FOLDER) and not file.endswith(_MAKERS)
 
 
 def forward_rule(thunk: Any, count: int) -> Any:

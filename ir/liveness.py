@@ -6,6 +6,7 @@ view (reshape, ...) shares the buffer of its operand. With `fused`, what XLA mak
 of its one reader has no buffer: its operands live until that reader instead. While a node with
 regions runs, what its body needs besides the node's own operands and results is added:
 
+    convolution    transposed copies, with `fused`: see `fusion.py`
     scan, while    the slices of a step and the body's temporaries; the carry is updated in place
     others         the largest of the regions
 """
@@ -21,7 +22,7 @@ from typing import Literal as Either
 from typing import get_args
 
 from .cost import VIEWS
-from .fusion import inlined
+from .fusion import inlined, transposed_bytes
 from .graph import Graph, Node, Value
 from .tables import bytes_text, table
 
@@ -94,13 +95,19 @@ class Liveness:
         return f"{node.op.name} {node.source}".rstrip()
 
 
-def liveness(graph: Graph, donated: Collection[int] = (), *, fused: bool = False) -> Liveness:
+def liveness(
+    graph: Graph,
+    donated: Collection[int] = (),
+    *,
+    fused: bool = False,
+    known: dict[int, Liveness] | None = None,
+) -> Liveness:
     """Live bytes of `graph`; `donated` are positions of inputs whose memory may be reused.
 
     As in JAX, a donated input is of use only to an output of its type. With `fused`, what XLA
-    fuses is left out, else every value counts.
+    fuses is left out, else every value counts. `known` remembers regions from one call to the next.
     """
-    return _liveness(graph, frozenset(donated), fused, {})
+    return _liveness(graph, frozenset(donated), fused, {} if known is None else known)
 
 
 def _liveness(
@@ -120,6 +127,8 @@ def _liveness(
     for i, node in enumerate(graph.nodes):
         if node.regions:
             temporaries[i] += _inside(node, fused, inner)
+        elif fused and node.op.name == "conv_general_dilated":
+            temporaries[i] += transposed_bytes(node)
     total = [sum(parts) for parts in zip(arguments, outputs, temporaries, strict=True)]
     peak = max(total)
     return Liveness(
@@ -158,9 +167,9 @@ def _buffers(graph: Graph, given: frozenset[Value], inlined: set[Value]) -> Iter
         view = node.op.name in VIEWS
         read: dict[Value, None] = {}
         for k, value in enumerate(node.inputs):
-            for source in roots.get(value, ()):
-                read[source] = None
-                last[source] = max(last[source], i - (k in handed_on))
+            for buffer in roots.get(value, ()):
+                read[buffer] = None
+                last[buffer] = max(last[buffer], i - (k in handed_on))
         for k, value in enumerate(node.outputs):
             if view and node.inputs[k] in roots:
                 roots[value] = roots[node.inputs[k]]
@@ -169,7 +178,7 @@ def _buffers(graph: Graph, given: frozenset[Value], inlined: set[Value]) -> Iter
             else:
                 roots[value] = (value,)
                 first[value] = last[value] = i
-    root = {value: sources[0] for value, sources in roots.items() if len(sources) == 1}
+    root = {value: found[0] for value, found in roots.items() if len(found) == 1}
     copies, returned = [], set()
     for value in graph.outputs:
         source = root.get(value)

@@ -200,7 +200,7 @@ def _conv_rhs(b: Builder, node: Node, g: Value) -> Value:
 def _conv_vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     (g,) = cts
     assert g is not None
-    if not node.output.type.size:  # the cotangent would be a kernel of no width, which XLA refuses
+    if not g.type.size:  # as a kernel it would have no positions, which XLA refuses
         return [None, None]
     return [
         _conv_lhs(b, node, g) if needs[0] else None,

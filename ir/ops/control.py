@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from .. import jax_compat
-from ..errors import DifferentiationError
+from ..errors import LoopError
 from ..op import Attrs, Cts, Differentiator, Op, Pullback
 from ..types import ArrayType
 from . import tangents
@@ -273,8 +273,9 @@ def _linearise_while(
     def pullback(b: Builder, cts: Cts) -> Cts:
         if not any(ct is not None and on for ct, on in zip(cts, reached[nb:], strict=True)):
             return [None] * len(node.inputs)
-        raise DifferentiationError(
-            "reverse mode needs a loop with a fixed number of steps, got `while`"
+        raise LoopError(
+            "reverse mode needs a loop with a fixed number of steps, got `while`: Reverse-mode "
+            "differentiation does not work for lax.while_loop"
             f"\n  at {node.source or 'unknown line'}{f' in {node.scope}' if node.scope else ''}"
             "\n  use jax.lax.scan or a fori_loop with static bounds; for a loop that may stop "
             "early, scan to the largest count and select the old carry once it is done"

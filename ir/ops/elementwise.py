@@ -130,13 +130,15 @@ def _same_shape(b: Builder, x: Value, y: Value) -> tuple[Value, Value]:
 
 
 def _pow_base(b: Builder, g: Value, o: Value, x: Value, y: Value) -> Value:
-    """y x^(y-1), and 0 where x and y are 0, which else would give NaN."""
+    """y x^(y-1), and 0 where the integer y is 0; as in JAX, NaN where x and a floating y are 0."""
     power = b.convert(y, x.dtype)
-    if not getattr(y, "data", 0):  # a literal other than 0 has no such place
-        neither = (b.broadcast(b.eq(v, 0), o.shape) for v in (x, power))
-        both, base = b.logical_and(*neither), b.broadcast(x, o.shape)
-        x = b.select(both, b.ones(base), base)
-    return b.mul(g, b.mul(power, b.pow(x, b.sub(power, 1))))
+    if is_inexact(y.dtype):
+        return b.mul(g, b.mul(power, b.pow(x, b.sub(power, 1))))
+    x, power = b.broadcast(x, o.shape), b.broadcast(power, o.shape)
+    zero = b.eq(power, 0)
+    safe = b.select(zero, b.ones(power), power)
+    slope = b.mul(safe, b.pow(x, b.sub(safe, 1)))
+    return b.mul(g, b.select(zero, b.zeros(slope), slope))
 
 
 def _pow_exponent(b: Builder, g: Value, o: Value, x: Value, y: Value) -> Value:

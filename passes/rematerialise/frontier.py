@@ -8,34 +8,29 @@ from functools import cached_property
 
 import numpy as np
 
-from ...ir.device import DeviceSpec
+from ...ir.device import Clock, DeviceSpec, clock
 from ...ir.fusion import is_fusible
 from ...ir.graph import Graph, Node, Value
 from ...ir.liveness import Liveness, liveness
 from .joint import Joint, joint_of
-from .keep import kept
-from .replay import Replay, closure
-from .scans import leaner, lengths
+from .keep import Network, closure, ladder, prices
+from .replay import Replay
+from .scans import Scans
 from .schedule import SLOTS, Link, Option, Schedules, Step
 from .segments import Chain, Segment, chain
 
-PRICES = 14  # of a second in bytes, each half of the one before
 STEPS = 33  # numbers of slots that are tried
-
-
-def prices(spec: DeviceSpec) -> list[float]:
-    """Bytes that a second is worth, from where saving is as fast as making again."""
-    return [4 * spec.bytes_per_s / 2**k for k in range(PRICES)]
 
 
 @dataclass(frozen=True)
 class Choice:
     """What a schedule is made of: how scans stack, and the steps along the chain.
 
-    `price` is None where scans are left alone; `step` is None for the program as it is.
+    `level` counts from what scans stack at most, None where they are left alone; `step` is None
+    for the program as it is.
     """
 
-    price: float | None
+    level: int | None
     segment: int
     step: Step | None
 
@@ -63,6 +58,18 @@ class Frontier:
     graph: Graph
     spec: DeviceSpec
     donated: frozenset[int] = frozenset()
+    _known_turns: dict[Graph, list[tuple[float, int, float]]] = field(default_factory=dict)
+    _known_regions: dict[int, Liveness] = field(default_factory=dict)
+
+    @cached_property
+    def clock(self) -> Clock:
+        """The device, which remembers what each node takes."""
+        return clock(self.spec)
+
+    @cached_property
+    def scans(self) -> Scans:
+        """The scans of the graph."""
+        return Scans(self.graph, self.clock)
 
     @cached_property
     def plain(self) -> Candidate:
@@ -72,27 +79,32 @@ class Frontier:
     @cached_property
     def treatments(self) -> list[Treatment]:
         """What may be done to the scans, and the chain that is left."""
-        return [Treatment(self, price, segment, g) for price, segment, g in self._treated()]
+        return [Treatment(self, level, segment, g) for level, segment, g in self._treated()]
 
     def fastest(self, budget: float) -> Candidate | None:
         """Return the fastest candidate whose predicted peak is within `budget`, or None."""
         found = [c for t in self.treatments if (c := t.fastest(budget)) is not None]
         return min(found, key=lambda c: (c.seconds, c.bytes), default=None)
 
-    @cached_property
+    @property
     def leanest(self) -> Candidate:
         """The candidate of the lowest predicted peak."""
+        return self.leanest_of_each[0]
+
+    @cached_property
+    def leanest_of_each(self) -> list[Candidate]:
+        """A few of the lowest predicted peaks, of as many treatments of the scans."""
         found = [t.leanest for t in self.treatments]
-        return min(found, key=lambda c: (c.bytes, c.seconds))
+        return sorted(found, key=lambda c: (c.bytes, c.seconds))[:3]
 
     def of(self, choice: Choice) -> Candidate:
         """Return the candidate for a choice, as from a saved plan."""
         if choice.step is None:
             return self.plain
         graph = self.graph
-        if choice.price is not None:
-            graph = leaner(graph, self.spec, choice.price, choice.segment)
-        treatment = Treatment(self, choice.price, choice.segment, graph)
+        if choice.level is not None:
+            graph = self.scans.leaner(choice.level, choice.segment)
+        treatment = Treatment(self, choice.level, choice.segment, graph)
         return treatment.under(choice.step)
 
     @cached_property
@@ -113,25 +125,32 @@ class Frontier:
         What is not kept when the backward pass begins runs again: the price that values this
         most gives the bound, by the duality of minimum cuts. Scans are taken as they are.
         """
-        joint, spec = joint_of(candidate.before), self.spec
         live = self.plain.live
         room = candidate.bytes - live.argument_bytes - live.output_bytes + live.donated_bytes
-        bound = 0.0
-        for price in prices(spec):
-            keep = kept(joint, joint.forward, joint.required, spec.seconds, price)
-            again, _ = closure(joint, joint.required, keep)
-            over = sum(joint.bytes(v) for v in keep) - room
-            bound = max(bound, over / price + sum(map(spec.seconds, again)))
-        return (
-            candidate.seconds - sum(map(spec.seconds, candidate.before.nodes)) - bound
-        ) / self.plain.seconds
+        bounds = ((size - room) / price + again for price, size, again in self._turns(candidate))
+        first = sum(map(self.clock.seconds, candidate.before.nodes))
+        return (candidate.seconds - first - max(0.0, *bounds)) / self.plain.seconds
 
-    def _treated(self) -> Iterator[tuple[float | None, int, Graph]]:
+    def _turns(self, candidate: Candidate) -> list[tuple[float, int, float]]:
+        """For each price the bytes to keep at the turn, and seconds to make the rest again."""
+        if candidate.before not in self._known_turns:
+            joint, spec = joint_of(candidate.before), self.clock
+            network = Network(joint, joint.forward, joint.required, spec.seconds)
+            found = []
+            for price in prices(spec):
+                keep = network.kept(price)
+                again, _ = closure(joint, joint.required, keep)
+                size = sum(map(joint.bytes, keep))
+                found.append((price, size, sum(map(spec.seconds, again))))
+            self._known_turns[candidate.before] = found
+        return self._known_turns[candidate.before]
+
+    def _treated(self) -> Iterator[tuple[int | None, int, Graph]]:
         """The graph, and that with leaner scans: the Pareto front of bytes and seconds."""
-        found: list[tuple[float | None, int, Graph]] = [(None, 0, self.graph)]
-        for segment in lengths(self.graph):
-            for price in prices(self.spec):
-                found.append((price, segment, leaner(self.graph, self.spec, price, segment)))
+        found: list[tuple[int | None, int, Graph]] = [(None, 0, self.graph)]
+        for segment in self.scans.segments:
+            for level in range(self.scans.levels):
+                found.append((level, segment, self.scans.leaner(level, segment)))
         costs = [self._cost(graph) for _, _, graph in found]
         seen: set[tuple[int, float]] = set()
         for each, (size, seconds) in zip(found, costs, strict=True):
@@ -143,14 +162,15 @@ class Frontier:
                 yield each
 
     def _cost(self, graph: Graph) -> tuple[int, float]:
-        return liveness(graph, self.donated, fused=True).peak_bytes, sum(
-            map(self.spec.seconds, graph.nodes)
-        )
+        return self._live(graph).peak_bytes, sum(map(self.clock.seconds, graph.nodes))
 
     def candidate(self, choice: Choice, before: Graph, graph: Graph) -> Candidate:
         """Measure a graph."""
-        seconds = sum(map(self.spec.seconds, graph.nodes))
-        return Candidate(choice, before, graph, liveness(graph, self.donated, fused=True), seconds)
+        seconds = sum(map(self.clock.seconds, graph.nodes))
+        return Candidate(choice, before, graph, self._live(graph), seconds)
+
+    def _live(self, graph: Graph) -> Liveness:
+        return liveness(graph, self.donated, fused=True, known=self._known_regions)
 
 
 @dataclass
@@ -158,7 +178,7 @@ class Treatment:
     """A graph whose scans are settled, and the schedules of its chain."""
 
     frontier: Frontier
-    price: float | None
+    level: int | None
     segment: int
     graph: Graph
     _known: dict[Step, Candidate] = field(default_factory=dict)
@@ -171,18 +191,17 @@ class Treatment:
     @cached_property
     def chain(self) -> Chain:
         """Its segments."""
-        return chain(self.joint, self.frontier.spec.seconds)
+        return chain(self.joint, self.frontier.clock.seconds)
 
     @cached_property
     def kept(self) -> list[list[frozenset[Value]]]:
         """For each segment the sets of values to keep, from most to none."""
-        joint, spec = self.joint, self.frontier.spec
+        joint, spec = self.joint, self.frontier.clock
         required = set(joint.required)
         found = []
         for segment in self.chain.segments:
             own = [v for node in segment.forward for v in node.outputs if v in required]
-            sets = [kept(joint, segment.forward, own, spec.seconds, p) for p in prices(spec)]
-            found.append([*dict.fromkeys([*sets, frozenset[Value]()])])
+            found.append(ladder(joint, segment.forward, own, spec))
         return found
 
     @cached_property
@@ -210,7 +229,7 @@ class Treatment:
     @cached_property
     def plain(self) -> Candidate:
         """The graph without fences."""
-        choice = Choice(self.price, self.segment, None)
+        choice = Choice(self.level, self.segment, None)
         return self.frontier.candidate(choice, self.graph, self.graph)
 
     def fastest(self, budget: float) -> Candidate | None:
@@ -236,13 +255,13 @@ class Treatment:
         """Return the program under a schedule."""
         if step not in self._known:
             graph = Replay(self.joint, self.chain, self.kept).graph(self.graph.name, step)
-            choice = Choice(self.price, self.segment, step)
+            choice = Choice(self.level, self.segment, step)
             self._known[step] = self.frontier.candidate(choice, self.graph, graph)
         return self._known[step]
 
     def _link(self, segment: Segment, sets: Sequence[Collection[Value]]) -> Link:
         """The segment in numbers."""
-        joint, spec, long = self.joint, self.frontier.spec, self.chain.long
+        joint, spec, long = self.joint, self.frontier.clock, self.chain.long
         options = []
         for keep in sets:
             have = {*keep, *segment.entry, *long}

@@ -13,17 +13,107 @@ Source: Picard 1976 (selections as minimum cuts); Horace He's partitioner of PyT
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
+from ...ir.device import DeviceSpec
 from ...ir.graph import Node, Value
 from .joint import Joint
 
 _WHOLE = 1 << 28  # the finite capacities add up to this, as they are int32
 _ENDLESS = 1 << 30
+MOVES = 8  # between two sets on the hull
+
+
+PRICES = 14
+
+
+def prices(spec: DeviceSpec) -> list[float]:
+    """Prices of a second in bytes, each half of the one before."""
+    return [4 * spec.bytes_per_s / 2**k for k in range(PRICES)]
+
+
+def ladder(
+    joint: Joint, nodes: Sequence[Node], required: Iterable[Value], spec: DeviceSpec
+) -> list[frozenset[Value]]:
+    """Sets of values of `nodes` to keep, from most to none: less memory for more time.
+
+    First those on the hull, by falling prices; between two of them one value after the other is
+    dropped (or taken), the one that frees most bytes for its seconds.
+    """
+    wanted = list(required)
+    network = Network(joint, nodes, wanted, spec.seconds)
+    hull = [network.kept(price) for price in prices(spec)]
+    hull = list(dict.fromkeys([*hull, frozenset()]))
+    own = {v for node in nodes for v in node.outputs}
+
+    def cost(keep: frozenset[Value]) -> tuple[int, float]:
+        again, _ = closure(joint, wanted, keep, own)
+        return sum(map(joint.bytes, keep)), sum(map(spec.seconds, again))
+
+    found = hull[:1]
+    for goal in hull[1:]:
+        found += [*_between(found[-1], goal, joint.place, cost), goal]
+    return list(dict.fromkeys(found))
+
+
+def _between(
+    start: frozenset[Value],
+    goal: frozenset[Value],
+    place: Mapping[Value, int],
+    cost: Callable[[frozenset[Value]], tuple[int, float]],
+) -> Iterator[frozenset[Value]]:
+    """Sets on the way from one to the other, each smaller than the one before."""
+    least, _ = cost(goal)
+    now, (size, seconds) = start, cost(start)
+    for _ in range(MOVES):
+        moves = []
+        for value in sorted(now ^ goal, key=place.__getitem__):
+            other = now ^ {value}
+            other_size, other_seconds = cost(other)
+            if least < other_size < size:
+                moves.append(((other_seconds - seconds) / (size - other_size), other_size, other))
+        if not moves:
+            return
+        _, size, now = min(moves, key=lambda move: move[:2])
+        seconds = cost(now)[1]
+        yield now
+
+
+def closure(
+    joint: Joint,
+    wanted: Iterable[Value],
+    have: Collection[Value],
+    among: Collection[Value] | None = None,
+) -> tuple[list[Node], list[Value]]:
+    """The forward nodes to run to get `wanted`, in order, and which of `have` they start from.
+
+    Where forward values are given, `among` which to look, others are there.
+    """
+    among = joint.place if among is None else among
+    again: set[Node] = set()
+    read: set[Value] = set()
+    pending = [v for v in wanted if v in among]
+    seen: set[Value] = set()
+    while pending:
+        value = pending.pop()
+        if value in seen:
+            continue
+        seen.add(value)
+        if value in have:
+            read.add(value)
+            continue
+        node = joint.forward[joint.place[value]]
+        if node not in again:
+            again.add(node)
+            pending += [v for v in node.inputs if v in among]
+    ordered = sorted(again, key=lambda node: joint.place[node.outputs[0]])
+    return ordered, sorted(read, key=joint.place.__getitem__)
 
 
 def kept(
@@ -37,39 +127,80 @@ def kept(
 
     What the nodes read from elsewhere counts as kept, and so does what costs nothing to have.
     """
-    own = {v: node for node in nodes for v in node.outputs if joint.root[v] is v}
-    sized = {value for value in own if joint.bytes(value)}
-    wanted = {joint.root[v] for v in required if v in joint.root} & sized
-    if not wanted:
-        return frozenset()
-    edges: list[tuple[Hashable, Hashable, float]] = []
-    for node in nodes:
-        edges.append(("source", node, np.inf if node.op.effect else price * seconds(node)))
-        for value in dict.fromkeys(joint.root.get(v, v) for v in node.inputs):
-            if value in sized and own[value] is not node:
-                edges.append((("after", value), node, np.inf))
-        for value in sized.intersection(node.outputs):
-            edges.append((node, ("before", value), np.inf))
-            edges.append((("before", value), ("after", value), joint.bytes(value)))
-    edges += [(("after", value), "sink", np.inf) for value in wanted]
-    near = _source_side(edges)
-    return frozenset(v for v in sized if ("before", v) in near and ("after", v) not in near)
+    return Network(joint, nodes, required, seconds).kept(price)
 
 
-def _source_side(edges: Sequence[tuple[Hashable, Hashable, float]]) -> set[Hashable]:
-    """The vertices on the source's side of a minimum cut."""
-    names = dict.fromkeys(["source", "sink", *(end for edge in edges for end in edge[:2])])
-    index = {name: i for i, name in enumerate(names)}
-    weights = np.array([edge[2] for edge in edges])
+@dataclass(frozen=True)
+class Network:
+    """The network of some forward `nodes` for every price; see `kept`."""
+
+    joint: Joint
+    nodes: Sequence[Node]
+    required: Iterable[Value]
+    seconds: Callable[[Node], float]
+
+    def kept(self, price: float) -> frozenset[Value]:
+        """Return which values to keep; `price` is in bytes for a second."""
+        if not self._wanted:
+            return frozenset()
+        near = _source_side(*self._ends, np.where(self._priced, price, 1.0) * self._weights)
+        return frozenset(v for v, (a, b) in self._vertices.items() if near[a] and not near[b])
+
+    @cached_property
+    def _own(self) -> dict[Value, Node]:
+        return {v: n for n in self.nodes for v in n.outputs if self.joint.root[v] is v}
+
+    @cached_property
+    def _vertices(self) -> dict[Value, tuple[int, int]]:
+        """For each value that has a size, the ends of its edge; 0 and 1 are source and sink."""
+        sized = [v for v in self._own if self.joint.bytes(v)]
+        start = 2 + len(self.nodes)
+        return {v: (start + 2 * i, start + 2 * i + 1) for i, v in enumerate(sized)}
+
+    @cached_property
+    def _wanted(self) -> list[Value]:
+        root = self.joint.root
+        return list(dict.fromkeys(r for v in self.required if (r := root.get(v)) in self._vertices))
+
+    @cached_property
+    def _edges(self) -> list[tuple[int, int, float, bool]]:
+        """Tail, head and weight; and whether the weight is in seconds."""
+        joint, vertices = self.joint, self._vertices
+        edges = []
+        for at, node in enumerate(self.nodes, 2):
+            edges.append((0, at, np.inf if node.op.effect else self.seconds(node), True))
+            for value in dict.fromkeys(joint.root.get(v, v) for v in node.inputs):
+                if value in vertices and self._own[value] is not node:
+                    edges.append((vertices[value][1], at, np.inf, False))
+            for value in node.outputs:
+                if value in vertices:
+                    before, after = vertices[value]
+                    edges.append((at, before, np.inf, False))
+                    edges.append((before, after, float(joint.bytes(value)), False))
+        return edges + [(vertices[value][1], 1, np.inf, False) for value in self._wanted]
+
+    @cached_property
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array([e[0] for e in self._edges]), np.array([e[1] for e in self._edges])
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        return np.array([e[2] for e in self._edges])
+
+    @cached_property
+    def _priced(self) -> np.ndarray:
+        return np.array([e[3] and np.isfinite(e[2]) for e in self._edges])
+
+
+def _source_side(tails: np.ndarray, heads: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Tell for each vertex whether it is on the source's side of a minimum cut."""
+    size = int(max(tails.max(), heads.max())) + 1
     finite = np.isfinite(weights)
     scale = _WHOLE / max(float(weights[finite].sum()), 1e-300)
     capacity = np.where(finite, np.ceil(np.where(finite, weights, 0) * scale), _ENDLESS)
-    rows = [index[tail] for tail, _, _ in edges]
-    columns = [index[head] for _, head, _ in edges]
-    size = (len(index), len(index))
-    network = csr_array((capacity.astype(np.int32), (rows, columns)), shape=size)
-    flow = maximum_flow(network, index["source"], index["sink"]).flow
+    network = csr_array((capacity.astype(np.int32), (tails, heads)), shape=(size, size))
+    flow = maximum_flow(network, 0, 1).flow
     left = csr_array(network - flow).maximum(0)
-    near = breadth_first_order(left, index["source"], return_predecessors=False)
-    listed = list(index)
-    return {listed[i] for i in near}
+    near = np.zeros(size, bool)
+    near[breadth_first_order(left, 0, return_predecessors=False)] = True
+    return near

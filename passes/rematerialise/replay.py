@@ -21,32 +21,9 @@ from ...ir.fusion import is_fusible
 from ...ir.graph import Graph, Literal, Node, Value
 from ...ir.ops import OPS
 from .joint import Joint
+from .keep import closure
 from .schedule import Drop, Keep, Step
 from .segments import Chain
-
-
-def closure(
-    joint: Joint, wanted: Iterable[Value], have: Collection[Value]
-) -> tuple[list[Node], list[Value]]:
-    """The forward nodes to run to get `wanted`, in order, and which of `have` they start from."""
-    again: set[Node] = set()
-    read: dict[Value, None] = {}
-    pending = [v for v in wanted if v in joint.place]
-    seen: set[Value] = set()
-    while pending:
-        value = pending.pop()
-        if value in seen:
-            continue
-        seen.add(value)
-        if value in have:
-            read[value] = None
-            continue
-        node = joint.forward[joint.place[value]]
-        if node not in again:
-            again.add(node)
-            pending += [v for v in node.inputs if v in joint.place]
-    ordered = sorted(again, key=lambda node: joint.place[node.outputs[0]])
-    return ordered, sorted(read, key=joint.place.__getitem__)
 
 
 def _loose(nodes: Sequence[Node], tied: Collection[Value]) -> list[Value]:

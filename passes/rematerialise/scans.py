@@ -1,10 +1,10 @@
-"""What a scan stacks for its backward scan: less, at a price, and in nested scans.
+"""What a scan stacks for its backward scan: less, and in nested scans.
 
-c, ys, kept = scan(f)(c, xs);  ct = reverse scan(b)(ct, kept, xs)
-->  f keeps what a minimum cut tells, b makes the rest again from it and from its carry
+c, ys, stack = scan(f)(c, xs);  ct = reverse scan(b)(ct, stack, xs)
+->  f stacks fewer values, b makes the rest again from them and from the carry
 
-with segments of `length` steps: an outer scan keeps its carry alone; its backward step runs
-the segment forward, keeping as above, and then backward
+with a segment of so many steps: an outer scan stacks its carry alone; its backward step runs
+the segment forward, stacking as above, and then backward
 """
 
 from __future__ import annotations
@@ -15,130 +15,77 @@ from functools import cached_property
 
 from ...ir.builder import Builder
 from ...ir.device import DeviceSpec
-from ...ir.graph import Graph, Node, Value
-from ...ir.op import Op
+from ...ir.graph import Graph, Value
 from ...ir.ops import OPS
 from ..dce import Dce
 from ..rewriter import substituted
 from .joint import Joint
-from .keep import kept
+from .keep import closure, ladder
+from .pairs import Pair, pairs
 from .replay import Replay
 from .segments import chain
 
 
 @dataclass(frozen=True)
-class Scan:
-    """A scan node taken apart: consts, carry and xs, outside and inside its body."""
+class Scans:
+    """The pairs of a joint graph, and the ladder of what each may stack."""
 
-    node: Node
-
-    @property
-    def body(self) -> Graph:
-        """The function of one step."""
-        return self.node.regions[0]
-
-    @property
-    def length(self) -> int:
-        """Number of steps."""
-        return int(self.node.attrs["length"])
-
-    @property
-    def parts(self) -> tuple[slice, slice, slice]:
-        """Where the consts, the carry and the xs stand among the inputs."""
-        n, k = self.node.attrs["num_consts"], self.node.attrs["num_carry"]
-        return slice(0, n), slice(n, n + k), slice(n + k, None)
-
-    @property
-    def carried(self) -> int:
-        """Number of outputs that are the final carry."""
-        return int(self.node.attrs["num_carry"])
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A forward scan and the backward scan that reads what it stacks.
-
-    Inside, `known` maps inputs of the backward body to the forward body's own values.
-    """
-
-    forward: Scan
-    backward: Scan
+    graph: Graph
+    spec: DeviceSpec
 
     @cached_property
-    def known(self) -> dict[Value, Value]:
-        """Backward body's inputs that are values of the forward body."""
-        f, b = self.forward, self.backward
-        stacked = dict(zip(f.node.outputs[f.carried :], f.body.outputs[f.carried :], strict=True))
-        consts, _, xs = f.parts
-        sliced = dict(zip(f.node.inputs[xs], f.body.inputs[xs], strict=True))
-        whole = dict(zip(f.node.inputs[consts], f.body.inputs[consts], strict=True))
-        b_consts, _, b_xs = b.parts
-        found = {}
-        for outer, inner in zip(b.node.inputs[b_xs], b.body.inputs[b_xs], strict=True):
-            value = stacked.get(outer, sliced.get(outer))
-            if value is not None and value.type == inner.type:
-                found[inner] = value
-        for outer, inner in zip(b.node.inputs[b_consts], b.body.inputs[b_consts], strict=True):
-            if outer in whole:
-                found[inner] = whole[outer]
-        return found
+    def pairs(self) -> list[Pair]:
+        """The pairs in order."""
+        return pairs(self.graph)
 
     @cached_property
-    def joint(self) -> Joint:
-        """One step forward and backward. The carry exists only where it was stacked."""
-        f, b = self.forward, self.backward
-        consts, carry, xs = f.parts
-        entry = Node(_ENTRY, (), f.body.inputs[carry])
-        rest = [
-            replace(node, inputs=tuple(self.known.get(v, v) for v in node.inputs))
-            for node in b.body.nodes
+    def ladders(self) -> list[list[frozenset[Value]]]:
+        """For each pair what it may stack, from most to least."""
+        return [_ladder(pair, self.spec) for pair in self.pairs]
+
+    @property
+    def levels(self) -> int:
+        """How many rungs the longest ladder has."""
+        return max(map(len, self.ladders), default=0)
+
+    @property
+    def segments(self) -> list[int]:
+        """Segment lengths worth a try: divisors of the longest scan; 0 is no segments."""
+        longest = max((pair.forward.length for pair in self.pairs), default=0)
+        divisors = [n for n in range(2, longest // 2 + 1) if longest % n == 0]
+        middle = longest**0.5
+        return [0, *sorted(sorted(divisors, key=lambda n: abs(n - middle) / (n + middle))[:3])]
+
+    def leaner(self, level: int, segment: int = 0) -> Graph:
+        """Return the graph with its scans stacking less: the more so the higher the level.
+
+        With a `segment` the forward scans run again, so many steps at a time, where that divides
+        their length.
+        """
+        sets = [rungs[min(level, len(rungs) - 1)] for rungs in self.ladders]
+        lean = [
+            _lean(pair, self.spec, keep, segment)
+            for pair, keep in zip(self.pairs, sets, strict=True)
         ]
-        own = [v for v in b.body.inputs if v not in self.known]
-        inputs = (*f.body.inputs[consts], *f.body.inputs[xs], *own)
-        outputs = tuple(self.known.get(v, v) for v in b.body.outputs)
-        return Joint(inputs, (entry, *f.body.nodes), tuple(rest), outputs)
+        return _rewritten(self.graph, lean)
 
 
-def _no_shape(inputs: object, attrs: object, regions: object) -> tuple[()]:
-    return ()
+def _ladder(pair: Pair, spec: DeviceSpec) -> list[frozenset[Value]]:
+    """What the forward scan may stack, with what of the carry the rest is made from."""
+    joint = pair.joint
+    entry = frozenset(v for v in joint.forward[0].outputs if joint.bytes(v))
+    sets = ladder(joint, joint.forward, joint.required, spec)
+    return list(dict.fromkeys(_possible(joint, keep, entry) for keep in sets))
 
 
-# Stands for the carry at a step's start: an effect, as it can't be made again.
-_ENTRY = Op("entry", _no_shape, lambda *_: [], effect="entry")
+def _possible(joint: Joint, keep: frozenset[Value], entry: frozenset[Value]) -> frozenset[Value]:
+    again, _ = closure(joint, joint.required, keep | entry)
+    read = {v for node in again for v in node.inputs}.union(joint.required)
+    return keep | (entry & read)
 
 
-def pairs(graph: Graph) -> list[Pair]:
-    """The scans of a joint graph whose stacks one backward scan reads."""
-    found = []
-    for node in graph.nodes:
-        if node.op.name != "scan" or node.phase != "forward":
-            continue
-        stacks = set(node.outputs[node.attrs["num_carry"] :])
-        readers = {
-            user
-            for value in stacks
-            for user in graph.users.get(value, ())
-            if user.op.name == "scan"
-            and user.phase == "backward"
-            and user.attrs["length"] == node.attrs["length"]
-            and user.attrs["reverse"] != node.attrs["reverse"]
-        }
-        if len(readers) == 1:
-            pair = Pair(Scan(node), Scan(readers.pop()))
-            if not set(pair.known.values()).isdisjoint(pair.joint.place):
-                found.append(pair)
-    return found
-
-
-def leaner(graph: Graph, spec: DeviceSpec, price: float, segment: int = 0) -> Graph:
-    """Return `graph` with its scans stacking what is worth it at `price`, in bytes for a second.
-
-    With a `segment` the forward scans run again, so many steps at a time, where that divides
-    their length.
-    """
-    lean = [_lean(pair, spec, price, segment) for pair in pairs(graph)]
-    if not lean:
-        return graph
+def _rewritten(graph: Graph, lean: Sequence[_Lean]) -> Graph:
+    """The graph with each pair emitted anew, and without what nobody reads any more."""
     first = {each.pair.forward.node: each for each in lean}
     second = {each.pair.backward.node: each for each in lean}
     stacks: dict[_Lean, Sequence[Value]] = {}
@@ -272,9 +219,8 @@ def _split(values: Sequence[Value], *counts: int) -> list[list[Value]]:
     return [*found, list(values[start:])]
 
 
-def _lean(pair: Pair, spec: DeviceSpec, price: float, segment: int) -> _Lean:
+def _lean(pair: Pair, spec: DeviceSpec, keep: frozenset[Value], segment: int) -> _Lean:
     joint = pair.joint
-    keep = kept(joint, joint.forward, joint.required, spec.seconds, price)
     stacked = tuple(sorted(keep, key=joint.place.__getitem__))
     read = tuple(Value(v.type) for v in stacked)
     f, scan = pair.forward.body, pair.backward.body
@@ -289,14 +235,3 @@ def _lean(pair: Pair, spec: DeviceSpec, price: float, segment: int) -> _Lean:
     body = Graph(scan.name, inputs, tuple(replay.b.nodes), outputs)
     divides = 1 < segment < pair.forward.length and pair.forward.length % segment == 0
     return _Lean(pair, stacked, body, segment if divides else 0)
-
-
-def lengths(graph: Graph) -> list[int]:
-    """Segment lengths worth a try for the scans of a graph; 0 is no segments."""
-    found = pairs(graph)
-    if not found:
-        return []
-    longest = max(pair.forward.length for pair in found)
-    divisors = [n for n in range(2, longest // 2 + 1) if longest % n == 0]
-    middle = longest**0.5
-    return [0, *sorted(sorted(divisors, key=lambda n: abs(n - middle) / (n + middle))[:3])]

@@ -122,6 +122,14 @@ def test_dispatch(load_benchmark, capsys):
     assert all(len(result.seconds["backpass"]) == 2 for result in results)
 
 
+def test_vjp(load_benchmark, capsys):
+    """A row for each op, the slowest first, and the median of all."""
+    results = load_benchmark("vjp").main(["--tiny", "--repeats", "2", "--calls", "1"])
+    assert sorted(result.op for result in results) == ["mul", "sin"]
+    assert results[0].whole.median >= results[1].whole.median > 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[0] == "median"
+
+
 def test_ratios_are_round_by_round(load_benchmark):
     """What slows a whole round changes nothing."""
     ratio = load_benchmark("measure").ratio([1.0, 10.0, 3.0], [2.0, 20.0, 6.0])
@@ -152,3 +160,15 @@ def test_the_allocator_is_fixed_by_starting_again(load_benchmark, monkeypatch):
         monkeypatch.setenv(name, text)
     measure.fix_allocator(keep_default=False)
     assert len(started) == 1
+
+
+def test_memory(load_benchmark, tmp_path, capsys):
+    """Every peak is within its budget, and rivals that fit are named."""
+    path = tmp_path / "memory.json"
+    arguments = ["--tiny", "--budgets", "3", "--repeats", "2", "--json", str(path)]
+    rows = load_benchmark("memory").main(arguments)
+    assert len(rows) == 3 and all(row.peak <= row.budget for row in rows)
+    assert rows[0].policy != "none fits" and rows[0].time > 0
+    told = capsys.readouterr().out
+    assert "peak within the budget        3" in told
+    assert [row["model"] for row in json.loads(path.read_text())["results"]] == ["mlp"] * 3

@@ -1,6 +1,6 @@
 """vjp, jvp, linearize, Jacobians and Hessians: JAX's signatures, trees, types and nesting."""
 
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -281,7 +281,7 @@ ERRORS = {
     "cotangent of another shape": (lambda: bp.vjp(jnp.sin, X)[1](X[0]), r"cotangents of type"),
     "cotangent of another tree": (lambda: bp.vjp(jnp.sin, X)[1]((X, X)), "with the tree"),
     "cotangent that is no array": (lambda: bp.vjp(jnp.sin, X)[1]("a"), "got str"),
-    "no pair for aux": (lambda: bp.vjp(jnp.sin, X, has_aux=True), "return a pair"),
+    "no pair for aux": (lambda: bp.vjp(jnp.sin, X, has_aux=True), "return a two-element"),
     "jacrev by integers": (lambda: bp.jacrev(lambda n: n * 1.0)(3), "floating inputs"),
     "jacrev of integers": (lambda: bp.jacrev(lambda x: x.astype(int))(X), "floating outputs"),
     "hessian of argnums out of range": (lambda: bp.hessian(jnp.sum, 2)(X), "argnums=2"),
@@ -309,3 +309,45 @@ def test_python_side_of_numbers():
     x = np.float32(0.5)
     assert bp.vjp(jnp.sin, x)[1](1.0)[0].dtype == np.float32
     same(bp.jvp(jnp.sin, (x,), (2.0,))[1], jax.jvp(jnp.sin, (x,), (np.float32(2),))[1])
+
+
+def test_a_traced_pullback_shows_what_it_computes():
+    """As the call of a jaxpr of JAX's own would."""
+    precise = partial(jax.lax.dot, precision=jax.lax.Precision.HIGHEST)
+    y, pull = bp.vjp(precise, jnp.ones((2, 3)), jnp.ones((3, 4)))
+    told = str(jax.make_jaxpr(pull)(y))
+    assert told.count("dot_general[") == 2 and "Precision.HIGHEST" in told
+
+
+def square(x):
+    return lax.while_loop(lambda c: c < 9, lambda c: c * c, x)
+
+
+JAXS_WORDS = {
+    "tree of a cotangent": lambda vjp: vjp(jnp.sin, 1.0)[1]((1.0, 2.0)),
+    "shape of a cotangent": lambda vjp: vjp(jnp.sin, X)[1](X[0]),
+    "dtype of a cotangent": lambda vjp: vjp(jnp.sin, X)[1](X.astype(jnp.float16)),
+    "no array": lambda vjp: vjp(jnp.sin, "a"),
+    "no function": lambda vjp: vjp(3, 1.0),
+    "no aux": lambda vjp: vjp(jnp.sin, 1.0, has_aux=True),
+    "a loop": lambda vjp: vjp(square, 2.0)[1](1.0),
+}
+SAID = (
+    "unexpected tree structure|unexpected JAX type|not a valid JAX type|Expected a callable value|"
+    "two-element tuple|does not work for lax.while_loop"
+)
+
+
+@pytest.mark.parametrize("wrong", JAXS_WORDS)
+def test_errors_have_the_type_and_the_words_of_jax(wrong):
+    """So that who catches them need not know whose they are."""
+    with pytest.raises((TypeError, ValueError), match=SAID) as theirs:
+        JAXS_WORDS[wrong](jax.vjp)
+    kind = TypeError if isinstance(theirs.value, TypeError) else ValueError
+    with pytest.raises(kind, match=SAID):
+        JAXS_WORDS[wrong](bp.vjp)
+
+
+def test_a_cotangent_of_an_integer_is_of_any_dtype():
+    _, pull = bp.vjp(lambda x: (x, jnp.int32(3)), 2.0)
+    assert float(pull((1.0, np.float32(5)))[0]) == 1.0

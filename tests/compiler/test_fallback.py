@@ -178,3 +178,11 @@ def test_a_custom_batching_rule_is_for_batches_alone() -> None:
     want = jax.grad(lambda x: jnp.sum((jnp.sin(x) * x) ** 2))(X)
     np.testing.assert_allclose(step(X), want, rtol=1e-6)
     assert "custom_vmap_call" in str(bp.compile(f).lower(X).graph)
+
+
+def test_ours_in_the_place_of_jax_vjp(monkeypatch) -> None:
+    """As in a suite that runs JAX's own tests with `bp.vjp`."""
+    want = jax.grad(loss)(X, X)
+    monkeypatch.setattr(jax, "vjp", bp.vjp)
+    monkeypatch.setattr(jax, "grad", bp.grad)
+    np.testing.assert_allclose(jax.grad(loss)(X, X), want, rtol=1e-6)

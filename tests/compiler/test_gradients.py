@@ -298,8 +298,82 @@ def test_callbacks_of_equal_shape_do_not_share_a_result():
     assert found == [4.0, 10.0]
 
 
-def test_power_at_the_origin_has_a_slope():
-    """Where JAX gives NaN for y = 0: y x^(y-1) with both zero."""
-    y = jnp.array([0.0, 1.0, 2.0])
-    found = bp.grad(lambda x: jnp.sum(jax.lax.pow(x, y)))(jnp.zeros(3))
-    np.testing.assert_array_equal(found, [0.0, 1.0, 0.0])
+def test_power_at_the_origin_is_that_of_jax():
+    """NaN for a floating exponent of 0, though not for an integer one."""
+    for kind in (jnp.float32, jnp.int32):
+        y = jnp.array([0, 1, 2], kind)
+        fun = functools.partial(lambda x, y: jnp.sum(jax.lax.pow(x, y)), y=y)
+        np.testing.assert_array_equal(bp.grad(fun)(jnp.zeros(3)), jax.grad(fun)(jnp.zeros(3)))
+
+
+def test_a_product_that_names_its_dtype():
+    x, y = jnp.arange(3, dtype=jnp.bfloat16), jnp.full(3, 3, jnp.float16)
+    fun = functools.partial(jax.lax.mul, out_dtype=jnp.float32)
+    (ours, pull), (theirs, jax_pull) = bp.vjp(fun, x, y), jax.vjp(fun, x, y)
+    assert ours.dtype == theirs.dtype == jnp.float32
+    for found, expected in zip(pull(ours), jax_pull(theirs), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_functions_of_one_body_keep_their_own_custom_gradients():
+    """JAX makes these rules in one place of its own, of what the user gives."""
+    found = []
+    for slope in (1.0, 3.0):
+
+        @jax.custom_gradient
+        def fun(x, slope=slope):
+            return x**2, lambda ct: (slope * ct,)
+
+        found.append(float(bp.grad(lambda x, fun=fun: fun(x))(2.0)))
+    assert found == [1.0, 3.0]
+
+
+def test_a_convolution_without_output_has_a_gradient_of_zeros():
+    x, k = jnp.ones((1, 1, 0, 4)), jnp.ones((1, 1, 1, 2))
+    _, pull = bp.vjp(lambda x, k: jax.lax.conv(x, k, (1, 1), "VALID"), x, k)
+    ct_x, ct_k = pull(jnp.ones((1, 1, 0, 3)))
+    assert ct_x.shape == x.shape
+    np.testing.assert_array_equal(ct_k, jnp.zeros_like(k))
+
+
+def closing(grad, part):
+    """A function of y: the gradient of one whose rule closes over y."""
+
+    def fun(y):
+        @jax.custom_vjp
+        def inner(x):
+            return 2 * jnp.sin(x)
+
+        if part == "forward":
+            inner.defvjp(lambda x: (inner(x), y), lambda y, ct: (2 * jnp.cos(y) * ct,))
+        else:
+            inner.defvjp(lambda x: (inner(x), ()), lambda _, ct: (2 * jnp.cos(y) * ct,))
+        return grad(inner)(jnp.ones_like(y))
+
+    return fun
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+@pytest.mark.parametrize(
+    "through", [jax.jit, jax.grad, bp.grad, bp.compile, lambda f: lambda y: jax.vmap(f)(y[None])]
+)
+def test_custom_rules_that_close_over_a_tracer(part, through):
+    y = jnp.float32(4)
+    other = jax.grad if through is bp.grad else jax.jit if through is bp.compile else through
+    expected = other(closing(jax.grad, part))(y)
+    np.testing.assert_allclose(through(closing(bp.grad, part))(y), expected, rtol=1e-6)
+
+
+def test_a_rule_holds_for_the_value_of_a_gradient():
+    """Of the function, of `value_and_grad` of it, and of that of it."""
+
+    @jax.custom_vjp
+    def fun(x):
+        return jnp.cos(2 * x) / 2
+
+    fun.defvjp(lambda x: (fun(x), x), lambda x, ct: (3 * ct,))
+    same_value = fun
+    for _ in range(3):
+        assert float(bp.grad(same_value)(1.0)) == 3.0
+        same_value = functools.partial(lambda f, x: bp.value_and_grad(f)(x)[0], same_value)

@@ -284,9 +284,14 @@ def test_where_there_is_no_slope_jax_decides(name: str) -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_a_power_of_zero_has_no_slope_where_jax_has_no_number() -> None:
-    """x**y with y = 0 is 1 for every x."""
-    np.testing.assert_array_equal(bp.grad(lambda x: jnp.sum(x ** jnp.zeros(3)))(ZERO), ZERO)
+@pytest.mark.parametrize("kind", [jnp.float32, jnp.int32])
+def test_a_power_of_zero_has_the_slope_of_jax(kind: Any) -> None:
+    """A floating exponent 0 gives NaN, an integer one 0."""
+
+    def fun(x: Any) -> Any:
+        return jnp.sum(x ** jnp.zeros(3, kind))
+
+    np.testing.assert_array_equal(bp.grad(fun)(ZERO), jax.grad(fun)(ZERO))
 
 
 def test_the_table_is_walked() -> None:

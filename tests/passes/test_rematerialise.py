@@ -14,9 +14,8 @@ from backpass.passes import PASSES, Rematerialise, parse_pipeline
 from backpass.passes.pipeline import spelled
 from backpass.passes.rematerialise import Frontier, step_from, step_to
 from backpass.passes.rematerialise.joint import joint_of
-from backpass.passes.rematerialise.keep import kept
-from backpass.passes.rematerialise.replay import closure
-from backpass.passes.rematerialise.scans import leaner, lengths, pairs
+from backpass.passes.rematerialise.keep import closure, kept, ladder
+from backpass.passes.rematerialise.scans import Scans
 from backpass.passes.rematerialise.schedule import SLOTS, Drop, Keep, Last, Link, Option, Schedules
 from backpass.passes.rematerialise.segments import chain
 from passes.joints import LOSSES, joint, parameters, rows, sgd
@@ -39,10 +38,10 @@ def run(graph: Graph):
     return ir.evaluate(graph, *parameters(LAYERS, WIDTH), rows(BATCH, WIDTH))
 
 
-def same(name, graph):
+def same(name, graph, atol=1e-7):
     ir.verify(graph)
     for ours, theirs in zip(run(graph), expected(name), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-7)
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=atol)
 
 
 def test_a_chain_is_cut_between_its_products():
@@ -184,28 +183,52 @@ def test_less_memory_takes_more_time(name):
     assert frontier.fastest(frontier.leanest.bytes - 1) is None
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_that_jax_has_differentiated(name):
+    """Its phases are read from JAX's name stack."""
+    step = sgd(LOSSES[name], jax.value_and_grad)
+    graph = joint(step, parameters(LAYERS, WIDTH), rows(BATCH, WIDTH))
+    frontier = Frontier(graph, SPEC)
+    assert frontier.leanest.bytes < 0.8 * frontier.plain.bytes
+    for budget in np.linspace(frontier.leanest.bytes, frontier.plain.bytes, 3):
+        same(name, frontier.fastest(budget).graph, atol=1e-6)
+
+
 @pytest.mark.parametrize("segment", [0, 2, 3])
 @pytest.mark.parametrize("name", ["scanned", "backwards"])
 def test_scans_that_stack_less_compute_the_same(name, segment):
     graph = graph_of(name)
-    for price in (4e10, 1e9, 1e6):
-        lean = leaner(graph, SPEC, price, segment)
+    scans = Scans(graph, SPEC)
+    for level in range(scans.levels):
+        lean = scans.leaner(level, segment)
         assert lean is not graph
         same(name, lean)
 
 
-def test_a_scan_stacks_less_at_a_lower_price():
-    graph = graph_of("scanned")
-    dear, cheap = (
-        ir.liveness(leaner(graph, SPEC, price), fused=True).peak_bytes for price in (4e10, 1e5)
+def test_a_scan_stacks_less_at_a_higher_level():
+    scans = Scans(graph_of("scanned"), SPEC)
+    most, least = (
+        ir.liveness(scans.leaner(level), fused=True).peak_bytes for level in (0, scans.levels - 1)
     )
-    assert cheap < dear
+    assert least < most
+
+
+@pytest.mark.parametrize("name", ["mlp", "skips"])
+def test_a_ladder_goes_down_in_bytes_and_up_in_seconds(name):
+    whole = joint_of(graph_of(name))
+    sets = ladder(whole, whole.forward, whole.required, SPEC)
+    sizes = [sum(map(whole.bytes, keep)) for keep in sets]
+    seconds = [cost(whole, keep, 1.0) - size for keep, size in zip(sets, sizes)]
+    assert sizes == sorted(sizes, reverse=True) and not sets[-1]
+    assert seconds == pytest.approx(sorted(seconds))
+    assert len(sets) > 4
 
 
 def test_segments_of_a_scan_divide_its_length():
-    assert lengths(graph_of("scanned")) == [0, 2, 3]
-    assert lengths(graph_of("mlp")) == []
-    assert [pair.forward.length for pair in pairs(graph_of("scanned"))] == [LAYERS]
+    scans = Scans(graph_of("scanned"), SPEC)
+    assert scans.segments == [0, 2, 3]
+    assert [pair.forward.length for pair in scans.pairs] == [LAYERS]
+    assert not Scans(graph_of("mlp"), SPEC).pairs
 
 
 def test_a_mask_that_is_made_again_is_the_same_mask():

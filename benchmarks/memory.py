@@ -1,0 +1,243 @@
+"""Peak memory and time of a training step under budgets, against plain JAX and its policies.
+
+    python benchmarks/memory.py
+    python benchmarks/memory.py --models gpt12 mlp32 --budgets 10 --json out.json
+
+For each model, budgets are spread between the smallest that is feasible and the peak of plain
+`jax.jit`. Peaks are those that XLA reports: arguments + outputs + temporaries - donated. The rivals
+are `jax.checkpoint` by hand around blocks, groups of blocks and both, with each of JAX's policies,
+in the form in which it works on CPU (the pass that would undo it is off for all arms). At each
+budget ours runs beside the fastest rival that fits it. Columns: `budget` of plain JAX's peak,
+`peak` of the budget, `predicted` of the peak, `time` of plain JAX's, `rival` the same of the best
+rival that fits, `ours/rival`; `rounds` compiled.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from measure import (
+    calls_for,
+    environment,
+    finish,
+    fix_allocator,
+    interleave,
+    note,
+    parser,
+)
+from steps import step_of
+
+RATE = 1e-4
+XLA = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+COLUMNS = "model budget peak predicted time rival ours/rival policy rounds".split()
+
+
+def models() -> dict[str, Callable[..., Any]]:
+    """Return builders that take `remat`; sizes that compile in seconds."""
+    import workloads as w
+
+    return {
+        "mlp32": partial(w.mlp, 1024, (256, *[512] * 32, 10)),
+        "gpt12": partial(w.gpt, 12, 128, 4, 128, 4, 1024),
+        "gpt12_scan": partial(w.gpt, 12, 128, 4, 128, 4, 1024, scanned=True),
+        "resnet": partial(w.resnet, 32, 32, (32, 64, 128)),
+        "unet": partial(w.unet, 8, 64, (16, 32, 64)),
+        "lstm": partial(w.lstm, 16, 512, 128, 64),
+        "moe": lambda remat=None: w.moe(512, 64, 8, 2, 64),
+        "vit": partial(w.vit, 16, 32, 4, 4, 96, 3),
+        "vae": lambda remat=None: w.vae(256, 784, 512, 32),
+    }
+
+
+TINY = ("mlp",)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A compiled step, its peak in bytes, and its median seconds of a call."""
+
+    name: str
+    step: Any
+    peak: int
+    predicted: int = 0
+    rounds: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One budget of one model: bytes, and medians of ratios of seconds."""
+
+    model: str
+    budget: int
+    peak: int
+    predicted: int
+    plain: int
+    time: float
+    rival: float | None
+    policy: str
+    rounds: int
+
+    def cells(self) -> list[str]:
+        """Return the row as text."""
+        rival = "-" if self.rival is None else f"{self.rival:.2f}"
+        ours = "-" if self.rival is None else f"{self.time / self.rival:.2f}"
+        sizes = [
+            f"{self.budget / self.plain:.2f}",
+            f"{self.peak / self.budget:.2f}",
+            f"{self.predicted / self.peak:.2f}",
+        ]
+        times = [f"{self.time:.2f}", rival, ours, self.policy, str(self.rounds)]
+        return [self.model, *sizes, *times]
+
+
+def rivals(build: Callable[..., Any]) -> dict[str, Any]:
+    """Models under JAX's policies, by name."""
+    import jax
+    from layers import Remat
+
+    policies = jax.checkpoint_policies
+    chosen = {
+        "nothing": None,
+        "dots": policies.dots_saveable,
+        "dots_no_batch": policies.dots_with_no_batch_dims_saveable,
+    }
+    found = {"plain": build()}
+    for name, policy in chosen.items():
+        found[name] = build(remat=Remat(partial(jax.checkpoint, policy=policy)))
+    for group in (2, 4, 6):
+        found[f"groups of {group}"] = build(remat=Remat(jax.checkpoint, group))
+        found[f"nested {group}"] = build(remat=Remat(jax.checkpoint, group, nested=True))
+    return found
+
+
+def peak_of(compiled: Any) -> int:
+    """Bytes as XLA reports them."""
+    m = compiled.memory_analysis()
+    total = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
+    return int(total - m.alias_size_in_bytes)
+
+
+def measure(name: str, build: Callable[..., Any], budgets: int, repeats: int) -> list[Row]:
+    """Compile every arm, then time ours beside the rivals."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import backpass as bp
+
+    model = build()
+    params, batch = model.init(jax.random.key(0)), model.batch(jax.random.key(1))
+    rate = jnp.float32(RATE)
+
+    def stock(loss: Any, options: dict[str, Any] | None) -> Any:
+        step = step_of(jax.value_and_grad, loss)
+        jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
+        return jitted.lower(params, batch, rate).compile()
+
+    plain = stock(model.loss, None)
+    arms = [Arm("plain", plain, peak_of(plain))]
+    for policy, each in rivals(build).items():
+        try:
+            step = stock(each.loss, XLA)
+        except TypeError:
+            continue
+        arms.append(Arm(policy, step, peak_of(step)))
+        note(f"  {policy}: peak {arms[-1].peak / 2**20:.1f} MiB")
+
+    def ours(budget: int) -> Arm:
+        step = bp.compile(
+            step_of(bp.value_and_grad, model.loss), donate_argnums=0, memory_budget=budget
+        )
+        compiled = step.lower(params, batch, rate).compile()
+        plan = compiled.plan
+        return Arm("ours", compiled, peak_of(compiled), plan.predicted_bytes, plan.rounds)
+
+    try:
+        ours(1)
+    except bp.BudgetError as error:
+        least = error.minimum_bytes
+    spread = np.linspace(arms[0].peak, least, budgets).astype(int).tolist()
+    planned = {budget: ours(budget) for budget in spread}
+    for budget, arm in planned.items():
+        note(f"  budget {budget / 2**20:.1f} MiB: peak {arm.peak / 2**20:.1f} MiB")
+    seconds = timed([*arms, *planned.values()], params, batch, rate, repeats)
+    base = seconds[id(arms[0])]
+
+    def times(arm: Arm) -> float:
+        return statistics.median(a / b for a, b in zip(seconds[id(arm)], base, strict=True))
+
+    rows = []
+    for budget, arm in planned.items():
+        able = [a for a in arms if a.peak <= budget]
+        best = min(able, key=times, default=None)
+        rival = None if best is None else times(best)
+        policy = "none fits" if best is None else best.name
+        rows.append(
+            Row(name, budget, arm.peak, arms[0].peak, times(arm), rival, policy, arm.rounds)
+        )
+    return rows
+
+
+def timed(
+    arms: Sequence[Arm], params: Any, batch: Any, rate: Any, repeats: int
+) -> dict[int, tuple[float, ...]]:
+    """Seconds of a call of each arm, in turns."""
+    import jax
+    import jax.numpy as jnp
+
+    state = {id(arm): jax.tree.map(jnp.copy, params) for arm in arms}
+
+    def run(arm: Arm) -> Callable[[], None]:
+        def once() -> None:
+            state[id(arm)], value = arm.step(state[id(arm)], batch, rate)
+            jax.block_until_ready((state[id(arm)], value))
+
+        return once
+
+    runs = {str(id(arm)): run(arm) for arm in arms}
+    samples = interleave(runs, repeats, max(map(calls_for, runs.values())))
+    return {int(name): found.wall for name, found in samples.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> list[Row]:
+    """Run the models asked for; print and return their rows."""
+    options = parser(__doc__)
+    options.add_argument("--models", nargs="+", choices=list(models()), metavar="NAME")
+    options.add_argument("--budgets", type=int, default=10, help="budgets of each model")
+    options.add_argument("--repeats", type=int, default=7, help="rounds of all arms in turns")
+    args = options.parse_args(argv)
+    stamp = environment()
+    builders = models()
+    if args.tiny:
+        import workloads
+
+        builders = {name: partial(workloads.TINY[name]) for name in TINY}
+    rows: list[Row] = []
+    for name in args.models or builders:
+        note(name)
+        rows += measure(name, builders[name], args.budgets, args.repeats)
+    against = [row.time / row.rival for row in rows if row.rival is not None]
+    errors = [abs(row.predicted / row.peak - 1) for row in rows]
+    summary = [
+        ["budgets", str(len(rows))],
+        ["peak within the budget", str(sum(row.peak <= row.budget for row in rows))],
+        ["prediction off, median", f"{statistics.median(errors):.3f}"],
+        ["prediction off, at worst", f"{max(errors):.3f}"],
+        ["ours / best rival, median", f"{statistics.median(against):.2f}" if against else "-"],
+        ["no slower than it (1.02)", str(sum(ratio <= 1.02 for ratio in against))],
+        ["no rival fits", str(sum(row.rival is None for row in rows))],
+    ]
+    tables = [(COLUMNS, [row.cells() for row in rows]), (("all models", ""), summary)]
+    finish(stamp, tables, [asdict(row) for row in rows], args.json)
+    return rows
+
+
+if __name__ == "__main__":
+    import sys
+
+    fix_allocator("--default-allocator" in sys.argv)
+    main()

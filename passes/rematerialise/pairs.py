@@ -1,0 +1,114 @@
+"""Scans that belong together: a forward scan, and the backward scan that reads what it stacks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from ...ir.graph import Graph, Node, Value
+from ...ir.op import Op
+from .joint import Joint
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan node taken apart: consts, carry and xs, outside and inside its body."""
+
+    node: Node
+
+    @property
+    def body(self) -> Graph:
+        """The function of one step."""
+        return self.node.regions[0]
+
+    @property
+    def length(self) -> int:
+        """Number of steps."""
+        return int(self.node.attrs["length"])
+
+    @property
+    def parts(self) -> tuple[slice, slice, slice]:
+        """Where the consts, the carry and the xs stand among the inputs."""
+        n, k = self.node.attrs["num_consts"], self.node.attrs["num_carry"]
+        return slice(0, n), slice(n, n + k), slice(n + k, None)
+
+    @property
+    def carried(self) -> int:
+        """Number of outputs that are the final carry."""
+        return int(self.node.attrs["num_carry"])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A forward scan and the backward scan that reads what it stacks.
+
+    Inside, `known` maps inputs of the backward body to the forward body's own values.
+    """
+
+    forward: Scan
+    backward: Scan
+
+    @cached_property
+    def known(self) -> dict[Value, Value]:
+        """Backward body's inputs that are values of the forward body."""
+        f, b = self.forward, self.backward
+        stacked = dict(zip(f.node.outputs[f.carried :], f.body.outputs[f.carried :], strict=True))
+        consts, _, xs = f.parts
+        sliced = dict(zip(f.node.inputs[xs], f.body.inputs[xs], strict=True))
+        whole = dict(zip(f.node.inputs[consts], f.body.inputs[consts], strict=True))
+        b_consts, _, b_xs = b.parts
+        found = {}
+        for outer, inner in zip(b.node.inputs[b_xs], b.body.inputs[b_xs], strict=True):
+            value = stacked.get(outer, sliced.get(outer))
+            if value is not None and value.type == inner.type:
+                found[inner] = value
+        for outer, inner in zip(b.node.inputs[b_consts], b.body.inputs[b_consts], strict=True):
+            if outer in whole:
+                found[inner] = whole[outer]
+        return found
+
+    @cached_property
+    def joint(self) -> Joint:
+        """One step forward and backward. The carry exists only where it was stacked."""
+        f, b = self.forward, self.backward
+        consts, carry, xs = f.parts
+        entry = Node(_ENTRY, (), f.body.inputs[carry])
+        rest = [
+            replace(node, inputs=tuple(self.known.get(v, v) for v in node.inputs))
+            for node in b.body.nodes
+        ]
+        own = [v for v in b.body.inputs if v not in self.known]
+        inputs = (*f.body.inputs[consts], *f.body.inputs[xs], *own)
+        outputs = tuple(self.known.get(v, v) for v in b.body.outputs)
+        return Joint(inputs, (entry, *f.body.nodes), tuple(rest), outputs)
+
+
+def _no_shape(inputs: object, attrs: object, regions: object) -> tuple[()]:
+    return ()
+
+
+# Stands for the carry at a step's start: an effect, as it can't be made again.
+_ENTRY = Op("entry", _no_shape, lambda *_: [], effect="entry")
+
+
+def pairs(graph: Graph) -> list[Pair]:
+    """The scans of a joint graph whose stacks one backward scan reads."""
+    found = []
+    for node in graph.nodes:
+        if node.op.name != "scan" or node.phase != "forward":
+            continue
+        stacks = set(node.outputs[node.attrs["num_carry"] :])
+        readers = {
+            user
+            for value in stacks
+            for user in graph.users.get(value, ())
+            if user.op.name == "scan"
+            and user.phase == "backward"
+            and user.attrs["length"] == node.attrs["length"]
+            and user.attrs["reverse"] != node.attrs["reverse"]
+        }
+        if len(readers) == 1:
+            pair = Pair(Scan(node), Scan(readers.pop()))
+            if not set(pair.known.values()).isdisjoint(pair.joint.place):
+                found.append(pair)
+    return found

@@ -1,0 +1,178 @@
+"""`memory_budget`: XLA's own peak is within it, or an error tells the smallest that one fits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import backpass as bp
+from backpass.compiler.budget import parse_bytes, peak_bytes
+from passes.joints import LOSSES, parameters, rows, sgd
+
+LAYERS, WIDTH, BATCH = 6, 32, 512
+
+
+def arguments():
+    return parameters(LAYERS, WIDTH), rows(BATCH, WIDTH)
+
+
+def peak(compiled):
+    return peak_bytes(compiled.memory_analysis())
+
+
+def planned(name, budget, **options):
+    return bp.compile(sgd(LOSSES[name]), memory_budget=budget, donate_argnums=0, **options)
+
+
+def plain_peak(name):
+    step = jax.jit(sgd(LOSSES[name]), donate_argnums=0)
+    return peak(step.lower(*arguments()).compile())
+
+
+def minimum(name):
+    with pytest.raises(bp.BudgetError) as caught:
+        planned(name, 1)(*arguments())
+    return caught.value.minimum_bytes
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("512MiB", 512 << 20), ("6GB", 6 * 10**9), ("1.5KiB", 1536), ("77", 77), (77, 77)],
+)
+def test_bytes_are_read(text, size):
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("budget", ["6 gigs", "MiB", "-3GB", "", 0, -1, 1.5, True])
+def test_what_is_no_budget_is_told(budget):
+    with pytest.raises(bp.ArgumentError, match="memory_budget wants bytes"):
+        bp.compile(lambda x: x, memory_budget=budget)
+
+
+def test_auto_is_what_is_free():
+    assert parse_bytes("auto") > 1 << 20
+    assert planned("mlp", "auto").lower(*arguments()).plan.budget_bytes > 1 << 20
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_contract(name):
+    """Peaks within every budget, none of them larger at a lower one, and equal results."""
+    most, least = plain_peak(name), minimum(name)
+    assert least < most
+    expected = jax.jit(sgd(LOSSES[name]))(*arguments())
+    peaks = []
+    for budget in np.linspace(most, least, 4).astype(int).tolist():
+        step = planned(name, budget)
+        compiled = step.lower(*arguments()).compile()
+        assert peak(compiled) <= budget
+        assert compiled.plan.measured_bytes == peak(compiled)
+        peaks.append(peak(compiled))
+        for ours, theirs in zip(
+            jax.tree.leaves(step(*map(copied, arguments()))), jax.tree.leaves(expected)
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
+    assert peaks == sorted(peaks, reverse=True)
+
+
+def copied(tree):
+    return jax.tree.map(jnp.array, tree)
+
+
+def test_an_error_tells_the_smallest_budget_and_what_binds():
+    least = minimum("mlp")
+    with pytest.raises(bp.BudgetError) as caught:
+        planned("mlp", least - 1)(*arguments())
+    text = str(caught.value)
+    assert f"memory_budget={least}" in text
+    assert "live at the peak" in text
+    assert "args[0][0]" in text
+    planned("mlp", least)(*map(copied, arguments()))
+
+
+def test_arguments_survive_an_infeasible_budget():
+    params, x = copied(arguments()[0]), arguments()[1]
+    step = planned("mlp", 1)
+    for _ in range(2):
+        with pytest.raises(bp.BudgetError):
+            step(params, x)
+    assert not any(p.is_deleted() for p in params)
+
+
+def test_a_call_compiles_what_compile_compiled():
+    step = planned("mlp", plain_peak("mlp"))
+    compiled = step.lower(*arguments()).compile()
+    loss, _ = compiled(*map(copied, arguments()))
+    assert loss == step(*map(copied, arguments()))[0]
+    assert step.lower(*arguments()).plan.measured_bytes == compiled.plan.measured_bytes
+    assert [stage.name for stage in step.lower(*arguments()).stages][-1] == "rematerialise"
+
+
+def test_each_signature_has_its_plan():
+    step = planned("mlp", "1GiB")
+    params, x = arguments()
+    small = step(copied(params), x[:8])[0]
+    large = step(copied(params), x)[0]
+    assert small == step(copied(params), x[:8])[0]
+    assert large == step(copied(params), x)[0]
+    assert (
+        step.lower(params, x).plan.predicted_bytes > step.lower(params, x[:8]).plan.predicted_bytes
+    )
+
+
+def test_a_plan_is_saved_and_pinned(tmp_path):
+    path = tmp_path / "plan.json"
+    budget = (plain_peak("mlp") + minimum("mlp")) // 2
+    first = planned("mlp", budget).lower(*arguments()).compile()
+    first.plan.save(path)
+    plan = bp.MemoryPlan.load(path)
+    assert plan == first.plan
+    pinned = bp.compile(sgd(LOSSES["mlp"]), plan=plan, donate_argnums=0)
+    again = pinned.lower(*arguments()).compile()
+    assert peak(again) == peak(first)
+    assert again.stages[-1].graph == first.stages[-1].graph
+
+
+def test_a_plan_for_another_program_is_refused(tmp_path):
+    plan = planned("mlp", "1GiB").lower(*arguments()).plan
+    with pytest.raises(bp.ArgumentError, match="made for another program"):
+        bp.compile(sgd(LOSSES["skips"]), plan=plan).lower(*arguments())
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"decisions": 3}', "null"])
+def test_what_is_no_plan_is_refused(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(bp.ArgumentError, match="holds no memory plan"):
+        bp.MemoryPlan.load(path)
+
+
+def test_a_plan_tells_what_it_does():
+    step = planned("mlp", (plain_peak("mlp") + minimum("mlp")) // 2)
+    plan = step.lower(*arguments()).compile().plan
+    assert plan.lower_bound_bytes <= plan.measured_bytes <= plan.budget_bytes
+    assert plan.predicted_bytes < plan.baseline_bytes
+    assert plan.predicted_seconds >= plan.baseline_seconds
+    assert {each.action for each in plan.decisions} == {"save", "recompute"}
+    assert max(plan.timeline) == plan.predicted_bytes
+    text = str(plan)
+    assert "budget" in text and "recompute" in text and "joints.py" in text
+    assert len(text.splitlines()) < 50
+
+
+def test_inside_the_users_own_jit():
+    step = planned("mlp", plain_peak("mlp"))
+    expected = step(*map(copied, arguments()))
+    outer = jax.jit(lambda params, x: step(params, x)[0] + 0.0)
+    np.testing.assert_allclose(outer(*arguments()), expected[0], rtol=1e-6)
+
+
+def test_methods_static_arguments_and_keywords():
+    @bp.compile(memory_budget="1GiB", static_argnames="power", donate_argnames="params")
+    def step(params, x, *, power=2):
+        value, grads = bp.value_and_grad(LOSSES["mlp"])(params, x)
+        return value**power, [p - g for p, g in zip(params, grads)]
+
+    params, x = arguments()
+    assert step(params=copied(params), x=x, power=1)[0] ** 2 == pytest.approx(
+        step(params=copied(params), x=x)[0]
+    )
