@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 SLOTS = 512
+_ALL = np.arange(SLOTS + 1)
 
 
 @dataclass(frozen=True)
@@ -158,26 +159,36 @@ class Schedules:
         return best, choice
 
     def _inner(self, s: int, t: int, first: bool) -> tuple[np.ndarray, np.ndarray]:
-        best, choice = _empty()
-        link, rest = self.links[s], self._table(s + 1, t)[0]
+        kept = self._kept(s, t, first)
+        dropped = self._dropped(s, t, first)
+        every = np.concatenate([kept, dropped])
+        marks = every.argmin(0)
+        count = len(kept)
+        return every[marks, _ALL], np.where(marks < count, ~marks, marks - count + 1)
+
+    def _kept(self, s: int, t: int, first: bool) -> np.ndarray:
+        """Extra seconds with each option of segment `s`, by slots."""
+        options, rest = self.links[s].options, self._table(s + 1, t)[0]
         entry = self._slots(self.links[s + 1].entry)
-        forward = 0.0 if first else link.seconds
-        for i, option in enumerate(link.options):
-            held = self._slots(option.bytes) + entry
-            need = self._slots(option.bytes + option.working)
-            _offer(best, choice, ~i, _shifted(rest, held) + forward + option.seconds, need)
-        passed = self.links[s:t]
-        both = np.stack([self._after_entry(k, t) for k in range(s + 1, t + 1)])
-        both += np.stack([self._table(s, k - 1)[0] for k in range(s + 1, t + 1)])
+        held = np.array([self._slots(option.bytes) + entry for option in options])
+        needs = np.array([self._slots(option.bytes + option.working) for option in options])
+        left = _ALL - held[:, None]
+        found = np.where(left < 0, np.inf, rest[np.maximum(left, 0)])
+        found += 0.0 if first else self.links[s].seconds
+        found += np.array([option.seconds for option in options])[:, None]
+        found[needs[:, None] > _ALL] = np.inf
+        return found
+
+    def _dropped(self, s: int, t: int, first: bool) -> np.ndarray:
+        """Extra seconds with a run from `s` to each later segment, of which the entry is kept."""
+        passed, ends = self.links[s:t], range(s + 1, t + 1)
+        found = np.stack([self._after_entry(k, t) for k in ends])
+        found += np.stack([self._table(s, k - 1)[0] for k in ends])
         if not first:
-            both += np.cumsum([each.seconds for each in passed])[:, None]
+            found += np.cumsum([each.seconds for each in passed])[:, None]
         needs = np.maximum.accumulate([self._slots(each.working) for each in passed])
-        both[np.arange(SLOTS + 1) < needs[:, None]] = np.inf
-        marks = both.argmin(0)
-        least = both[marks, np.arange(SLOTS + 1)]
-        better = least < best
-        best[better], choice[better] = least[better], marks[better] + 1
-        return best, choice
+        found[needs[:, None] > _ALL] = np.inf
+        return found
 
 
 def _empty() -> tuple[np.ndarray, np.ndarray]:
