@@ -7,8 +7,9 @@ For each model, budgets are spread between the smallest that is feasible and the
 `jax.jit`. Peaks are those that XLA reports: arguments + outputs + temporaries - donated. The rivals
 are `jax.checkpoint` by hand around blocks, groups of blocks and both, with each of JAX's policies,
 in the form in which it works on CPU (the pass that would undo it is off for all arms). At each
-budget ours runs beside the fastest rival that fits it. Columns: `peak` of the budget, `time` of
-plain JAX's, `rival` the same of the best rival that fits, `ours/rival`; `rounds` compiled.
+budget ours runs beside the fastest rival that fits it. Columns: `budget` of plain JAX's peak,
+`peak` of the budget, `predicted` of the peak, `time` of plain JAX's, `rival` the same of the best
+rival that fits, `ours/rival`; `rounds` compiled.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from steps import step_of
 
 RATE = 1e-4
 XLA = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-COLUMNS = ("model", "budget", "peak", "time", "rival", "ours/rival", "policy", "rounds")
+COLUMNS = "model budget peak predicted time rival ours/rival policy rounds".split()
 
 
 def models() -> dict[str, Callable[..., Any]]:
@@ -62,6 +63,7 @@ class Arm:
     name: str
     step: Any
     peak: int
+    predicted: int = 0
     rounds: int = 0
 
 
@@ -72,6 +74,7 @@ class Row:
     model: str
     budget: int
     peak: int
+    predicted: int
     plain: int
     time: float
     rival: float | None
@@ -82,7 +85,11 @@ class Row:
         """Return the row as text."""
         rival = "-" if self.rival is None else f"{self.rival:.2f}"
         ours = "-" if self.rival is None else f"{self.time / self.rival:.2f}"
-        sizes = [f"{self.budget / self.plain:.2f}", f"{self.peak / self.budget:.2f}"]
+        sizes = [
+            f"{self.budget / self.plain:.2f}",
+            f"{self.peak / self.budget:.2f}",
+            f"{self.predicted / self.peak:.2f}",
+        ]
         times = [f"{self.time:.2f}", rival, ours, self.policy, str(self.rounds)]
         return [self.model, *sizes, *times]
 
@@ -146,7 +153,8 @@ def measure(name: str, build: Callable[..., Any], budgets: int, repeats: int) ->
             step_of(bp.value_and_grad, model.loss), donate_argnums=0, memory_budget=budget
         )
         compiled = step.lower(params, batch, rate).compile()
-        return Arm("ours", compiled, peak_of(compiled), compiled.plan.rounds)
+        plan = compiled.plan
+        return Arm("ours", compiled, peak_of(compiled), plan.predicted_bytes, plan.rounds)
 
     try:
         ours(1)
@@ -213,9 +221,12 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         note(name)
         rows += measure(name, builders[name], args.budgets, args.repeats)
     against = [row.time / row.rival for row in rows if row.rival is not None]
+    errors = [abs(row.predicted / row.peak - 1) for row in rows]
     summary = [
         ["budgets", str(len(rows))],
         ["peak within the budget", str(sum(row.peak <= row.budget for row in rows))],
+        ["prediction off, median", f"{statistics.median(errors):.3f}"],
+        ["prediction off, at worst", f"{max(errors):.3f}"],
         ["ours / best rival, median", f"{statistics.median(against):.2f}" if against else "-"],
         ["no slower than it (1.02)", str(sum(ratio <= 1.02 for ratio in against))],
         ["no rival fits", str(sum(row.rival is None for row in rows))],

@@ -44,7 +44,7 @@ class Dce:
         if all(new is old for new, old in zip(regions, node.regions, strict=True)):
             return node
         node = replace(node, regions=regions)
-        return _trim_scan(node, live) if node.op.name == "scan" else node  # reads less now
+        return self._trimmed(node, live) if node.op.name == "scan" else node  # reads less now
 
 
 def has_effects(node: Node) -> bool:

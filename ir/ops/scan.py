@@ -52,7 +52,11 @@ def _linearise(
 ) -> tuple[Sequence[Value], Pullback]:
     n, k = node.attrs["num_consts"], node.attrs["num_carry"]
     (body,) = node.regions
-    active = list(needs)
+    read = _read(body)
+    active = [
+        need and (value in read or n <= i < n + k)
+        for i, (need, value) in enumerate(zip(needs, body.inputs, strict=True))
+    ]
     active_outs = tangents.grown(body, active, slice(n, n + k), ad)
     stored_inputs = range(n, n + k)
     split = ad.split(body, active, store=stored_inputs, seeds=active_outs)
@@ -63,6 +67,15 @@ def _linearise(
         return _backward(b, node, split, active, stored, cts)
 
     return outputs, pullback
+
+
+def _read(body: Graph) -> set[Value]:
+    """Values that an output depends on: a constant or slice that is none has no cotangent."""
+    found = set(body.outputs)
+    for node in reversed(body.nodes):
+        if not found.isdisjoint(node.outputs):
+            found.update(node.inputs)
+    return found
 
 
 def _backward(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from ...ir.fusion import is_fusible
@@ -44,7 +44,7 @@ def chain(joint: Joint, seconds: Callable[[Node], float]) -> Chain:
     bounds = [-1, *cuts, len(joint.forward) - 1]
     forward = [joint.forward[a + 1 : b + 1] for a, b in zip(bounds, bounds[1:], strict=False)]
     entries = [(), *(tuple(local[cut]) for cut in cuts)]
-    rests = _rests(joint, cuts)
+    rests = _rests(joint, cuts, long)
     parts = zip(entries, forward, rests, strict=True)
     return Chain(tuple(Segment(entry, f, tuple(r)) for entry, f, r in parts), long)
 
@@ -110,16 +110,28 @@ def _coarser(joint: Joint, cuts: list[int], seconds: Callable[[Node], float]) ->
     return kept
 
 
-def _rests(joint: Joint, cuts: Sequence[int]) -> list[list[Node]]:
+def _rests(joint: Joint, cuts: Sequence[int], long: Collection[Value]) -> list[list[Node]]:
     """The nodes of the rest by segment: that of the forward node they differentiate.
 
-    None comes before what it reads: the rest runs from the last segment to the first.
+    Where that is not known, as in a step that JAX has differentiated, it is the first in which a
+    forward value that they read has its last forward use. None comes before what it reads: the
+    rest runs from the last segment to the first.
     """
+    home = {
+        joint.root.get(value, value): bisect_left(cuts, i)
+        for i, node in enumerate(joint.forward)
+        for value in (*node.inputs, *node.outputs)
+    }
     found: list[list[Node]] = [[] for _ in range(len(cuts) + 1)]
     where: dict[Value, int] = {}
     for node in joint.rest:
-        latest = min((where[v] for v in node.inputs if v in where), default=len(cuts))
-        at = min(latest, bisect_left(cuts, joint.source.get(node, len(joint.forward))))
+        bounds = [where[v] for v in node.inputs if v in where]
+        if node in joint.source:
+            bounds.append(bisect_left(cuts, joint.source[node]))
+        else:
+            roots = (joint.root[v] for v in node.inputs if v in joint.root)
+            bounds += [home[v] for v in roots if joint.bytes(v) and v not in long]
+        at = min(bounds, default=len(cuts))
         found[at].append(node)
         where.update(dict.fromkeys(node.outputs, at))
     return found

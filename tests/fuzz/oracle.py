@@ -123,6 +123,8 @@ def check(expected: Expected, way: str) -> None:
     except Wrong:
         if _refuted(expected, found):
             raise Discarded("JAX is wrong, by finite differences") from None
+        if way in ("call", "compiled") and _xla_rounds_so(q, found):
+            raise Discarded("XLA gives the same number for JAX's own gradient") from None
         raise
     if q.exact and expected.slope is not None:
         _along(expected.slope, found[-len(q.wrt) :])
@@ -142,6 +144,19 @@ def _refuted(expected: Expected, found: Sequence[Any]) -> bool:
     except Wrong:
         return True
     return False
+
+
+def _xla_rounds_so(q: Question, found: Sequence[Any]) -> bool:
+    """True when JAX's gradient, compiled, is ours.
+
+    XLA may compute a value once for a maximum and again, rounded otherwise, for the comparison with
+    it: then no element attains the maximum, and both gradients are 0 / 0.
+    """
+    theirs = jax.tree.leaves(jax.jit(asked(q, jax))(*q.program.inputs))
+    return all(
+        np.allclose(x, y, rtol=1e-9, atol=1e-9, equal_nan=True)
+        for x, y in zip(found, theirs, strict=True)
+    )
 
 
 def _answer(q: Question, way: str) -> tuple[Sequence[Any], Any]:

@@ -1,6 +1,7 @@
 """The fuzzer itself: some programs, the same ones each time; what it draws, and that it shrinks."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 from backpass.ir.ops import OPS
 from fuzz.generate import question
-from fuzz.oracle import Discarded, Expected, check
+from fuzz.oracle import Discarded, Expected, Wrong, check
 from fuzz.programs import Program, Step
 from fuzz.questions import Question
 from fuzz.run import failure, smallest, way
@@ -88,4 +89,16 @@ def test_the_slope_alone_finds_it_too() -> None:
     value, grad = expected.leaves
     expected.__dict__["leaves"] = [value, 2 * grad]
     with pytest.raises(Discarded, match="JAX is wrong"):
+        check(expected, "bare")
+
+
+def test_what_xla_does_to_jax_too_is_not_ours() -> None:
+    q = lying(3)
+    narrow = replace(q.program, inputs=(q.program.inputs[0].astype(np.float32),))
+    expected = Expected(replace(q, program=narrow, exact=False))
+    value, grad = expected.leaves
+    expected.__dict__["leaves"] = [value, 2 * grad]
+    with pytest.raises(Discarded, match="XLA"):
+        check(expected, "compiled")
+    with pytest.raises(Wrong):
         check(expected, "bare")

@@ -72,11 +72,11 @@ def backwards(params, x):
     return (hs**2).mean()
 
 
-def sgd(loss):
+def sgd(loss, value_and_grad=bp.value_and_grad):
     """One step of gradient descent on `loss(params, x)`."""
 
     def step(params, x):
-        value, grads = bp.value_and_grad(loss)(params, x)
+        value, grads = value_and_grad(loss)(params, x)
         return value, [p - 0.1 * g for p, g in zip(params, grads)]
 
     return step

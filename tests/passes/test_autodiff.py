@@ -316,6 +316,11 @@ SCANS = {
     "scan unrolled whole": (functools.partial(scan_option, unroll=True), (X, XS), (0, 1)),
     "scan of one step": (scan_option, (X, XS[:1]), (0, 1)),
     "scan of no step": (scan_option, (X, XS[:0]), 0),
+    "scan: slices that nothing reads": (
+        lambda x: jnp.sum(lax.scan(lambda c, v: (jnp.sin(c), None), x, lax.while_loop(
+            lambda s: jnp.sum(s) < 9, lambda s: s + 1, x
+        ))[0]), (X,), 0,
+    ),
     "scan without carry": (
         lambda x: jnp.sum(lax.scan(lambda c, v: (c, jnp.sin(v)), None, x)[1] ** 2), (XS,), 0
     ),

@@ -133,6 +133,26 @@ CASES = {
         return %5
         """,
     ),
+    "scan: carry that but an unread fence reads": (
+        "%0: f32[], %1: i32[]",
+        f"""
+        %2: f32[], %3: i32[] = scan(%0, %1) {SCAN % (2, 0)}
+          graph body(%0: f32[], %1: i32[]) {{
+            %2: f32[], %3: i32[] = optimization_barrier(%0, %1)
+            %4: i32[] = add(%1, 1:i32)
+            return %2, %4
+          }}
+        return %2
+        """,
+        f"""
+        %2: f32[] = scan(%0) {SCAN % (1, 0)}
+          graph body(%0: f32[]) {{
+            %1: f32[] = optimization_barrier(%0)
+            return %1
+          }}
+        return %2
+        """,
+    ),
     "scan: all of it": (
         "%0: f32[], %1: f32[5]",
         f"""

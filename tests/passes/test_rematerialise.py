@@ -38,10 +38,10 @@ def run(graph: Graph):
     return ir.evaluate(graph, *parameters(LAYERS, WIDTH), rows(BATCH, WIDTH))
 
 
-def same(name, graph):
+def same(name, graph, atol=1e-7):
     ir.verify(graph)
     for ours, theirs in zip(run(graph), expected(name), strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-7)
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=atol)
 
 
 def test_a_chain_is_cut_between_its_products():
@@ -181,6 +181,17 @@ def test_less_memory_takes_more_time(name):
     assert seconds == sorted(seconds, reverse=True)
     assert seconds[0] > seconds[-1]
     assert frontier.fastest(frontier.leanest.bytes - 1) is None
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_step_that_jax_has_differentiated(name):
+    """Its phases are read from JAX's name stack."""
+    step = sgd(LOSSES[name], jax.value_and_grad)
+    graph = joint(step, parameters(LAYERS, WIDTH), rows(BATCH, WIDTH))
+    frontier = Frontier(graph, SPEC)
+    assert frontier.leanest.bytes < 0.8 * frontier.plain.bytes
+    for budget in np.linspace(frontier.leanest.bytes, frontier.plain.bytes, 3):
+        same(name, frontier.fastest(budget).graph, atol=1e-6)
 
 
 @pytest.mark.parametrize("segment", [0, 2, 3])
