@@ -5,10 +5,9 @@
 
 A program is an unrolled training step of N joint nodes or a few more: `mlp` is a chain of equal
 layers, `gpt` a decoder of equal blocks, `mixed` a chain whose layers all have different widths, so
-that nothing repeats. `plan` is the first answer for a budget in the middle of what is possible,
-`next` another budget's after it; `xla` is XLA's own compile of the plain step, which is left out
-beyond 10,000 nodes, and the last column `plan` / `xla`. Seconds are those of the CPU, all threads
-together.
+that nothing repeats. `plan` is the first answer for a budget, `next` that for another one after
+it; `xla` is XLA's own compile of the plain step, which is left out beyond 20,000 nodes. Seconds are
+those of the CPU, all threads together.
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ import io
 import pstats
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from time import process_time
 from typing import Any
 
-from measure import environment, finish, note, parser
+from measure import environment, finish, fix_allocator, note, parser
 
-XLA_LARGEST = 12_000
+XLA_LARGEST = 20_000
 
 
 @dataclass(frozen=True)
@@ -98,16 +98,16 @@ def stepped(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def planned(program: str, size: int, profiler: cProfile.Profile | None = None) -> Result:
-    """Plan one program for two budgets, and compile it without one where it is small enough."""
+    """Plan one program for two budgets; compile it plain where it is small enough."""
     import jax
 
     import backpass as bp
+    from backpass.compiler.program import collection_paused
     from backpass.ir.device import DEVICES
     from backpass.passes.rematerialise import Frontier
 
     loss, args = PROGRAMS[program](size)
-    lowered = bp.compile(stepped(loss), donate_argnums=0).lower(*args)
-    donated = frozenset(range(len(jax.tree.leaves(args[0]))))
+    step = bp.compile(stepped(loss), donate_argnums=0)
     clock = {}
 
     def timed(name: str, run: Callable[[], Any]) -> Any:
@@ -116,14 +116,73 @@ def planned(program: str, size: int, profiler: cProfile.Profile | None = None) -
         clock[name] = process_time() - start
         return found
 
-    frontier = Frontier(lowered.graph, DEVICES["cpu"], donated)
-    if profiler is not None:
-        profiler.enable()
     with collection_paused():
-        timed("plan", lambda: frontier.fastest(middle(frontier, 0.5)))
-        timed("next", lambda: frontier.fastest(middle(frontier, 0.3)))
-    if profiler is not None:
-        profiler.disable()
+        lowered = step.lower(*args)
+        donated = frozenset(range(len(jax.tree.leaves(args[0]))))
+        frontier = Frontier(lowered.graph, DEVICES["cpu"], donated)
+        fixed = sum(v.type.nbytes for v in lowered.graph.inputs)
+        if profiler is not None:
+            profiler.enable()
+        most = timed("plain", lambda: frontier.plain.bytes)
+        for name, part in BUDGETS.items():
+            timed(name, lambda part=part: frontier.fastest(fixed + part * (most - fixed)))
+        if profiler is not None:
+            profiler.disable()
+    clock["plan"] += clock.pop("plain")
     if len(lowered.graph.nodes) <= XLA_LARGEST:
-        stock = jax.jit(lambda *args: lowered_call(lowered.graph)(*args), donate_argnums=0)
+        bound = step._lower_by_jax(args, {})
+        timed("xla", bound.compile)
     return Result(program, len(lowered.graph.nodes), clock)
+
+
+def profile(program: str, size: int, top: int = 25) -> str:
+    """Return the functions that take most of the time."""
+    profiler = cProfile.Profile()
+    planned(program, size, profiler)
+    text = io.StringIO()
+    stats = pstats.Stats(profiler, stream=text).strip_dirs()
+    stats.sort_stats("tottime").print_stats(top)
+    return text.getvalue()
+
+
+def cells(result: Result) -> list[str]:
+    """Return a row of the table as text."""
+    told = dict(result.seconds)
+    if "xla" in told:
+        told["plan / xla"] = told["plan"] / told["xla"]
+    return [f"{told[name]:.2f}" if name in told else "-" for name in NAMES]
+
+
+def main(argv: Sequence[str] | None = None) -> list[Result]:
+    """Plan every program at every size; print seconds and return the results."""
+    options = parser(__doc__)
+    options.add_argument("--sizes", nargs="+", type=int, metavar="N", help="default 1k 10k 100k")
+    options.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
+    options.add_argument("--profile", action="store_true", help="top functions, on stderr")
+    args = options.parse_args(argv)
+    stamp = environment()
+    sizes = args.sizes or ([100, 200] if args.tiny else [1000, 10_000, 100_000])
+    results, rows = [], []
+    for program in args.programs:
+        planned(program, 100)  # imports and tables that are made once a process
+        for size in sizes:
+            result = planned(program, size)
+            results.append(result)
+            note(f"{program} {result.nodes}: {result.seconds['plan']:.2f} s")
+            rows.append([f"{program} {result.nodes:,}", *cells(result)])
+            if args.profile:
+                note(profile(program, size))
+    columns = ("CPU seconds", *NAMES)
+    finish(stamp, [(columns, rows)], [asdict(r) for r in results], args.json)
+    return results
+
+
+BUDGETS = {"plan": 0.6, "next": 0.4}  # of the plain step's bytes beyond the arguments
+NAMES = (*BUDGETS, "xla", "plan / xla")
+
+
+if __name__ == "__main__":
+    import sys
+
+    fix_allocator("--default-allocator" in sys.argv)
+    main()

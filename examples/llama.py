@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,7 @@ HEAD = 128  # width of one attention head
 QUERIES = 1024  # attended at a time
 
 
-@dataclass(frozen=True)
-class Config:
+class Config(NamedTuple):
     """Sizes of a decoder. `heads` ask, `groups` are asked; `hidden` is SwiGLU's width."""
 
     layers: int
@@ -195,7 +194,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> bp.Plans:
     """Plan, print the frontier and draw it; returns the plans."""
     options = parse(argv)
-    config = replace(MODELS[options.model], scanned=not options.unrolled)
+    config = MODELS[options.model]._replace(scanned=not options.unrolled)
     start = time.perf_counter()
     train, args = made(config, options.optimiser, options.batch, options.context)
     size = sum(leaf.size for leaf in jax.tree.leaves(args[0]))

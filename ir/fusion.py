@@ -44,12 +44,17 @@ def free_values(inputs: Iterable[Value], nodes: Iterable[Node]) -> set[Value]:
 def inlined(graph: Graph) -> set[Value]:
     """Values that exist inside the loop of their one reader alone: they take no memory."""
     returned = set(graph.outputs)
+    readers: dict[Value, Node | None] = {}
+    for node in graph.nodes:
+        for value in node.inputs:
+            known = readers.setdefault(value, node)
+            if known is not node:
+                readers[value] = None
 
     def inside(value: Value) -> bool:
-        users = graph.users.get(value, ())
-        if len(users) != 1 or value in returned:
+        user = readers.get(value)
+        if user is None or value in returned:
             return False
-        (user,) = users
         if user.op.name in VIEWS:
             return user.op.name != "optimization_barrier" and inside(user.outputs[0])
         return is_fusible(user) or user.op.name in REDUCTIONS

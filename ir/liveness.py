@@ -167,9 +167,11 @@ def _buffers(graph: Graph, given: frozenset[Value], inlined: set[Value]) -> Iter
         view = node.op.name in VIEWS
         read: dict[Value, None] = {}
         for k, value in enumerate(node.inputs):
+            end_here = i - (k in handed_on)
             for buffer in roots.get(value, ()):
                 read[buffer] = None
-                last[buffer] = max(last[buffer], i - (k in handed_on))
+                if last[buffer] < end_here:
+                    last[buffer] = end_here
         for k, value in enumerate(node.outputs):
             if view and node.inputs[k] in roots:
                 roots[value] = roots[node.inputs[k]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from ...ir.device import Clock, DeviceSpec, clock
 from ...ir.fusion import is_fusible
 from ...ir.graph import Graph, Node, Value
 from ...ir.liveness import Liveness, liveness
+from .alike import kinds
 from .joint import Joint, joint_of
 from .keep import Network, closure, ladder, prices
 from .replay import Replay
@@ -194,21 +195,41 @@ class Treatment:
         return chain(self.joint, self.frontier.clock.seconds)
 
     @cached_property
+    def kinds(self) -> list[Hashable]:
+        """Keys of the segments: those that are alike are looked at once."""
+        return kinds(self.joint, self.chain, self.frontier.clock.seconds)
+
+    @cached_property
     def kept(self) -> list[list[frozenset[Value]]]:
         """For each segment the sets of values to keep, from most to none."""
-        joint, spec = self.joint, self.frontier.clock
-        required = set(joint.required)
+        known: dict[Hashable, list[list[int]]] = {}
         found = []
-        for segment in self.chain.segments:
-            own = [v for node in segment.forward for v in node.outputs if v in required]
-            found.append(ladder(joint, segment.forward, own, spec))
+        for kind, segment in zip(self.kinds, self.chain.segments, strict=True):
+            values = [v for node in segment.forward for v in node.outputs]
+            if kind not in known:
+                known[kind] = self._ladder(segment, values)
+            found.append([frozenset(values[i] for i in keep) for keep in known[kind]])
         return found
+
+    def _ladder(self, segment: Segment, values: Sequence[Value]) -> list[list[int]]:
+        """The sets as positions in `values`."""
+        place = {v: i for i, v in enumerate(values)}
+        own = [v for v in values if v in self._required]
+        sets = ladder(self.joint, segment.forward, own, self.frontier.clock)
+        return [[place[v] for v in keep] for keep in sets]
+
+    @cached_property
+    def _required(self) -> frozenset[Value]:
+        return frozenset(self.joint.required)
 
     @cached_property
     def schedules(self) -> Schedules:
         """All schedules of the chain, by memory."""
-        pairs = zip(self.chain.segments, self.kept, strict=True)
-        links = [self._link(segment, sets) for segment, sets in pairs]
+        known: dict[Hashable, Link] = {}
+        for kind, segment, sets in zip(self.kinds, self.chain.segments, self.kept, strict=True):
+            if kind not in known:
+                known[kind] = self._link(segment, sets)
+        links = [known[kind] for kind in self.kinds]
         most = sum(link.entry + max(o.bytes for o in link.options) for link in links)
         most += max(max(o.working for o in link.options) for link in links)
         return Schedules(links, most)
@@ -234,8 +255,6 @@ class Treatment:
 
     def fastest(self, budget: float) -> Candidate | None:
         """Return the fastest candidate within `budget`: the largest schedule that is."""
-        if self.leanest.bytes > budget:
-            return None
         low, high = 0, len(self.sizes) - 1
         while low < high:
             middle = (low + high + 1) // 2
@@ -244,8 +263,10 @@ class Treatment:
             else:
                 high = middle - 1
         near = [self.candidate(n) for n in self.sizes[low : low + 3]]
-        able = [c for c in (*near, self.leanest) if c.bytes <= budget]
-        return min(able, key=lambda c: (c.seconds, c.bytes))
+        able = [c for c in (*near, self.plain) if c.bytes <= budget]
+        if not able and self.leanest.bytes <= budget:
+            able = [self.leanest]
+        return min(able, key=lambda c: (c.seconds, c.bytes), default=None)
 
     def candidate(self, slots: int) -> Candidate:
         """Return the program under the best schedule within so many slots."""

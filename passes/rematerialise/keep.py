@@ -200,7 +200,7 @@ def _source_side(tails: np.ndarray, heads: np.ndarray, weights: np.ndarray) -> n
     capacity = np.where(finite, np.ceil(np.where(finite, weights, 0) * scale), _ENDLESS)
     network = csr_array((capacity.astype(np.int32), (tails, heads)), shape=(size, size))
     flow = maximum_flow(network, 0, 1).flow
-    left = csr_array(network - flow).maximum(0)
+    left = network - flow
     near = np.zeros(size, bool)
     near[breadth_first_order(left, 0, return_predecessors=False)] = True
     return near

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 SLOTS = 512
+_ALL = np.arange(SLOTS + 1)
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ class Schedules:
 
     links: Sequence[Link]
     most: int
-    _known: dict[object, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _known: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _moved: dict[int, np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def unit(self) -> int:
@@ -93,10 +95,22 @@ class Schedules:
         return max(1, -(-self.most // SLOTS))
 
     @cached_property
-    def _classes(self) -> list[int]:
-        """Equal links have equal numbers."""
+    def _names(self) -> list[list[int]]:
+        """A number for each stretch, by its start and its length less one: equal ones have one.
+
+        The stretch that ends the chain is told from others, as its first run costs nothing.
+        """
         numbers: dict[Link, int] = {}
-        return [numbers.setdefault(link, len(numbers)) for link in self.links]
+        kinds = [numbers.setdefault(link, len(numbers)) for link in self.links]
+        known: dict[tuple[int, int, bool], int] = {}
+        found: list[list[int]] = []
+        for s in range(len(kinds)):
+            name, row = -1, []
+            for t in range(s, len(kinds)):
+                name = known.setdefault((name, kinds[t], False), len(known))
+                row.append(name)
+            found.append([*row[:-1], known.setdefault((row[-1], -1, True), len(known))])
+        return found
 
     def seconds(self, slots: int) -> float:
         """Extra time of the best schedule within so many slots; inf where there is none."""
@@ -123,11 +137,19 @@ class Schedules:
 
     def _table(self, s: int, t: int) -> tuple[np.ndarray, np.ndarray]:
         """Extra seconds, and the choice that gives them, for every number of slots."""
-        first = t == len(self.links) - 1
-        key = (first, *self._classes[s : t + 1])
+        key = self._names[s][t - s]
         if key not in self._known:
+            first = t == len(self.links) - 1
             self._known[key] = self._leaf(s, first) if s == t else self._inner(s, t, first)
         return self._known[key]
+
+    def _after_entry(self, k: int, t: int) -> np.ndarray:
+        """Seconds of the stretch from `k` to `t`, by the slots before its entry is kept."""
+        key = self._names[k][t - k]
+        if key not in self._moved:
+            table, _ = self._table(k, t)
+            self._moved[key] = _shifted(table, self._slots(self.links[k].entry))
+        return self._moved[key]
 
     def _leaf(self, s: int, first: bool) -> tuple[np.ndarray, np.ndarray]:
         best, choice = _empty()
@@ -137,21 +159,36 @@ class Schedules:
         return best, choice
 
     def _inner(self, s: int, t: int, first: bool) -> tuple[np.ndarray, np.ndarray]:
-        best, choice = _empty()
-        link, entries = self.links[s], [self._slots(each.entry) for each in self.links]
-        rest, _ = self._table(s + 1, t)
-        forward = 0.0 if first else link.seconds
-        for i, option in enumerate(link.options):
-            held = self._slots(option.bytes) + entries[s + 1]
-            need = self._slots(option.bytes + option.working)
-            _offer(best, choice, ~i, _shifted(rest, held) + forward + option.seconds, need)
-        seconds, need = 0.0, 0
-        for k in range(s + 1, t + 1):
-            seconds += 0.0 if first else self.links[k - 1].seconds
-            need = max(need, self._slots(self.links[k - 1].working))
-            both = _shifted(self._table(k, t)[0], entries[k]) + self._table(s, k - 1)[0]
-            _offer(best, choice, k - s, both + seconds, need)
-        return best, choice
+        kept = self._kept(s, t, first)
+        dropped = self._dropped(s, t, first)
+        every = np.concatenate([kept, dropped])
+        marks = every.argmin(0)
+        count = len(kept)
+        return every[marks, _ALL], np.where(marks < count, ~marks, marks - count + 1)
+
+    def _kept(self, s: int, t: int, first: bool) -> np.ndarray:
+        """Extra seconds with each option of segment `s`, by slots."""
+        options, rest = self.links[s].options, self._table(s + 1, t)[0]
+        entry = self._slots(self.links[s + 1].entry)
+        held = np.array([self._slots(option.bytes) + entry for option in options])
+        needs = np.array([self._slots(option.bytes + option.working) for option in options])
+        left = _ALL - held[:, None]
+        found = np.where(left < 0, np.inf, rest[np.maximum(left, 0)])
+        found += 0.0 if first else self.links[s].seconds
+        found += np.array([option.seconds for option in options])[:, None]
+        found[needs[:, None] > _ALL] = np.inf
+        return found
+
+    def _dropped(self, s: int, t: int, first: bool) -> np.ndarray:
+        """Extra seconds with a run from `s` to each later segment, of which the entry is kept."""
+        passed, ends = self.links[s:t], range(s + 1, t + 1)
+        found = np.stack([self._after_entry(k, t) for k in ends])
+        found += np.stack([self._table(s, k - 1)[0] for k in ends])
+        if not first:
+            found += np.cumsum([each.seconds for each in passed])[:, None]
+        needs = np.maximum.accumulate([self._slots(each.working) for each in passed])
+        found[needs[:, None] > _ALL] = np.inf
+        return found
 
 
 def _empty() -> tuple[np.ndarray, np.ndarray]:

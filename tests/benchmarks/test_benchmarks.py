@@ -113,6 +113,31 @@ def test_work_grows_with_the_program(load_benchmark, program):
     assert calls(1200) / calls(300) < 4.4
 
 
+def test_planning(load_benchmark, capsys):
+    """Seconds for each program and size, and beside XLA's."""
+    results = load_benchmark("planning").main(["--tiny", "--programs", "mlp", "mixed"])
+    assert [r.program for r in results] == ["mlp", "mlp", "mixed", "mixed"]
+    assert results[0].nodes < results[1].nodes
+    assert all(min(r.seconds[name] for name in ("plan", "xla")) > 0 for r in results)
+    head, first = capsys.readouterr().out.splitlines()[2:4]
+    assert head.split()[-3:] == ["plan", "/", "xla"]
+    assert first.split()[0] == "mlp"
+
+
+def test_planning_grows_with_the_program(load_benchmark, monkeypatch):
+    """Calls of Python functions, in place of seconds; segments are at most so many."""
+    planning = load_benchmark("planning")
+    monkeypatch.setattr(planning, "XLA_LARGEST", 0)
+
+    def calls(size):
+        profiler = cProfile.Profile()
+        planning.planned("mlp", size, profiler)
+        return pstats.Stats(profiler).total_calls
+
+    calls(200)
+    assert calls(4000) / calls(2000) < 2.4
+
+
 def test_dispatch(load_benchmark, capsys):
     """A row for each case."""
     results = load_benchmark("dispatch").main(["--tiny", "--repeats", "2", "--calls", "2"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from backpass import ArgumentError, ir
-from backpass.ir.device import DEVICES, device_named
+from backpass.ir.device import DEVICES, clock, device_named
 from backpass.ir.graph import Graph
 from backpass.passes import PASSES, Rematerialise, parse_pipeline
 from backpass.passes.pipeline import spelled
@@ -294,6 +294,48 @@ def test_as_a_pass():
     assert ir.liveness(planned, fused=True).peak_bytes <= budget
     same("mlp", planned)
     assert Rematerialise(1 << 40)(graph) is graph
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_is_known_of_alike_segments_holds_for_each(name):
+    """A segment's ladder and link are those that it would get by itself."""
+    (treatment, *_) = Frontier(graph_of(name), SPEC).treatments
+    whole, segments = treatment.joint, treatment.chain.segments
+    required = set(whole.required)
+    for segment, sets, link in zip(segments, treatment.kept, treatment.schedules.links):
+        own = [v for node in segment.forward for v in node.outputs if v in required]
+        assert sets == ladder(whole, segment.forward, own, SPEC)
+        assert link == treatment._link(segment, sets)
+
+
+def test_equal_layers_are_alike_and_others_are_not():
+    (treatment, *_) = Frontier(graph_of("mlp"), SPEC).treatments
+    assert len(treatment.kinds) >= LAYERS > len(set(treatment.kinds))
+    widths = [(8, 16), (16, 24), (24, 32), (32, 8)]
+    params = [np.ones(shape, np.float32) for shape in widths]
+    graph = joint(sgd(LOSSES["mlp"]), params, rows(BATCH, 8))
+    (treatment, *_) = Frontier(graph, SPEC).treatments
+    assert len(set(treatment.kinds)) == len(treatment.kinds) > 2
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_clock_tells_what_its_device_does(name):
+    frontier = Frontier(graph_of(name), SPEC)
+    nodes = [*frontier.leanest.graph.walk(), *frontier.plain.graph.walk()]
+    assert [frontier.clock.seconds(n) for n in nodes] == [SPEC.seconds(n) for n in nodes]
+
+
+def test_a_clock_tells_operands_apart():
+    """`x * x` reads half of what `x * y` does, in a kernel; a literal is not read."""
+
+    def both(x, y):
+        return x @ x, x @ y, y @ x
+
+    graph = ir.parse(str(joint(both, *parameters(2, WIDTH))))
+    ours = clock(SPEC)
+    told = [ours.seconds(node) for node in graph.nodes]
+    assert told == [SPEC.seconds(node) for node in graph.nodes]
+    assert told[0] < told[1] == told[2]
 
 
 def test_devices_have_names():
