@@ -185,6 +185,16 @@ def test_less_memory_takes_more_time(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_a_choice_gives_its_candidate_again(name):
+    frontier = Frontier(graph_of(name), SPEC)
+    budgets = np.linspace(frontier.leanest.bytes, frontier.plain.bytes, 5)
+    for candidate in (frontier.plain, *map(frontier.fastest, budgets)):
+        again = Frontier(graph_of(name), SPEC).of(candidate.choice)
+        assert (again.bytes, again.seconds) == (candidate.bytes, candidate.seconds)
+        assert again.graph == candidate.graph
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_step_that_jax_has_differentiated(name):
     """Its phases are read from JAX's name stack."""
     step = sgd(LOSSES[name], jax.value_and_grad)
