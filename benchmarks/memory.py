@@ -176,9 +176,8 @@ def measure(name: str, build: Callable[..., Any], budgets: int, repeats: int) ->
         best = min(able, key=times, default=None)
         rival = None if best is None else times(best)
         policy = "none fits" if best is None else best.name
-        rows.append(
-            Row(name, budget, arm.peak, arms[0].peak, times(arm), rival, policy, arm.rounds)
-        )
+        own = (budget, arm.peak, arm.predicted, arms[0].peak, times(arm))
+        rows.append(Row(name, *own, rival, policy, arm.rounds))
     return rows
 
 

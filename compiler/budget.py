@@ -129,8 +129,17 @@ class Fitting:
         return None if seconds < inf or not last else last[0]
 
     def _target(self, budget: int) -> float:
-        """The predicted peak that should turn out as `budget`, as far as the nearest peak tells."""
-        candidate, peak = min(self.measured, key=lambda pair: abs(pair[1] - budget))
+        """The predicted peak that should turn out as `budget`, by the peaks read so far.
+
+        Between one that fits and one that does not, in proportion; else as the nearest tells.
+        """
+        fits = [(p, c) for c, p in self.measured if p <= budget]
+        fails = [(p, c) for c, p in self.measured if p > budget]
+        if fits and fails:
+            low, least = max(fits, key=lambda pair: pair[0])
+            high, most = min(fails, key=lambda pair: pair[0])
+            return least.bytes + (budget - low) / (high - low) * (most.bytes - least.bytes)
+        peak, candidate = min([*fits, *fails], key=lambda pair: abs(pair[0] - budget))
         live = candidate.live
         fixed = live.argument_bytes + live.output_bytes - live.donated_bytes
         ratio = max(peak - fixed, 1) / max(candidate.bytes - fixed, 1)

@@ -31,6 +31,11 @@ class Joint:
         return {v: i for i, node in enumerate(self.forward) for v in node.outputs}
 
     @cached_property
+    def order(self) -> dict[Value, int]:
+        """The forward values in the order of their definition, by which sets of them are sorted."""
+        return {value: i for i, value in enumerate(self.place)}
+
+    @cached_property
     def source(self) -> dict[Node, int]:
         """Position of the forward node that a node of the rest differentiates, where known."""
         where = {node: i for i, node in enumerate(self.forward)}

@@ -58,14 +58,14 @@ def ladder(
 
     found = hull[:1]
     for goal in hull[1:]:
-        found += [*_between(found[-1], goal, joint.place, cost), goal]
+        found += [*_between(found[-1], goal, joint.order, cost), goal]
     return list(dict.fromkeys(found))
 
 
 def _between(
     start: frozenset[Value],
     goal: frozenset[Value],
-    place: Mapping[Value, int],
+    order: Mapping[Value, int],
     cost: Callable[[frozenset[Value]], tuple[int, float]],
 ) -> Iterator[frozenset[Value]]:
     """Sets on the way from one to the other, each smaller than the one before."""
@@ -73,7 +73,7 @@ def _between(
     now, (size, seconds) = start, cost(start)
     for _ in range(MOVES):
         moves = []
-        for value in sorted(now ^ goal, key=place.__getitem__):
+        for value in sorted(now ^ goal, key=order.__getitem__):
             other = now ^ {value}
             other_size, other_seconds = cost(other)
             if least < other_size < size:
@@ -113,7 +113,7 @@ def closure(
             again.add(node)
             pending += [v for v in node.inputs if v in among]
     ordered = sorted(again, key=lambda node: joint.place[node.outputs[0]])
-    return ordered, sorted(read, key=joint.place.__getitem__)
+    return ordered, sorted(read, key=joint.order.__getitem__)
 
 
 def kept(

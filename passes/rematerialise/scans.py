@@ -220,7 +220,7 @@ def _split(values: Sequence[Value], *counts: int) -> list[list[Value]]:
 
 def _lean(pair: Pair, spec: DeviceSpec, keep: frozenset[Value], segment: int) -> _Lean:
     joint = pair.joint
-    stacked = tuple(sorted(keep, key=joint.place.__getitem__))
+    stacked = tuple(sorted(keep, key=joint.order.__getitem__))
     read = tuple(Value(v.type) for v in stacked)
     f, scan = pair.forward.body, pair.backward.body
     f_consts, _, f_xs = pair.forward.parts
