@@ -100,13 +100,11 @@ class Frontier:
 
     def of(self, choice: Choice) -> Candidate:
         """Return the candidate for a choice, as from a saved plan."""
-        if choice.step is None:
-            return self.plain
         graph = self.graph
         if choice.level is not None:
             graph = self.scans.leaner(choice.level, choice.segment)
         treatment = Treatment(self, choice.level, choice.segment, graph)
-        return treatment.under(choice.step)
+        return treatment.plain if choice.step is None else treatment.under(choice.step)
 
     @cached_property
     def floor(self) -> int:

@@ -9,6 +9,7 @@ from functools import cached_property
 from ...ir.cost import VIEWS
 from ...ir.fusion import free_values
 from ...ir.graph import Graph, Literal, Node, Value, forward_of
+from ..dce import has_effects
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class Joint:
         return found
 
     @cached_property
+    def once(self) -> frozenset[Value]:
+        """Values of nodes that must not run twice, such as a stateful draw: always kept."""
+        return frozenset(v for node in self.forward if runs_once(node) for v in node.outputs)
+
+    @cached_property
     def made(self) -> set[Value]:
         """Every value that a node makes."""
         return {v for node in (*self.forward, *self.rest) for v in node.outputs}
@@ -69,6 +75,11 @@ class Joint:
         """The forward values that some nodes read, each once, in order."""
         values = dict.fromkeys(v for node in nodes for v in node.inputs)
         return [v for v in values if v in self.place]
+
+
+def runs_once(node: Node) -> bool:
+    """True when a node, or one in its regions, has an effect that must happen exactly once."""
+    return node.op.effect not in ("", "barrier") or has_effects(node)
 
 
 def joint_of(graph: Graph) -> Joint:

@@ -71,17 +71,16 @@ class Scans:
 
 
 def _ladder(pair: Pair, spec: DeviceSpec) -> list[frozenset[Value]]:
-    """What the forward scan may stack, with what of the carry the rest is made from."""
+    """What the forward scan may stack, with what can't be made again: the carry, say."""
     joint = pair.joint
-    entry = frozenset(v for v in joint.forward[0].outputs if joint.bytes(v))
     sets = ladder(joint, joint.forward, joint.required, spec)
-    return list(dict.fromkeys(_possible(joint, keep, entry) for keep in sets))
+    return list(dict.fromkeys(_possible(joint, keep) for keep in sets))
 
 
-def _possible(joint: Joint, keep: frozenset[Value], entry: frozenset[Value]) -> frozenset[Value]:
-    again, _ = closure(joint, joint.required, keep | entry)
+def _possible(joint: Joint, keep: frozenset[Value]) -> frozenset[Value]:
+    again, _ = closure(joint, joint.required, keep | joint.once)
     read = {v for node in again for v in node.inputs}.union(joint.required)
-    return keep | (entry & read)
+    return keep | (joint.once & read)
 
 
 def _rewritten(graph: Graph, lean: Sequence[_Lean]) -> Graph:

@@ -29,7 +29,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Chain:
-    """Segments in order; `long` are the values that cross many cuts and are always kept."""
+    """Segments in order. Values that cross many cuts or can't be made again are `long`: kept."""
 
     segments: tuple[Segment, ...]
     long: frozenset[Value]
@@ -71,7 +71,7 @@ def _crossing(joint: Joint) -> list[dict[Value, int]]:
 def _long(joint: Joint, crossing: Sequence[dict[Value, int]]) -> frozenset[Value]:
     ends = {value: i for i, values in enumerate(crossing) for value in values}
     limit = LONG * len(crossing)
-    return frozenset(v for v, end in ends.items() if end - joint.place[v] > limit)
+    return joint.once.union(v for v, end in ends.items() if end - joint.place[v] > limit)
 
 
 def _cuts(joint: Joint, local: Sequence[dict[Value, int]]) -> list[int]:

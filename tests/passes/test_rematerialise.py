@@ -4,6 +4,7 @@ import itertools
 from functools import cache
 
 import jax
+import jax.experimental
 import numpy as np
 import pytest
 
@@ -184,6 +185,16 @@ def test_less_memory_takes_more_time(name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_a_choice_gives_its_candidate_again(name):
+    frontier = Frontier(graph_of(name), SPEC)
+    budgets = np.linspace(frontier.leanest.bytes, frontier.plain.bytes, 5)
+    for candidate in (frontier.plain, *map(frontier.fastest, budgets)):
+        again = Frontier(graph_of(name), SPEC).of(candidate.choice)
+        assert (again.bytes, again.seconds) == (candidate.bytes, candidate.seconds)
+        assert again.graph == candidate.graph
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_a_step_that_jax_has_differentiated(name):
     """Its phases are read from JAX's name stack."""
     step = sgd(LOSSES[name], jax.value_and_grad)
@@ -250,6 +261,30 @@ def test_nodes_with_effects_run_once():
     lean = Frontier(graph, SPEC).leanest.graph
     calls = [sum(n.op.name == "debug_callback" for n in g.walk()) for g in (graph, lean)]
     assert calls == [LAYERS, LAYERS]
+
+
+@pytest.mark.parametrize("in_scan", [False, True])
+def test_what_an_effect_returns_is_kept(in_scan):
+    """A host's answer may be another one the second time."""
+
+    def layer(x, w):
+        kind = jax.ShapeDtypeStruct(x.shape, x.dtype)
+        noise = jax.experimental.io_callback(lambda x: x * 0 + 1, kind, jax.lax.stop_gradient(x))
+        return jax.numpy.tanh(x @ w) * jax.lax.stop_gradient(noise), None
+
+    def loss(params, x):
+        if in_scan:
+            x, _ = jax.lax.scan(layer, x, jax.numpy.stack(params))
+        else:
+            for w in params:
+                x, _ = layer(x, w)
+        return (x**2).sum()
+
+    graph = joint(sgd(loss), parameters(LAYERS, WIDTH), rows(BATCH, WIDTH))
+    lean = Frontier(graph, SPEC).leanest.graph
+    calls = [sum(n.op.name == "io_callback" for n in g.walk()) for g in (graph, lean)]
+    assert calls == [1, 1] if in_scan else calls == [LAYERS, LAYERS]
+    assert lean is not graph
 
 
 def test_steps_are_written_and_read():
