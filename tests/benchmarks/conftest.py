@@ -12,6 +12,7 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @pytest.fixture
 def load_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """Imports `benchmarks/NAME.py` as a script beside it does."""
+    """Imports `benchmarks/NAME.py`, or that of a folder there, as a script beside it does."""
+    monkeypatch.syspath_prepend(BENCHMARKS / "memory")
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module

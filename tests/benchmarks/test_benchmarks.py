@@ -191,7 +191,7 @@ def test_memory(load_benchmark, tmp_path, capsys):
     """Every peak is within its budget, and rivals that fit are named."""
     path = tmp_path / "memory.json"
     arguments = ["--tiny", "--budgets", "3", "--repeats", "2", "--json", str(path)]
-    rows = load_benchmark("memory").main(arguments)
+    rows = load_benchmark("frontier").main(arguments)
     assert len(rows) == 3 and all(row.peak <= row.budget for row in rows)
     assert rows[0].policy != "none fits" and rows[0].time > 0
     told = " ".join(capsys.readouterr().out.split())

@@ -1,7 +1,7 @@
 """Peak memory and time of a training step under budgets, against plain JAX and its policies.
 
-    python benchmarks/memory.py
-    python benchmarks/memory.py --models gpt12 mlp32 --budgets 10 --json out.json
+    python benchmarks/memory/frontier.py
+    python benchmarks/memory/frontier.py --models gpt12 mlp32 --budgets 10 --json out.json
 
 For each model, budgets are spread between the smallest that is feasible and the peak of plain
 `jax.jit`. Peaks are those that XLA reports: arguments + outputs + temporaries - donated. The rivals
@@ -15,24 +15,17 @@ rival that fits, `ours/rival`; `rounds` compiled.
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from measure import (
-    calls_for,
-    environment,
-    finish,
-    fix_allocator,
-    interleave,
-    note,
-    parser,
-)
-from steps import step_of
+sys.path.append(str(Path(__file__).parents[1]))
+from arms import XLA, Case
+from measure import environment, finish, fix_allocator, note, parser
 
-RATE = 1e-4
-XLA = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 COLUMNS = "model budget peak predicted time rival ours/rival policy rounds".split()
 
 
@@ -54,17 +47,6 @@ def models() -> dict[str, Callable[..., Any]]:
 
 
 TINY = ("mlp",)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A compiled step, its peak in bytes, and its median seconds of a call."""
-
-    name: str
-    step: Any
-    peak: int
-    predicted: int = 0
-    rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -114,92 +96,32 @@ def rivals(build: Callable[..., Any]) -> dict[str, Any]:
     return found
 
 
-def peak_of(compiled: Any) -> int:
-    """Bytes as XLA reports them."""
-    m = compiled.memory_analysis()
-    total = m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
-    return int(total - m.alias_size_in_bytes)
-
-
 def measure(name: str, build: Callable[..., Any], budgets: int, repeats: int) -> list[Row]:
     """Compile every arm, then time ours beside the rivals."""
-    import jax
-    import jax.numpy as jnp
     import numpy as np
 
-    import backpass as bp
-
-    model = build()
-    params, batch = model.init(jax.random.key(0)), model.batch(jax.random.key(1))
-    rate = jnp.float32(RATE)
-
-    def stock(loss: Any, options: dict[str, Any] | None) -> Any:
-        step = step_of(jax.value_and_grad, loss)
-        jitted = jax.jit(step, donate_argnums=0, compiler_options=options)
-        return jitted.lower(params, batch, rate).compile()
-
-    plain = stock(model.loss, None)
-    arms = [Arm("plain", plain, peak_of(plain))]
+    case = Case.of(build())
+    arms = [case.stock("plain", case.model.loss)]
     for policy, each in rivals(build).items():
         try:
-            step = stock(each.loss, XLA)
+            arms.append(case.stock(policy, each.loss, XLA))
         except TypeError:
             continue
-        arms.append(Arm(policy, step, peak_of(step)))
         note(f"  {policy}: peak {arms[-1].peak / 2**20:.1f} MiB")
-
-    def ours(budget: int) -> Arm:
-        step = bp.compile(
-            step_of(bp.value_and_grad, model.loss), donate_argnums=0, memory_budget=budget
-        )
-        compiled = step.lower(params, batch, rate).compile()
-        plan = compiled.plan
-        return Arm("ours", compiled, peak_of(compiled), plan.predicted_bytes, plan.rounds)
-
-    try:
-        ours(1)
-    except bp.BudgetError as error:
-        least = error.minimum_bytes
-    spread = np.linspace(arms[0].peak, least, budgets).astype(int).tolist()
-    planned = {budget: ours(budget) for budget in spread}
+    spread = np.linspace(arms[0].peak, case.least(), budgets).astype(int).tolist()
+    planned = {budget: case.ours(budget) for budget in spread}
     for budget, arm in planned.items():
         note(f"  budget {budget / 2**20:.1f} MiB: peak {arm.peak / 2**20:.1f} MiB")
-    seconds = timed([*arms, *planned.values()], params, batch, rate, repeats)
-    base = seconds[id(arms[0])]
-
-    def times(arm: Arm) -> float:
-        return statistics.median(a / b for a, b in zip(seconds[id(arm)], base, strict=True))
-
+    times = case.timed([*arms, *planned.values()], repeats)
     rows = []
     for budget, arm in planned.items():
         able = [a for a in arms if a.peak <= budget]
-        best = min(able, key=times, default=None)
-        rival = None if best is None else times(best)
+        best = min(able, key=lambda a: times[id(a)], default=None)
+        rival = None if best is None else times[id(best)]
         policy = "none fits" if best is None else best.name
-        own = (budget, arm.peak, arm.predicted, arms[0].peak, times(arm))
+        own = (budget, arm.peak, arm.predicted, arms[0].peak, times[id(arm)])
         rows.append(Row(name, *own, rival, policy, arm.rounds))
     return rows
-
-
-def timed(
-    arms: Sequence[Arm], params: Any, batch: Any, rate: Any, repeats: int
-) -> dict[int, tuple[float, ...]]:
-    """Seconds of a call of each arm, in turns."""
-    import jax
-    import jax.numpy as jnp
-
-    state = {id(arm): jax.tree.map(jnp.copy, params) for arm in arms}
-
-    def run(arm: Arm) -> Callable[[], None]:
-        def once() -> None:
-            state[id(arm)], value = arm.step(state[id(arm)], batch, rate)
-            jax.block_until_ready((state[id(arm)], value))
-
-        return once
-
-    runs = {str(id(arm)): run(arm) for arm in arms}
-    samples = interleave(runs, repeats, max(map(calls_for, runs.values())))
-    return {int(name): found.wall for name, found in samples.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> list[Row]:
@@ -236,7 +158,5 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
 
 
 if __name__ == "__main__":
-    import sys
-
     fix_allocator("--default-allocator" in sys.argv)
     main()
