@@ -75,7 +75,7 @@ def _lower_late(
     zeros, init, xs = lax.optimization_barrier((zeros, list(init), list(xs)))
     stacks = [lax.broadcast(z, (length, *t.shape)) for z, t in zip(zeros, types, strict=True)]
 
-    def step(state: tuple[Any, ...], x: list[Any]) -> tuple[tuple[Any, ...], None]:
+    def step(state: Any, x: Any) -> tuple[Any, None]:
         i, carry, stacks = state
         carry, ys = body(carry, x)
         stacks = [

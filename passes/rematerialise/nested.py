@@ -48,14 +48,15 @@ class Nested:
         body = sub.graph(scan.body.name, own, (*outputs, *own[carry]))
         attrs = {**scan.node.attrs, "length": scan.length // self.segment}
         found = b.emit("scan", (*inputs[: carry.stop], *heads), attrs, (body,))
-        final, ys = found[: scan.carried], found[scan.carried : len(outputs)]
+        final: Sequence[Value] = found[: scan.carried]
         last: Sequence[Value] = ()
         left = None
         if self._left:
             last, left = self._forward(b, (*inputs[consts], *final, *tails), self._left)
             final = last[: scan.carried]
         kept = Kept(heads, found[len(outputs) :], left)
-        return (*final, *self._joined(b, ys, last[scan.carried :])), kept
+        ys = self._joined(b, found[scan.carried : len(outputs)], last[scan.carried :])
+        return (*final, *ys), kept
 
     def backward(
         self, b: Builder, fixed: Sequence[Value], inputs: Sequence[Value], kept: Kept
