@@ -8,7 +8,7 @@ from jax import lax
 
 from backpass import ir
 from backpass.ir.device import DEVICES
-from backpass.passes.rematerialise import Frontier
+from backpass.passes.rematerialise.frontier import Frontier
 from backpass.passes.rematerialise.scans import Scans
 from passes.joints import joint, parameters, rows, sgd
 
