@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ...ir.device import Clock, DeviceSpec, clock
-from ...ir.fusion import is_fusible
+from ...ir.fusion import inlined, is_fusible
 from ...ir.graph import Graph
 from ...ir.liveness import Liveness, liveness
 from .frontier import Candidate, Choice, Frontier
@@ -122,9 +122,11 @@ class Planner:
         live = self.plain.live
         fixed = live.argument_bytes + live.output_bytes - live.donated_bytes
         outside = {*self.graph.inputs, *self.graph.outputs}
-        kernels = [node for node in self.graph.nodes if not is_fusible(node)]
+        outside |= inlined(self.graph)
         sizes = (
-            sum(v.type.nbytes for v in {*node.inputs, *node.outputs} - outside) for node in kernels
+            sum(v.type.nbytes for v in {*node.inputs, *node.outputs} - outside)
+            for node in self.graph.nodes
+            if not is_fusible(node) and not node.regions
         )
         return fixed + max(sizes, default=0)
 
