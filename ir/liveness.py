@@ -3,7 +3,8 @@
 A value lives from the node that defines it to the last node that reads it. Arguments live
 throughout, unless they are donated to an output of the same type. Outputs live to the end. A
 view (reshape, ...) shares the buffer of its operand. With `fused`, what XLA makes inside the loop
-of its one reader has no buffer: its operands live until that reader instead. While a node with
+of its one reader has no buffer: its operands live until that reader instead; and what a scan
+stacks lives from the start, as XLA makes its zeros there, but for a `late` scan. While a node with
 regions runs, what its body needs besides the node's own operands and results is added:
 
     convolution    transposed copies, with `fused`: see `fusion.py`
@@ -134,7 +135,7 @@ def _liveness(
 ) -> Liveness:
     end = len(graph.nodes)
     given = _matched(graph, donated)
-    buffers = tuple(_buffers(graph, given, inlined(graph) if fused else set()))
+    buffers = tuple(_buffers(graph, given, fused))
     changes = {kind: [0] * (end + 2) for kind in get_args(Kind)}
     for buffer in buffers:
         if buffer.last >= 0:
@@ -178,9 +179,10 @@ def _matched(graph: Graph, donated: frozenset[int]) -> frozenset[Value]:
     return frozenset(found)
 
 
-def _buffers(graph: Graph, given: frozenset[Value], inlined: set[Value]) -> Iterator[Buffer]:
+def _buffers(graph: Graph, given: frozenset[Value], fused: bool) -> Iterator[Buffer]:
     """The buffers of `graph`, in the order of their definition; `given` are donated inputs."""
     end = len(graph.nodes)
+    absent = inlined(graph) if fused else frozenset()
     roots: dict[Value, tuple[Value, ...]] = {value: (value,) for value in graph.inputs}
     first = dict.fromkeys(graph.inputs, -1)
     last = {value: -1 if value in given else end for value in graph.inputs}
@@ -197,11 +199,12 @@ def _buffers(graph: Graph, given: frozenset[Value], inlined: set[Value]) -> Iter
         for k, value in enumerate(node.outputs):
             if view and node.inputs[k] in roots:
                 roots[value] = roots[node.inputs[k]]
-            elif value in inlined:
+            elif value in absent:
                 roots[value] = tuple(read)
             else:
                 roots[value] = (value,)
-                first[value] = last[value] = i
+                first[value] = 0 if fused and _made_early(node, k) else i
+                last[value] = i
     root = {value: found[0] for value, found in roots.items() if len(found) == 1}
     copies, returned = [], set()
     for value in graph.outputs:
@@ -215,6 +218,12 @@ def _buffers(graph: Graph, given: frozenset[Value], inlined: set[Value]) -> Iter
         kind: Kind = "argument" if start < 0 else "output" if value in returned else "temporary"
         yield Buffer(value, value.type.nbytes, kind, start, last[value])
     yield from copies
+
+
+def _made_early(node: Node, output: int) -> bool:
+    """True for what a scan stacks, unless its zeros wait for its operands."""
+    scan = node.op.name == "scan" and not node.attrs.get("late")
+    return scan and output >= node.attrs["num_carry"]
 
 
 def _handed_on(node: Node) -> range:

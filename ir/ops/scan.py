@@ -1,6 +1,9 @@
-"""`scan(consts, carry, xs) {num_consts, num_carry, length, reverse, unroll} body`.
+"""`scan(consts, carry, xs) {num_consts, num_carry, length, reverse, unroll, late} body`.
 
     body: consts ++ carry ++ x   ->  carry ++ y ++ ...
+
+XLA makes the zeros into which a scan stacks its ys when the program starts, all of them. With
+`late`, which the planner sets, they wait for the scan's operands.
 
 Reverse mode runs a second scan the other way round. What it reads of a step is passed as cheaply
 as can be: a constant as a constant, a slice of an input as that input, and only what the body
@@ -9,11 +12,15 @@ computed itself (or its carry) is stacked by the forward scan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from ..jax_compat import manual_axes
 from ..op import Attrs, Cts, Differentiator, Op, Pullback
 from ..types import ArrayType
 from . import tangents
@@ -43,8 +50,43 @@ def _lower(
         return outs[:k], outs[k:]
 
     options = {"length": attrs["length"], "reverse": attrs["reverse"], "unroll": attrs["unroll"]}
+    types = [value.type for value in regions[0].outputs[k:]]
+    if attrs.get("late") and all(map(_numeric, types)) and not manual_axes():
+        return _lower_late(body, init, xs, types, options)
     carry, ys = lax.scan(body, list(init), list(xs), **options)
     return [*carry, *ys]
+
+
+def _numeric(type: ArrayType) -> bool:
+    """False for keys, which have no zero."""
+    return not jnp.issubdtype(type.dtype, jax.dtypes.extended)
+
+
+def _lower_late(
+    body: Callable[[list[Any], list[Any]], tuple[list[Any], list[Any]]],
+    init: Sequence[Any],
+    xs: Sequence[Any],
+    types: Sequence[ArrayType],
+    options: Mapping[str, Any],
+) -> list[Any]:
+    """The ys in the carry: they begin as a zero each that passes a barrier with the operands."""
+    length, reverse = options["length"], options["reverse"]
+    zeros = [np.zeros((), t.dtype) for t in types]
+    zeros, init, xs = lax.optimization_barrier((zeros, list(init), list(xs)))
+    stacks = [lax.broadcast(z, (length, *t.shape)) for z, t in zip(zeros, types, strict=True)]
+
+    def step(state: Any, x: Any) -> tuple[Any, None]:
+        i, carry, stacks = state
+        carry, ys = body(carry, x)
+        stacks = [
+            lax.dynamic_update_index_in_dim(stack, y, i, 0, allow_negative_indices=False)
+            for stack, y in zip(stacks, ys, strict=True)
+        ]
+        return (i - 1 if reverse else i + 1, carry, stacks), None
+
+    start = np.int32(length - 1 if reverse else 0)
+    (_, carry, stacks), _ = lax.scan(step, (start, init, stacks), xs, **options)
+    return [*carry, *stacks]
 
 
 def _linearise(

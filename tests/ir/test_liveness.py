@@ -1,5 +1,6 @@
 """Live bytes against counts done by hand; a `f32[256]` is 1 KiB."""
 
+import pytest
 from hypothesis import given
 
 from backpass.ir import liveness, parse
@@ -102,6 +103,18 @@ def test_a_dying_carry_is_updated_in_place():
     assert found.temporary_bytes == (K, 3 * K, 0)
     again = liveness(body(text.replace("return %2", "return %4"), "%0: f32[256], %1: f32[10,256]"))
     assert again.bytes[1] == (11 + 11 + 1 + 3) * K
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_zeros_for_what_a_scan_stacks_are_made_at_the_start_but_for_a_late_one(late):
+    text = "%4: f32[256] = dot_general(%1, %1) {dimension_numbers=(((0,),(0,)),((),()))}\n" + SCAN
+    text = text.replace("num_consts=0", "num_consts=0, late=True") if late else text
+    text = text.replace("f32[256] = dot", "f32[256,256] = dot")
+    graph = body(text, "%0: f32[256], %1: f32[10,256]")
+    before, at_scan, _ = liveness(graph, fused=True).bytes
+    assert before == (11 + 256 + (0 if late else 10)) * K
+    assert at_scan > (11 + 11) * K
+    assert liveness(graph).bytes[0] == (11 + 256) * K
 
 
 def test_cond_takes_its_largest_branch():

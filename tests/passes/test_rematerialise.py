@@ -206,7 +206,7 @@ def test_a_step_that_jax_has_differentiated(name):
         same(name, frontier.fastest(budget).graph, atol=1e-6)
 
 
-@pytest.mark.parametrize("segment", [0, 2, 3])
+@pytest.mark.parametrize("segment", [0, 2, 3, 4])
 @pytest.mark.parametrize("name", ["scanned", "backwards"])
 def test_scans_that_stack_less_compute_the_same(name, segment):
     graph = graph_of(name)

@@ -1,0 +1,114 @@
+"""How far the memory of activations falls, and at what price, on deep transformers.
+
+    python benchmarks/memory/headline.py
+    python benchmarks/memory/headline.py --models scanned --factors 10 20 --json out.json
+
+`activations` are XLA's temporaries of the plain step, less what gradients take: a scan over layers
+stacks the gradients of all of them, whatever is recomputed. Each row asks for a budget in which a
+factor fewer activations have room. The peer is `jax.jit` of the same source, and its
+`jax.checkpoint` around each block; columns: `activations` and `temp` of the plain step's, `time`
+of its.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+from arms import XLA, Arm, Case
+from measure import environment, finish, fix_allocator, note, parser
+
+COLUMNS = "model arm activations temp time fewer".split()
+
+
+def models() -> dict[str, Callable[..., Any]]:
+    """Return builders that take `remat`."""
+    import workloads as w
+
+    return {
+        "unrolled": partial(w.gpt, 16, 128, 4, 128, 4, 64),
+        "scanned": partial(w.gpt, 64, 128, 4, 128, 4, 64, scanned=True),
+    }
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm: bytes, and the median of ratios of seconds."""
+
+    model: str
+    arm: str
+    activations: float
+    temp: float
+    time: float
+
+    def cells(self) -> list[str]:
+        """Return the row as text."""
+        parts = (self.activations, self.temp, self.time)
+        fewer = f"{1 / self.activations:.1f}x"
+        return [self.model, self.arm, *(f"{part:.3f}" for part in parts), fewer]
+
+
+def measure(
+    name: str, build: Callable[..., Any], factors: Sequence[float], repeats: int
+) -> list[Row]:
+    """Compile every arm, then time them in turns."""
+    import jax
+    from layers import Remat
+
+    import backpass as bp
+
+    case = Case.of(build())
+    gradients = sum(x.nbytes for x in jax.tree.leaves(case.params)) if name == "scanned" else 0
+    plain = case.stock("plain", case.model.loss)
+    arms = [plain, case.stock("checkpoint", build(remat=Remat(jax.checkpoint)).loss, XLA)]
+    fixed, activations = plain.peak - plain.temp + gradients, plain.temp - gradients
+    for factor in factors:
+        try:
+            arm = case.ours(int(fixed + activations / factor))
+        except bp.BudgetError as error:
+            note(f"  {factor}x: {error}")
+            continue
+        arms.append(Arm(f"ours, {factor:g}x", arm.step, arm.peak, arm.temp))
+        note(f"  {factor}x: temp {arm.temp / 2**20:.1f} of {plain.temp / 2**20:.1f} MiB")
+    times = case.timed(arms, repeats)
+    return [
+        Row(
+            name,
+            arm.name,
+            (arm.temp - gradients) / activations,
+            arm.temp / plain.temp,
+            times[id(arm)],
+        )
+        for arm in arms
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> list[Row]:
+    """Run the models asked for; print and return their rows."""
+    options = parser(__doc__)
+    options.add_argument("--models", nargs="+", choices=list(models()), metavar="NAME")
+    options.add_argument("--factors", nargs="+", type=float, default=[4, 10, 20])
+    options.add_argument("--repeats", type=int, default=7, help="rounds of all arms in turns")
+    args = options.parse_args(argv)
+    stamp = environment()
+    builders = models()
+    if args.tiny:
+        import workloads as w
+
+        builders = {"unrolled": partial(w.gpt, 3, 32, 2, 32, 2, 16)}
+    rows: list[Row] = []
+    for name in args.models or builders:
+        note(name)
+        rows += measure(name, builders[name], args.factors, args.repeats)
+    finish(stamp, [(COLUMNS, [row.cells() for row in rows])], [asdict(r) for r in rows], args.json)
+    return rows
+
+
+if __name__ == "__main__":
+    fix_allocator("--default-allocator" in sys.argv)
+    main()
