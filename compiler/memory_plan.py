@@ -16,7 +16,7 @@ from ..passes.rematerialise import (
     Decision,
     Frontier,
     decisions,
-    step_from,
+    schedule_from,
     step_to,
 )
 
@@ -127,7 +127,7 @@ def choice_of(plan: MemoryPlan) -> Choice:
     """Return the choice that a plan holds."""
     choice = plan.choice
     step = choice["step"]
-    return Choice(choice["level"], choice["segment"], None if step is None else step_from(step))
+    return Choice(choice["level"], choice["segment"], None if step is None else schedule_from(step))
 
 
 def _written(choice: Choice) -> dict[str, Any]:

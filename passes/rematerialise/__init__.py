@@ -3,7 +3,7 @@
 from .decisions import Decision, decisions
 from .frontier import Candidate, Choice, Frontier
 from .rematerialise import Rematerialise
-from .schedule import step_from, step_to
+from .schedule import schedule_from, step_from, step_to
 
 __all__ = [
     "Candidate",
@@ -12,6 +12,7 @@ __all__ = [
     "Frontier",
     "Rematerialise",
     "decisions",
+    "schedule_from",
     "step_from",
     "step_to",
 ]
