@@ -92,7 +92,8 @@ class Exact:
         unit = cost.sum()
         found = milp(
             cost / unit,
-            integrality=(0 < np.arange(self._columns)) & (np.arange(self._columns) < self._integers),
+            integrality=(0 < np.arange(self._columns))
+            & (np.arange(self._columns) < self._integers),
             bounds=Bounds(lower, upper),
             constraints=LinearConstraint(*self._matrix, np.inf),
             options={"time_limit": self.limit, "mip_rel_gap": _GAP},
@@ -177,7 +178,9 @@ class Exact:
         columns = np.array([j for row, _ in self._rows for j in row])
         weights = np.array([x for row, _ in self._rows for x in row.values()])
         shape = (len(self._rows), self._columns)
-        return csr_array((weights, (at, columns)), shape=shape), np.array([y for _, y in self._rows])
+        return csr_array((weights, (at, columns)), shape=shape), np.array(
+            [y for _, y in self._rows]
+        )
 
     def _least(self, least: float, *terms: tuple[int, float]) -> None:
         """Add a constraint: the sum of the terms is at least `least`."""

@@ -9,7 +9,7 @@ through upwards.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,18 @@ from .joint import Joint
 from .stages import Run, Stages, State, bits
 
 MOST = 64  # values: the time grows with the square of them and with the stages
-SWEEPS = ((12, False), (48, False), (12, True))  # levels; whether moves may start and end anywhere
+LEVELS = (12, 48)  # between the plain peak and the least
+FINE = 24  # the same, for moves that start and end anywhere
+FEW = 24  # values: more are not gone down with such moves, only up
+
+
+def _front(states: Iterable[State]) -> list[State]:
+    """Those that none other is better than in both bytes and seconds, the fastest first."""
+    front: list[State] = []
+    for state in sorted(states, key=lambda state: (state.peak, state.seconds)):
+        if not front or state.seconds < front[-1].seconds:
+            front.append(state)
+    return front[::-1]
 
 
 def is_small(joint: Joint) -> bool:
@@ -48,12 +59,13 @@ class Local:
 
     def states(self) -> list[State]:
         """Return schedules, from the plain one to the leanest found: no other is better."""
-        found = [state for sweep in SWEEPS for state in Local(self.stages, *sweep)._levels()]
-        front: list[State] = []
-        for state in sorted(found, key=lambda state: (state.peak, state.seconds)):
-            if not front or state.seconds < front[-1].seconds:
-                front.append(state)
-        return front[::-1]
+        coarse = [s for levels in LEVELS for s in Local(self.stages, levels)._levels()]
+        fine = Local(self.stages, FINE, fine=True)
+        front = _front(coarse)
+        front = _front([*front, *fine._upward(front)])
+        if len(self.stages.sizes) <= FEW:
+            front = _front([*front, *fine._levels()])
+        return front
 
     def _levels(self) -> list[State]:
         plain = self.stages.plain
@@ -61,12 +73,17 @@ class Local:
         for level in np.linspace(plain.peak, self._floor, self.levels + 1)[1:]:
             if found[-1].peak > level:
                 lower = self._lower(found[-1], level)
-                if lower is None:
+                if lower.peak >= found[-1].peak:
                     break
-                found.append(self._faster(lower, level))
-        for at in reversed(range(len(found) - 1)):
-            other = self._faster(found[at + 1], found[at].peak)
-            found[at] = min(found[at], other, key=lambda state: state.seconds)
+                found.append(self._faster(lower, max(level, lower.peak)))
+        return self._upward(found)
+
+    def _upward(self, states: Sequence[State]) -> list[State]:
+        """Use each level's memory from the schedule of the level below, the leanest one first."""
+        found = list(states)
+        for at in reversed(range(len(found))):
+            others = [self._faster(state, found[at].peak) for state in found[at : at + 2]]
+            found[at] = min(others, key=lambda state: state.seconds)
         return found
 
     @property
@@ -75,8 +92,9 @@ class Local:
         size, parts = self.stages.size, self.stages.units.stages
         return max(stage.during + size(bits(stage.reads)) for stage in parts)
 
-    def _lower(self, state: State, budget: float) -> State | None:
-        """Come down to a peak within `budget`, the cheapest bytes first; None where it gets stuck."""
+    def _lower(self, state: State, budget: float) -> State:
+        """Come down to a peak within `budget`, or as far as it goes, the cheapest bytes first."""
+        lowest = state
         while state.peak > budget:
             over = [t for t, run in enumerate(state.runs) if run.peak > budget]
             best, least = None, np.inf
@@ -89,8 +107,9 @@ class Local:
                     if cost < least:
                         best, least = move, cost
             if best is None:
-                return None
+                return lowest
             state = self._moved(state, best)
+            lowest = min(lowest, state, key=lambda state: state.peak)
         return state
 
     def _faster(self, state: State, budget: float) -> State:

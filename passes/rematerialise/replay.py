@@ -84,9 +84,10 @@ class Replay:
             copies = self.b.emit("optimization_barrier", cheap)
             self.have.update(zip(cheap, copies, strict=True))
         for at, (nodes, after) in enumerate(zip(again, (*held[1:], ()), strict=True)):
-            dear, stay = upstream(nodes), {*always, *after}
+            stay = {*always, *after}
+            dear = _upstream(nodes, stay)
             made = [(n, v) for n in nodes for v in n.outputs if joint.root[v] is v]
-            keep = [v for n, v in made if joint.bytes(v) and (n in dear or v in stay)]
+            keep = [v for n, v in made if joint.bytes(v) and n in dear]
             self._sweep(keep, at, first=False)
             self._backward(at)
             self.have = {v: copy for v, copy in self.have.items() if v in stay}
@@ -140,7 +141,7 @@ class Replay:
         again, read = closure(self.joint, wanted, self.have)
         cts = self._cts(at)
         local = self._tied(again, read, cts)
-        dear = upstream(again)
+        dear = _upstream(again)
         self._emit([node for node in again if node in dear], local)
         cheap = [node for node in again if node not in dear]
         if dear:
@@ -189,9 +190,9 @@ class Replay:
             local.update(zip(node.outputs, copy.outputs, strict=True))
 
 
-def upstream(nodes: Sequence[Node]) -> set[Node]:
-    """The kernels among `nodes`, and all that they depend on."""
-    needed: set[Value] = set()
+def _upstream(nodes: Sequence[Node], wanted: Collection[Value] = ()) -> set[Node]:
+    """The kernels among `nodes`, what makes `wanted`, and all that these depend on."""
+    needed = set(wanted)
     found: set[Node] = set()
     for node in reversed(nodes):
         if not is_fusible(node) or not needed.isdisjoint(node.outputs):

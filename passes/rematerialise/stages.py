@@ -5,15 +5,14 @@ Source: Jain et al. 2020 (Checkmate), whose second phase finds what runs by the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from ...ir.fusion import is_fusible
 from ...ir.graph import Graph, Node, Value
 from ..dce import Dce
-from .replay import Replay, upstream
+from .replay import Replay
 from .schedule import Held
 from .segments import Chain, Segment
 from .units import Units

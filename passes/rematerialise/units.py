@@ -84,8 +84,7 @@ class Units:
         return tuple(
             self._unit(at, node)
             for at, node in enumerate(self.joint.forward)
-            if runs_once(node)
-            or any(v in self._number or v in self.returned for v in node.outputs)
+            if runs_once(node) or any(v in self._number or v in self.returned for v in node.outputs)
         )
 
     @cached_property
