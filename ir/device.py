@@ -73,6 +73,8 @@ class Clock(DeviceSpec):
 
 def clock(spec: DeviceSpec) -> Clock:
     """Return a device that remembers, with the limits of `spec`."""
+    if isinstance(spec, Clock):
+        return spec
     return Clock(spec.memory_bytes, spec.flops, spec.bytes_per_s, spec.host_bytes_per_s)
 
 

@@ -239,6 +239,20 @@ def forward_of(nodes: Sequence[Node]) -> dict[Node, Node]:
     }
 
 
+def maker(node: Node, output: int) -> Node:
+    """The node that makes an output: of what a scan stacks, the one in its body."""
+    while node.op.name == "scan" and output >= node.attrs["num_carry"]:
+        (body,) = node.regions
+        makers = {value: inner for inner in body.nodes for value in inner.outputs}
+        made = body.outputs[output]
+        while made in makers and makers[made].op.effect == "barrier":
+            made = makers[made].inputs[makers[made].outputs.index(made)]
+        if made not in makers:
+            return node
+        node, output = makers[made], makers[made].outputs.index(made)
+    return node
+
+
 _MANY = (tuple, list)
 
 

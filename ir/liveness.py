@@ -14,7 +14,7 @@ regions runs, what its body needs besides the node's own operands and results is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -23,11 +23,12 @@ from typing import get_args
 
 from .cost import VIEWS
 from .fusion import inlined, transposed_bytes
-from .graph import Graph, Node, Value
+from .graph import Graph, Node, Value, maker
 from .tables import bytes_text, table
 
 Kind = Either["argument", "output", "temporary"]
 _SHOWN = 12
+_INSIDE = 6
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Liveness:
     donated_bytes: int
     peak_bytes: int
     peak_position: int
+    regions: Mapping[int, Liveness] = field(default_factory=dict, repr=False)
 
     @cached_property
     def peak_buffers(self) -> tuple[Buffer, ...]:
@@ -80,13 +82,30 @@ class Liveness:
         inside = self.peak_bytes - sum(buffer.nbytes for buffer in live)
         if inside:
             rows.append((f"inside {self._name(self.peak_position)}", "", "", bytes_text(inside)))
+            rows += self._inner_rows()
         peak = f"peak, at {self._name(self.peak_position)}"
         total = (peak, "", "", bytes_text(self.peak_bytes))
         return table(("live at the peak", "type", "kind", "size"), rows, [total])
 
+    def _inner_rows(self) -> list[tuple[str, ...]]:
+        inner = self.regions.get(self.peak_position)
+        if inner is None:
+            return []
+        buffers = [b for b in inner.peak_buffers if b.kind != "argument"]
+        rows = [inner._row(buffer) for buffer in buffers[:_INSIDE]]
+        return [("  " + name, *rest) for name, *rest in rows]
+
     def _row(self, buffer: Buffer) -> tuple[str, ...]:
-        name = buffer.value.name or self._name(buffer.first)
+        name = buffer.value.name or self._maker(buffer)
         return (name, str(buffer.value.type), buffer.kind, bytes_text(buffer.nbytes))
+
+    def _maker(self, buffer: Buffer) -> str:
+        if not 0 <= buffer.first < len(self.graph.nodes):
+            return self._name(buffer.first)
+        node = self.graph.nodes[buffer.first]
+        made = maker(node, node.outputs.index(buffer.value))
+        stacked = "" if made is node else "stacked "
+        return f"{stacked}{made.op.name} {made.source}".rstrip()
 
     def _name(self, position: int) -> str:
         if not 0 <= position < len(self.graph.nodes):
@@ -124,9 +143,11 @@ def _liveness(
     arguments, outputs, temporaries = (
         list(accumulate(changes[kind][:-1])) for kind in ("argument", "output", "temporary")
     )
+    regions = {}
     for i, node in enumerate(graph.nodes):
         if node.regions:
-            temporaries[i] += _inside(node, fused, inner)
+            size, regions[i] = _inside(node, fused, inner)
+            temporaries[i] += size
         elif fused and node.op.name == "conv_general_dilated":
             temporaries[i] += transposed_bytes(node)
     total = [sum(parts) for parts in zip(arguments, outputs, temporaries, strict=True)]
@@ -141,6 +162,7 @@ def _liveness(
         sum(value.type.nbytes for value in given),
         peak,
         total.index(peak),
+        regions,
     )
 
 
@@ -205,8 +227,8 @@ def _handed_on(node: Node) -> range:
     return range(1 if name == "dynamic_update_slice" or name.startswith("scatter") else 0)
 
 
-def _inside(node: Node, fused: bool, known: dict[int, Liveness]) -> int:
-    """Bytes that the regions of a node need besides its operands and results."""
+def _inside(node: Node, fused: bool, known: dict[int, Liveness]) -> tuple[int, Liveness]:
+    """Bytes that the regions of a node need besides its operands and results; the largest one."""
 
     def peak(region: Graph) -> Liveness:
         if id(region) not in known:
@@ -216,9 +238,10 @@ def _inside(node: Node, fused: bool, known: dict[int, Liveness]) -> int:
     if node.op.name == "scan":
         (body,) = node.regions
         held = body.inputs[: node.attrs["num_consts"] + node.attrs["num_carry"]]
-        return peak(body).peak_bytes - sum(value.type.nbytes for value in held)
-    if node.op.name == "while":
-        return max(found.peak_bytes - found.argument_bytes for found in map(peak, node.regions))
+        inner = peak(body)
+        return inner.peak_bytes - sum(value.type.nbytes for value in held), inner
     # A custom rule holds the function, then its derivatives, which do not run.
-    run = node.regions if node.op.name == "cond" else node.regions[:1]
-    return max(f.peak_bytes - f.argument_bytes - f.output_bytes for f in map(peak, run))
+    run = node.regions if node.op.name in ("cond", "while") else node.regions[:1]
+    given = 0 if node.op.name == "while" else 1
+    sizes = [(f.peak_bytes - f.argument_bytes - given * f.output_bytes, f) for f in map(peak, run)]
+    return max(sizes, key=lambda pair: pair[0])

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...ir.fusion import CALLS, free_values, is_fusible
-from ...ir.graph import Graph, Node
+from ...ir.graph import Graph, Node, maker
 from ...ir.op import Op
+from .sites import bodies
 
 _HOLDERS = CALLS | {"scan", "while", "cond", "remat2", "optimization_barrier"}
 
@@ -41,11 +42,15 @@ def _saved(graph: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
     free = free_values(graph.inputs, graph.nodes)
     found = []
     for node in graph.nodes:
-        for value in node.outputs if node.phase == "forward" else ():
+        for k, value in enumerate(node.outputs if node.phase == "forward" else ()):
             if value in late and value not in free:
-                time = seconds(node)
+                made = maker(node, k)
+                times = 1 if made is node else int(node.attrs["length"])
+                time = times * seconds(made)
                 reason = f"made again it would cost {_milliseconds(time)}"
-                found.append(_told(node, "save", str(value.type), value.type.nbytes, time, reason))
+                found.append(_told(made, "save", str(value.type), value.type.nbytes, time, reason))
+    for i, k in bodies(graph):
+        found += _saved(graph.nodes[i].regions[k], seconds)
     return found
 
 
