@@ -17,7 +17,7 @@ from ..passes.rematerialise import (
     Planned,
     Planner,
     decisions,
-    step_from,
+    schedule_from,
     step_to,
 )
 
@@ -134,7 +134,7 @@ def _read(data: Any) -> Choices:
     return Choices(
         tuple(map(_read, data["bodies"])),
         tuple(
-            Choice(each["level"], each["segment"], None if step is None else step_from(step))
+            Choice(each["level"], each["segment"], None if step is None else schedule_from(step))
             for each, step in steps
         ),
     )

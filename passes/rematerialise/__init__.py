@@ -4,7 +4,7 @@ from .decisions import Decision, decisions
 from .frontier import Choice
 from .planner import Choices, Planned, Planner
 from .rematerialise import Rematerialise
-from .schedule import step_from, step_to
+from .schedule import schedule_from, step_from, step_to
 
 __all__ = [
     "Choice",
@@ -14,6 +14,7 @@ __all__ = [
     "Planner",
     "Rematerialise",
     "decisions",
+    "schedule_from",
     "step_from",
     "step_to",
 ]

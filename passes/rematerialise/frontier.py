@@ -14,17 +14,20 @@ from ...ir.liveness import Liveness, liveness
 from .alike import kinds
 from .joint import Joint, joint_of
 from .keep import Network, closure, ladder, prices
+from .local import Local, is_small
 from .replay import Replay
 from .scans import Scans
-from .schedule import SLOTS, Link, Option, Schedules, Step
+from .schedule import SLOTS, Held, Link, Option, Schedules, Step
 from .segments import Chain, Segment, chain
+from .stages import Stages
+from .units import units_of
 
 STEPS = 33  # numbers of slots that are tried
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a schedule is made of: how scans stack, and the steps along the chain.
+    """What a schedule is made of: how scans stack, and the steps along the chain, or stages.
 
     `level` counts from what scans stack at most, None where they are left alone; `step` is None
     for the program as it is.
@@ -32,7 +35,7 @@ class Choice:
 
     level: int | None
     segment: int
-    step: Step | None
+    step: Step | Held | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +116,9 @@ class Frontier:
         """
         room = candidate.bytes - self._arguments
         bounds = ((size - room) / price + again for price, size, again in self._turns(candidate))
-        first = sum(map(self.clock.seconds, candidate.before.nodes))
+        joint = joint_of(candidate.before)
+        once, _ = closure(joint, joint.outputs, ())
+        first = sum(map(self.clock.seconds, (*once, *joint.rest)))
         return (candidate.seconds - first - max(0.0, *bounds)) / self.plain.seconds
 
     @cached_property
@@ -173,7 +178,7 @@ class Treatment:
     level: int | None
     segment: int
     graph: Graph
-    _known: dict[Step, Candidate] = field(default_factory=dict)
+    _known: dict[Step | Held, Candidate] = field(default_factory=dict)
 
     @cached_property
     def joint(self) -> Joint:
@@ -236,7 +241,21 @@ class Treatment:
     def leanest(self) -> Candidate:
         """The candidate of the lowest peak among the smallest schedules, and the plain one."""
         found = [self.candidate(n) for n in self.sizes[:6]]
-        return min([*found, self.plain], key=lambda c: (c.bytes, c.seconds))
+        return min([*found, *self.searched, self.plain], key=lambda c: (c.bytes, c.seconds))
+
+    @cached_property
+    def stages(self) -> Stages:
+        """All schedules by stages."""
+        clock, donated = self.frontier.clock, self.frontier.donated
+        return Stages(units_of(self.joint, self.chain, clock.seconds, donated))
+
+    @cached_property
+    def searched(self) -> list[Candidate]:
+        """Where the program is small, what a local search finds."""
+        if not is_small(self.joint):
+            return []
+        states = Local(self.stages).states()
+        return [self.under(self.stages.schedule(state)) for state in states]
 
     @cached_property
     def plain(self) -> Candidate:
@@ -254,7 +273,7 @@ class Treatment:
             else:
                 high = middle - 1
         near = [self.candidate(n) for n in self.sizes[low : low + 3]]
-        able = [c for c in (*near, self.plain) if c.bytes <= budget]
+        able = [c for c in (*near, *self.searched, self.plain) if c.bytes <= budget]
         if not able and self.leanest.bytes <= budget:
             able = [self.leanest]
         return min(able, key=lambda c: (c.seconds, c.bytes), default=None)
@@ -263,10 +282,14 @@ class Treatment:
         """Return the program under the best schedule within so many slots."""
         return self.under(self.schedules.step(slots))
 
-    def under(self, step: Step) -> Candidate:
+    def under(self, step: Step | Held) -> Candidate:
         """Return the program under a schedule."""
         if step not in self._known:
-            graph = Replay(self.joint, self.chain, self.kept).graph(self.graph.name, step)
+            name = self.graph.name
+            if isinstance(step, Held):
+                graph = self.stages.graph(name, step)
+            else:
+                graph = Replay(self.joint, self.chain, self.kept).graph(name, step)
             choice = Choice(self.level, self.segment, step)
             self._known[step] = self.frontier.candidate(choice, self.graph, graph)
         return self._known[step]

@@ -66,6 +66,33 @@ class Replay:
         self._run(step, len(self.chain.segments) - 1, first=True)
         return self.b.graph(name, joint.inputs, [self.now.get(v, v) for v in joint.outputs])
 
+    def staged(
+        self, name: str, again: Sequence[Sequence[Node]], held: Sequence[Collection[Value]]
+    ) -> Graph:
+        """Return the whole program, the parts of the chain in order.
+
+        `again[t]` are forward nodes that run again before part t, `held[t]` what it begins with,
+        besides what the program returns.
+        """
+        joint = self.joint
+        self.b.nodes.extend(joint.forward)
+        always = {joint.root[v] for v in joint.outputs if v in joint.root}
+        self.have.update((v, v) for v in (*always, *held[0]))
+        cheap = [v for v in held[0] if is_fusible(joint.forward[joint.place[v]])]
+        if cheap:  # held itself, rather than what it is made of in the loop of its reader
+            self.b.phase = "backward"
+            copies = self.b.emit("optimization_barrier", cheap)
+            self.have.update(zip(cheap, copies, strict=True))
+        for at, (nodes, after) in enumerate(zip(again, (*held[1:], ()), strict=True)):
+            stay = {*always, *after}
+            dear = _upstream(nodes, stay)
+            made = [(n, v) for n in nodes for v in n.outputs if joint.root[v] is v]
+            keep = [v for n, v in made if joint.bytes(v) and n in dear]
+            self._sweep(keep, at, first=False)
+            self._backward(at)
+            self.have = {v: copy for v, copy in self.have.items() if v in stay}
+        return self.b.graph(name, joint.inputs, [self.now.get(v, v) for v in joint.outputs])
+
     def again(self) -> tuple[Value, ...]:
         """Emit the rest from what `have` holds, without the first forward run; gives the outputs.
 
@@ -163,9 +190,9 @@ class Replay:
             local.update(zip(node.outputs, copy.outputs, strict=True))
 
 
-def _upstream(nodes: Sequence[Node]) -> set[Node]:
-    """The kernels among `nodes`, and all that they depend on."""
-    needed: set[Value] = set()
+def _upstream(nodes: Sequence[Node], wanted: Collection[Value] = ()) -> set[Node]:
+    """The kernels among `nodes`, what makes `wanted`, and all that these depend on."""
+    needed = set(wanted)
     found: set[Node] = set()
     for node in reversed(nodes):
         if not is_fusible(node) or not needed.isdisjoint(node.outputs):

@@ -80,6 +80,16 @@ class Drop:
 Step = Last | Keep | Drop
 
 
+@dataclass(frozen=True)
+class Held:
+    """A schedule that is no recursion: numbers of the values held when each stage begins.
+
+    See `units.py`; what runs again follows.
+    """
+
+    stages: tuple[tuple[int, ...], ...]
+
+
 @dataclass
 class Schedules:
     """The fastest schedule of a chain for every memory up to `most` bytes, all at once."""
@@ -214,9 +224,11 @@ def _offer(
     choice[better] = mark
 
 
-def step_to(step: Step) -> list[Any]:
+def step_to(step: Step | Held) -> list[Any]:
     """Return a schedule as plain lists, for JSON."""
     match step:
+        case Held(stages):
+            return ["held", [list(values) for values in stages]]
         case Last(at, option):
             return ["last", at, option]
         case Keep(at, option, then):
@@ -225,8 +237,16 @@ def step_to(step: Step) -> list[Any]:
             return ["drop", at, to, step_to(then), step_to(again)]
 
 
-def step_from(data: Any) -> Step:
+def schedule_from(data: Any) -> Step | Held:
     """Read what `step_to` made. Raises `ValueError` on anything else."""
+    match data:
+        case ["held", list(stages)]:
+            return Held(tuple(tuple(map(int, values)) for values in stages))
+    return step_from(data)
+
+
+def step_from(data: Any) -> Step:
+    """Read a recursive schedule. Raises `ValueError` on anything else."""
     match data:
         case ["last", int(at), int(option)]:
             return Last(at, option)

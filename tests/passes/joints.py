@@ -72,6 +72,41 @@ def backwards(params, x):
     return (hs**2).mean()
 
 
+def residual(params, x):
+    """Blocks that add to what they read, of different functions."""
+    for i, w in enumerate(params):
+        x = x + (jnp.sin if i % 2 else jax.nn.gelu)(x @ w)
+    return (x**2).mean()
+
+
+def attention(params, x):
+    """One head over the rows, and a layer for each pair of parameters left."""
+    q, k, v, *layers = params
+    scores = jax.nn.softmax((x @ q) @ (x @ k).T / 4)
+    x = x + scores @ (x @ v)
+    for w in layers:
+        x = x + jnp.tanh(x @ w)
+    return (x**2).mean()
+
+
+def drawn(seed):
+    """A loss of 12 random steps, each of which reads one or two of the last four values."""
+    draw = np.random.default_rng(seed)
+    steps = [(int(draw.integers(6)), *map(int, draw.integers(1, 5, 2))) for _ in range(12)]
+
+    def loss(params, x):
+        made = [x]
+        for i, (kind, a, b) in enumerate(steps):
+            x, y = made[-min(a, len(made))], made[-min(b, len(made))]
+            if kind < 3:
+                x = x @ params[i % len(params)]
+            x = [jnp.tanh(x), x, jnp.sin(x), x + y, x * y, jnp.exp(-x * x)][kind]
+            made.append(x)
+        return sum((x**2).mean() for x in made[-3:])
+
+    return loss
+
+
 def sgd(loss, value_and_grad=bp.value_and_grad):
     """One step of gradient descent on `loss(params, x)`."""
 

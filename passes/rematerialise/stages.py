@@ -1,0 +1,170 @@
+"""Schedules by stages: what is held when each stage begins; what runs again follows from it.
+
+Source: Jain et al. 2020 (Checkmate), whose second phase finds what runs by the same rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...ir.graph import Graph, Node, Value
+from ..dce import Dce
+from .replay import Replay
+from .schedule import Held
+from .segments import Chain, Segment
+from .units import Units
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What one stage does: units that run, all values they touch, seconds and peak in bytes.
+
+    Units and values are bits of a number.
+    """
+
+    units: int
+    touches: int
+    seconds: float
+    peak: float
+
+
+_UNABLE = Run(0, 0, np.inf, np.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A schedule: the values held when each stage begins, as bits, and what the stages do.
+
+    `seconds` are those of the forward half's nodes alone.
+    """
+
+    held: tuple[int, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Time of all that the forward half's units run, the first time and again."""
+        return sum(run.seconds for run in self.runs)
+
+    @property
+    def peak(self) -> float:
+        """Bytes at the peak."""
+        return max(run.peak for run in self.runs)
+
+
+@dataclass(eq=False)
+class Stages:
+    """Measures the schedules of a condensed program, and writes them out; remembers stages."""
+
+    units: Units
+    _known: dict[tuple[int, int, int], Run] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Turn numbers to bits."""
+        units = self.units.units
+        self.makes = [bits(unit.makes) for unit in units]
+        self.inputs = [bits(unit.reads) for unit in units]
+        self.reads = [0, *(bits(stage.reads) for stage in self.units.stages)]
+        self.sizes = self.units.sizes.tolist()
+
+    @property
+    def plain(self) -> State:
+        """All that is read later is held."""
+        held, later = list[int](), 0
+        for reads in reversed(self.reads[1:]):
+            later |= reads
+            held.append(later)
+        return self.state([0, *reversed(held)])
+
+    def state(self, held: Sequence[int]) -> State:
+        """Return the schedule that holds `held`, or what of it is of any use."""
+        tidy, used = list(held), 0
+        for t in reversed(range(len(held))):
+            run = self.run(t, held[t], tidy[t + 1] if t + 1 < len(held) else 0)
+            made = bits(v for u in numbers(run.units) for v in self.units.units[u].makes)
+            tidy[t] &= (used | run.touches) & ~made
+            used = tidy[t]
+        ends = (*tidy[1:], 0)
+        runs = (self.run(t, a, b) for t, (a, b) in enumerate(zip(tidy, ends, strict=True)))
+        return State(tuple(tidy), tuple(runs))
+
+    def run(self, t: int, before: int, after: int) -> Run:
+        """Return what stage `t` does between what is held when it begins and when it ends."""
+        key = t, before, after
+        if key not in self._known:
+            self._known[key] = self._run(t, before, after)
+        return self._known[key]
+
+    def _run(self, t: int, before: int, after: int) -> Run:
+        units = self.units.units
+        needed, touches = after | self.reads[t], self.reads[t]
+        wanted, ran, seconds, peak = needed & ~before, 0, 0.0, 0
+        if t:
+            stage = self.units.stages[t - 1]
+            peak = max(stage.during + self.size(needed), stage.after + self.size(after))
+        for u in reversed(range(len(units))):
+            unit, makes, inputs = units[u], self.makes[u], self.inputs[u]
+            if not makes & wanted and (t or not unit.fixed):
+                continue
+            if t and unit.fixed:
+                return _UNABLE
+            base = stage.before + unit.inside if t else unit.first
+            peak = max(peak, base + self.size(needed | makes | inputs))
+            needed = (needed & ~makes) | inputs
+            wanted |= inputs & ~before
+            touches |= makes | inputs
+            ran |= 1 << u
+            seconds += unit.seconds
+        return Run(ran, touches, seconds, peak)
+
+    def size(self, values: int) -> int:
+        """Bytes of some values."""
+        total, sizes = 0, self.sizes
+        while values:
+            low = values & -values
+            total += sizes[low.bit_length() - 1]
+            values ^= low
+        return total
+
+    def schedule(self, state: State) -> Held:
+        """Return what tells this schedule from others."""
+        return Held(tuple(tuple(numbers(values)) for values in state.held))
+
+    def graph(self, name: str, schedule: Held) -> Graph:
+        """Write a schedule out. Raises `ValueError` where it is not one of this program."""
+        units = self.units
+        if len(schedule.stages) != len(self.reads):
+            raise ValueError(f"expected {len(self.reads)} stages, got {len(schedule.stages)}")
+        state = self.state([bits(values) for values in schedule.stages])
+        parts: list[list[Node]] = []
+        again: list[list[Node]] = []
+        held: list[list[Value]] = []
+        for stage, values, run in zip(units.stages, state.held[1:], state.runs[1:], strict=True):
+            if run.units or not parts:
+                parts.append([])
+                again.append([n for u in numbers(run.units) for n in units.units[u].nodes])
+                held.append([units.values[v] for v in numbers(values)])
+            parts[-1] += stage.nodes
+        chain = Chain(tuple(Segment((), (), tuple(part)) for part in parts), frozenset())
+        return Dce()(Replay(units.joint, chain, ()).staged(name, again, held))
+
+
+def bits(values: Iterable[int]) -> int:
+    """Return the number with these bits."""
+    found = 0
+    for value in values:
+        found |= 1 << value
+    return found
+
+
+def numbers(values: int) -> list[int]:
+    """Return the places of the bits of a number, rising."""
+    found = []
+    while values:
+        low = values & -values
+        found.append(low.bit_length() - 1)
+        values ^= low
+    return found

@@ -1,0 +1,207 @@
+"""A joint graph condensed to what a schedule decides about: units, values and stages.
+
+A unit is a forward kernel, or a fusible op whose result takes memory, with the fusible ops that
+XLA makes inside its loop and with what costs nothing. A stage is a kernel of the rest; before it
+units may run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from ...ir.cost import VIEWS
+from ...ir.fusion import inlined
+from ...ir.graph import Graph, Node, Value
+from ...ir.liveness import Liveness, liveness
+from .joint import Joint, runs_once
+from .segments import Chain
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Forward nodes that run together; `makes` and `reads` are numbers of values.
+
+    `inside` are bytes that they need besides, such as a convolution's copies; `first` bytes of all
+    but the forward half's values when they run for the first time. `fixed` ones run once.
+    """
+
+    nodes: tuple[Node, ...]
+    makes: tuple[int, ...]
+    reads: tuple[int, ...]
+    seconds: float
+    inside: int
+    first: int
+    fixed: bool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A kernel of the rest with the nodes in its loop; `reads` are the forward values it reads.
+
+    Bytes of all but the forward half's values: before it, while it runs (`during`), `after` it.
+    """
+
+    nodes: tuple[Node, ...]
+    reads: tuple[int, ...]
+    before: int
+    during: int
+    after: int
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """The units and stages of `joint`; `values` are what units make, each with its own buffer."""
+
+    joint: Joint
+    seconds: Callable[[Node], float]
+    donated: frozenset[int] = frozenset()
+
+    @cached_property
+    def values(self) -> tuple[Value, ...]:
+        """What a schedule may hold or drop; what the program returns is always there."""
+        joint = self.joint
+        own = (v for v in joint.order if joint.root[v] is v and joint.bytes(v))
+        return tuple(v for v in own if v not in self.returned and v not in self._inside)
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Bytes of each value."""
+        return np.array([value.type.nbytes for value in self.values], np.int64)
+
+    @cached_property
+    def returned(self) -> frozenset[Value]:
+        """Forward values that the program returns."""
+        root = self.joint.root
+        return frozenset(root[v] for v in self.joint.outputs if v in root)
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """The units in the order of the program."""
+        return tuple(
+            self._unit(at, node)
+            for at, node in enumerate(self.joint.forward)
+            if runs_once(node) or any(v in self._number or v in self.returned for v in node.outputs)
+        )
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in order; the first of them is number 1, as the forward half is stage 0."""
+        found, at = [], len(self.joint.forward)
+        for nodes in self._kernels:
+            found.append(self._stage(nodes, at))
+            at += len(nodes)
+        return tuple(found)
+
+    def _unit(self, at: int, node: Node) -> Unit:
+        values, again = self._behind([node])
+        makes = tuple(self._number[v] for v in node.outputs if v in self._number)
+        nodes = (*again, node)
+        inside = int(self._live_bytes[at] - self._held[at])
+        first = int(self._live_bytes[at] - self._forward[at])
+        time = sum(map(self.seconds, nodes))
+        fixed = runs_once(node) or not self.returned.isdisjoint(node.outputs)
+        return Unit(nodes, makes, values, time, inside, first, fixed)
+
+    def _stage(self, nodes: list[Node], at: int) -> Stage:
+        others = self._live_bytes - self._forward
+        end = at + len(nodes)
+        before = sum(
+            b.nbytes
+            for b in self._live.buffers
+            if b.first < at <= b.last and b.value not in self._number
+        )
+        after = int(others[end]) if end == len(self._graph.nodes) else 0
+        return Stage(tuple(nodes), self._behind(nodes)[0], before, int(max(others[at:end])), after)
+
+    def _behind(self, nodes: Iterable[Node]) -> tuple[tuple[int, ...], list[Node]]:
+        """The values that nodes start from, and the nodes of no unit on the way from them."""
+        joint = self.joint
+        values: set[int] = set()
+        found: set[Node] = set()
+        pending = [v for node in nodes for v in node.inputs]
+        while pending:
+            value = pending.pop()
+            if value in self._number:
+                values.add(self._number[value])
+            elif value in joint.place and value not in self.returned:
+                node = joint.forward[joint.place[value]]
+                if node not in found:
+                    found.add(node)
+                    pending += node.inputs
+        ordered = sorted(found, key=lambda node: joint.place[node.outputs[0]])
+        return tuple(sorted(values)), ordered
+
+    @cached_property
+    def _number(self) -> dict[Value, int]:
+        return {value: i for i, value in enumerate(self.values)}
+
+    @cached_property
+    def _inside(self) -> set[Value]:
+        """Forward values made inside the loop of a forward reader whose result is no larger."""
+        joint = self.joint
+        size = {v: sum(o.type.nbytes for o in n.outputs) for n in joint.forward for v in n.inputs}
+        return {v for v in self._loops & size.keys() if size[v] <= v.type.nbytes}
+
+    @cached_property
+    def _loops(self) -> set[Value]:
+        joint = self.joint
+        return inlined(Graph("", joint.inputs, (*joint.forward, *joint.rest), joint.outputs))
+
+    @cached_property
+    def _kernels(self) -> list[list[Node]]:
+        """The rest by what takes memory: each such node after those inside of its loop."""
+        maker = {v: node for node in self.joint.rest for v in node.outputs}
+        inside = set(self._loops)
+        for node in self.joint.rest:
+            if node.op.name in VIEWS - {"optimization_barrier"} and node.inputs[0] in inside:
+                inside.update(node.outputs)
+
+        def collect(node: Node) -> list[Node]:
+            within = [maker[v] for v in dict.fromkeys(node.inputs) if v in inside and v in maker]
+            return [*(each for other in within for each in collect(other)), node]
+
+        return [collect(node) for node in self.joint.rest if inside.isdisjoint(node.outputs)]
+
+    @cached_property
+    def _graph(self) -> Graph:
+        joint = self.joint
+        rest = (node for kernel in self._kernels for node in kernel)
+        return Graph("units", joint.inputs, (*joint.forward, *rest), joint.outputs)
+
+    @cached_property
+    def _live(self) -> Liveness:
+        return liveness(self._graph, self.donated, fused=True)
+
+    @cached_property
+    def _live_bytes(self) -> np.ndarray:
+        return np.array(self._live.bytes, np.int64)
+
+    @cached_property
+    def _held(self) -> np.ndarray:
+        """Bytes of all buffers at each position."""
+        return self._sum(lambda value: True)
+
+    @cached_property
+    def _forward(self) -> np.ndarray:
+        """Bytes of the forward half's values at each position."""
+        return self._sum(lambda value: value in self._number)
+
+    def _sum(self, which: Callable[[Value], bool]) -> np.ndarray:
+        total = np.zeros(len(self._graph.nodes) + 1, np.int64)
+        for buffer in self._live.buffers:
+            if which(buffer.value):
+                total[max(buffer.first, 0) : buffer.last + 1] += buffer.nbytes
+        return total
+
+
+def units_of(
+    joint: Joint, chain: Chain, seconds: Callable[[Node], float], donated: Collection[int] = ()
+) -> Units:
+    """Condense a joint graph; the rest runs in the order of the chain, as it does elsewhere."""
+    rest = tuple(node for segment in reversed(chain.segments) for node in segment.rest)
+    ordered = Joint(joint.inputs, joint.forward, rest, joint.outputs)
+    return Units(ordered, seconds, frozenset(donated))

@@ -1,0 +1,147 @@
+"""Schedules by stages: the solver against all schedules, the planner against the solver."""
+
+from functools import cache
+from statistics import median
+
+import numpy as np
+import pytest
+
+from backpass import ir
+from backpass.ir.device import DEVICES
+from backpass.passes.rematerialise import Frontier, schedule_from, step_to
+from backpass.passes.rematerialise.exact import Exact
+from backpass.passes.rematerialise.local import MOST, Local, is_small
+from backpass.passes.rematerialise.schedule import Held
+from passes.joints import LOSSES, attention, drawn, joint, parameters, residual, rows, sgd
+
+SPEC = DEVICES["cpu"]
+PROGRAMS = {
+    "mlp 2": (LOSSES["mlp"], 2, 16),
+    "mlp 4": (LOSSES["mlp"], 4, 16),
+    "mlp 5": (LOSSES["mlp"], 5, 48),
+    "skips 2": (LOSSES["skips"], 2, 16),
+    "skips 4": (LOSSES["skips"], 4, 16),
+    "residual 2": (residual, 2, 16),
+    "residual 3": (residual, 3, 32),
+    "attention": (attention, 4, 16),
+    **{f"drawn {seed}": (drawn(seed), 4, 24) for seed in (0, 2, 3, 4)},
+}
+TINY = ["mlp 2", "residual 2"]
+
+
+@cache
+def frontier(name):
+    loss, layers, width = PROGRAMS[name]
+    return Frontier(joint(sgd(loss), parameters(layers, width), rows(64, width)), SPEC)
+
+
+def stages(name):
+    (treatment,) = frontier(name).treatments
+    return treatment.stages
+
+
+def budgets(least, most, count):
+    return np.linspace(least, most, count + 1)[:-1].tolist()
+
+
+def seconds(name, state):
+    """Those of the whole step, written out."""
+    written = stages(name).graph(name, stages(name).schedule(state))
+    return sum(map(SPEC.seconds, written.nodes))
+
+
+def best_of_all(name, budget):
+    """Least seconds over all sets that may be held at all stages, by dynamic programming."""
+    found = stages(name)
+    count = 1 << len(found.sizes)
+    best = {0: 0.0}
+    for t in range(len(found.reads)):
+        last = t == len(found.reads) - 1
+        after: dict[int, float] = {}
+        for before, so_far in best.items():
+            for held in (0,) if last else range(count):
+                run = found.run(t, before, held)
+                total = so_far + run.seconds
+                if run.peak <= budget and total < after.get(held, np.inf):
+                    after[held] = total
+        best = after
+    return best.get(0)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_solver_finds_the_best_of_all_schedules(name):
+    exact, plain = Exact(stages(name)), stages(name).plain
+    least = exact.leanest.state.peak
+    assert best_of_all(name, least) is not None
+    assert best_of_all(name, least - 1) is exact.fastest(least - 1) is None
+    for budget in budgets(least, plain.peak, 3):
+        found = exact.fastest(budget)
+        assert found.state.peak <= budget
+        assert found.state.seconds == pytest.approx(best_of_all(name, budget))
+        assert found.bound == pytest.approx(found.state.seconds, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_what_is_written_out_takes_what_was_counted(name):
+    """At most the bytes, as XLA makes more inside of loops; and what costs next to nothing again."""
+    found = stages(name)
+    rest = sum(map(SPEC.seconds, found.units.joint.rest))
+    states = Local(found).states()
+    assert states
+    for state in states:
+        graph = found.graph(name, found.schedule(state))
+        ir.verify(graph)
+        assert ir.liveness(graph, fused=True).peak_bytes <= state.peak
+        assert seconds(name, state) == pytest.approx(state.seconds + rest, rel=0.1)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_less_memory_takes_more_time(name):
+    states = Local(stages(name)).states()
+    peaks = [state.peak for state in states]
+    times = [state.seconds for state in states]
+    assert peaks == sorted(peaks, reverse=True) and times == sorted(times)
+    assert peaks[0] > peaks[-1] and times[0] < times[-1]
+
+
+@cache
+def compared(name):
+    """Our leanest peak, and our seconds at some budgets, each over the solver's."""
+    ours, exact = frontier(name), Exact(stages(name))
+    least = exact.leanest.state.peak
+    low = max(least, ours.leanest.bytes)
+    ratios = []
+    for budget in budgets(low, stages(name).plain.peak, 3):
+        best = exact.fastest(budget)
+        ratios.append(ours.fastest(budget).seconds / seconds(name, best.state))
+    return ours.leanest.bytes / least, ratios
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_planner_is_within_a_tenth_of_the_best(name):
+    minimum, ratios = compared(name)
+    assert minimum <= 1.1
+    assert max(ratios) <= 1.1
+
+
+def test_the_planner_is_mostly_the_best():
+    every = [compared(name) for name in PROGRAMS]
+    assert median(ratio for _, ratios in every for ratio in ratios) <= 1.03
+    assert median(minimum for minimum, _ in every) <= 1.0
+
+
+def test_a_schedule_is_written_and_read():
+    held = Held(((), (0, 2), (1,)))
+    assert schedule_from(step_to(held)) == held
+    for wrong in (["held", 3], ["held", [["x"]]], ["other"]):
+        with pytest.raises(ValueError):
+            schedule_from(wrong)
+    with pytest.raises(ValueError, match="stages, got 3"):
+        stages("mlp 2").graph("mlp", held)
+
+
+def test_what_is_large_is_not_searched():
+    deep = joint(sgd(LOSSES["mlp"]), parameters(MOST, 8), rows(64, 8))
+    (treatment, *_) = Frontier(deep, SPEC).treatments
+    assert not is_small(treatment.joint) and not treatment.searched
+    assert is_small(stages("mlp 5").units.joint)
