@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from ..ir.device import DEVICES, DeviceSpec
 from ..ir.errors import ArgumentError, BudgetError
 from ..ir.fingerprint import digest
 from ..ir.graph import Graph
 from ..ir.tables import bytes_text
 from ..passes.rematerialise import Candidate, Frontier
+from ..runtime.device import live_spec
 from .memory_plan import MemoryPlan, choice_of, plan_of
 
 ROUNDS = 6
@@ -174,7 +174,7 @@ class Planning:
         if not self.active:
             return None
         start = perf_counter()
-        frontier = Frontier(graph, device_spec(), frozenset(donated))
+        frontier = Frontier(graph, live_spec(), frozenset(donated))
         if self.pinned is None:
             candidate = frontier.fastest(self.budget or 0) or frontier.leanest
             return Fitting(frontier, self.budget, candidate, perf_counter() - start)
@@ -185,13 +185,6 @@ class Planning:
         candidate = frontier.of(choice_of(self.pinned))
         budget = self.pinned.budget_bytes if self.budget is None else self.budget
         return Fitting(frontier, budget, candidate, perf_counter() - start, pinned=True)
-
-
-def device_spec(device: jax.Device | None = None) -> DeviceSpec:
-    """What is known of a device, or of the default one."""
-    kind = (device or jax.devices()[0]).device_kind.lower()
-    names = [name for name in DEVICES if name.replace("-", " ") in kind or name in kind]
-    return DEVICES[names[0] if names else "cpu"]
 
 
 def obeyed(options: dict[str, Any] | None) -> dict[str, Any] | None:

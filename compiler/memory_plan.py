@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..ir.device import DeviceSpec
 from ..ir.errors import ArgumentError
 from ..ir.fingerprint import digest
 from ..ir.tables import bytes_text, table
@@ -29,7 +30,8 @@ class MemoryPlan:
 
     `measured_bytes` is XLA's report, after compilation; `baseline_bytes` the prediction without a
     plan; `gap` how much slower the plan is than the bound on any plan, as a part of the step.
-    `timeline` are the predicted bytes at each node of the final graph.
+    `timeline` are the predicted bytes at each node of the final graph; `note` tells of a device
+    for which offloading is no choice.
     """
 
     budget_bytes: int | None
@@ -46,6 +48,7 @@ class MemoryPlan:
     program: str
     choice: dict[str, Any]
     peak: str = ""
+    note: str = ""
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -66,7 +69,8 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         """One screen: the figures, what is live at the peak, what is made again."""
-        return "\n\n".join([self._figures(), self.peak, self._again()])
+        parts = (self._figures(), self.peak, self._again(), self.note)
+        return "\n\n".join(part for part in parts if part)
 
     def _figures(self) -> str:
         rows = [
@@ -120,16 +124,30 @@ def plan_of(
         digest(frontier.graph),
         _written(candidate.choice),
         str(candidate.live),
+        _note(frontier.spec, candidate),
     )
+
+
+def _note(spec: DeviceSpec, candidate: Candidate) -> str:
+    if spec.host_bytes_per_s:
+        return ""
+    told = "offloads gain nothing here" if candidate.choice.offload else "nothing is offloaded"
+    return f"{told}: the device has no link to a memory of the host's besides its own"
 
 
 def choice_of(plan: MemoryPlan) -> Choice:
     """Return the choice that a plan holds."""
     choice = plan.choice
     step = choice["step"]
-    return Choice(choice["level"], choice["segment"], None if step is None else step_from(step))
+    steps = None if step is None else step_from(step)
+    return Choice(choice["level"], choice["segment"], steps, choice.get("offload", 0))
 
 
 def _written(choice: Choice) -> dict[str, Any]:
     step = None if choice.step is None else step_to(choice.step)
-    return {"level": choice.level, "segment": choice.segment, "step": step}
+    return {
+        "level": choice.level,
+        "segment": choice.segment,
+        "step": step,
+        "offload": choice.offload,
+    }

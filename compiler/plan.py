@@ -14,7 +14,8 @@ from ..ir.device import DeviceSpec, device_named
 from ..ir.errors import ArgumentError
 from ..ir.tables import bytes_text, table
 from ..passes.rematerialise import Candidate, Frontier
-from .budget import device_spec, parse_bytes
+from ..runtime.device import live_spec
+from .budget import parse_bytes
 from .compile import CompiledFunction, compile
 from .memory_plan import MemoryPlan, plan_of
 from .program import collection_paused
@@ -140,7 +141,8 @@ def plan(
         args: its arguments: arrays, or `jax.ShapeDtypeStruct`s.
         budgets: bytes, or strings such as `"4GiB"`; by default a spread from the leanest plan to
             the plain step, and the device's memory.
-        device: a device of JAX, a name (`"h100"`, ...), a `bp.DeviceSpec`, or the default device.
+        device: a device of JAX, a name (`"h100"`, ...), a `bp.DeviceSpec`, or the default device,
+            which is measured once; see `runtime/device.py`.
         passes: as for `bp.compile`.
         static_argnums: as for `bp.compile`.
         static_argnames: as for `bp.compile`.
@@ -207,7 +209,7 @@ def spec_of(device: jax.Device | DeviceSpec | str | None) -> DeviceSpec:
     if isinstance(device, str):
         return device_named(device)
     if device is None or isinstance(device, jax.Device):
-        return device_spec(device)
+        return live_spec(device)
     raise ArgumentError(
         "device wants a device of JAX, a name such as 'h100', a bp.DeviceSpec or None, "
         f"got {device!r}"

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...ir.cost import VIEWS
+from ...ir.device import LINK
 from ...ir.fusion import CALLS, free_values, is_fusible
 from ...ir.graph import Graph, Node
 from ...ir.op import Op
 
-_HOLDERS = CALLS | {"scan", "while", "cond", "remat2", "optimization_barrier"}
+_HOLDERS = CALLS | VIEWS | LINK | {"scan", "while", "cond", "remat2"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Decision:
     """What becomes of one value: `action` is save, recompute or offload.
 
     `bytes` that keeping it takes; `seconds` that making it again takes, or would take, by the
-    roofline and over all the times.
+    roofline and over all the times; of an offload the seconds of both copies.
     """
 
     value: str
@@ -32,7 +34,7 @@ class Decision:
 
 def decisions(before: Graph, after: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
     """Compare a program with what a schedule made of it; the largest values come first."""
-    found = [*_saved(after, seconds), *_again(before, after, seconds)]
+    found = [*_saved(after, seconds), *_again(before, after, seconds), *_sent(after, seconds)]
     return sorted(found, key=lambda each: -each.bytes)
 
 
@@ -42,10 +44,25 @@ def _saved(graph: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
     found = []
     for node in graph.nodes:
         for value in node.outputs if node.phase == "forward" else ():
-            if value in late and value not in free:
+            if value in late and value not in free and not value.type.host:
                 time = seconds(node)
                 reason = f"made again it would cost {_milliseconds(time)}"
                 found.append(_told(node, "save", str(value.type), value.type.nbytes, time, reason))
+    return found
+
+
+def _sent(graph: Graph, seconds: Callable[[Node], float], times: int = 1) -> list[Decision]:
+    found = []
+    for node in graph.nodes:
+        length = times * int(node.attrs["length"]) if node.op.name == "scan" else times
+        for region in node.regions:
+            found += _sent(region, seconds, length)
+        if node.op.name == "offload":
+            (value,) = node.inputs
+            maker = graph.producer.get(value, node)
+            size, time = times * value.type.nbytes, times * seconds(node)
+            reason = f"{_milliseconds(time)} to the host and as long back, beside the arithmetic"
+            found.append(_told(maker, "offload", str(value.type), size, 2 * time, reason))
     return found
 
 

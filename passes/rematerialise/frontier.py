@@ -13,6 +13,7 @@ from ...ir.fusion import is_fusible
 from ...ir.graph import Graph, Node, Value
 from ...ir.liveness import Liveness, liveness
 from .alike import kinds
+from .hosted import Hosted
 from .joint import Joint, joint_of
 from .keep import Network, closure, ladder, prices
 from .replay import Replay
@@ -21,6 +22,7 @@ from .schedule import SLOTS, Link, Option, Schedules, Step
 from .segments import Chain, Segment, chain
 
 STEPS = 33  # numbers of slots that are tried
+STRIDE = 8  # of these, for a schedule whose values may be offloaded besides
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,14 @@ class Choice:
     """What a schedule is made of: how scans stack, and the steps along the chain.
 
     `level` counts from what scans stack at most, None where they are left alone; `step` is None
-    for the program as it is.
+    for the program as it is. Of what then waits for the backward pass, `offload` values are sent
+    to the host.
     """
 
     level: int | None
     segment: int
     step: Step | None
+    offload: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +89,22 @@ class Frontier:
     def fastest(self, budget: float) -> Candidate | None:
         """Return the fastest candidate whose predicted peak is within `budget`, or None."""
         found = [c for t in self.treatments if (c := t.fastest(budget)) is not None]
-        return min(found, key=lambda c: (c.seconds, c.bytes), default=None)
+        best = min(found, key=lambda c: (c.seconds, c.bytes), default=None)
+        return self.hosted.fastest(self._bases, budget, best)
+
+    @cached_property
+    def hosted(self) -> Hosted:
+        """What may be sent to the host."""
+        return Hosted(self.clock, self.candidate)
+
+    @cached_property
+    def _bases(self) -> list[Candidate]:
+        """Candidates of which a part may wait on the host, the fastest first."""
+        if not self.spec.host_bytes_per_s:
+            return []
+        found = [t.plain for t in self.treatments]
+        found += [t.candidate(n) for t in self.treatments for n in t.sizes[::STRIDE]]
+        return sorted(found, key=lambda c: (c.seconds, c.bytes))
 
     @property
     def leanest(self) -> Candidate:
@@ -96,6 +115,7 @@ class Frontier:
     def leanest_of_each(self) -> list[Candidate]:
         """A few of the lowest predicted peaks, of as many treatments of the scans."""
         found = [t.leanest for t in self.treatments]
+        found += self.hosted.lightest(self._bases)
         return sorted(found, key=lambda c: (c.bytes, c.seconds))[:3]
 
     def of(self, choice: Choice) -> Candidate:
@@ -104,7 +124,8 @@ class Frontier:
         if choice.level is not None:
             graph = self.scans.leaner(choice.level, choice.segment)
         treatment = Treatment(self, choice.level, choice.segment, graph)
-        return treatment.plain if choice.step is None else treatment.under(choice.step)
+        found = treatment.plain if choice.step is None else treatment.under(choice.step)
+        return self.hosted.sent(found, choice.offload)
 
     @cached_property
     def floor(self) -> int:
@@ -165,7 +186,7 @@ class Frontier:
 
     def candidate(self, choice: Choice, before: Graph, graph: Graph) -> Candidate:
         """Measure a graph."""
-        seconds = sum(map(self.clock.seconds, graph.nodes))
+        seconds = self.clock.total(graph.nodes)
         return Candidate(choice, before, graph, self._live(graph), seconds)
 
     def _live(self, graph: Graph) -> Liveness:
