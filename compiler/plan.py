@@ -65,7 +65,7 @@ class Plans(Sequence[MemoryPlan]):
 
     def __str__(self) -> str:
         """Table of the budgets; then, where one is infeasible, what takes the memory."""
-        rows = [(*self._cells(plan), "") for plan in self.plans]
+        rows = [(*self._cells(plan), _hosted(plan)) for plan in self.plans]
         least = f"infeasible, the minimum is {bytes_text(self.minimum_bytes)}"
         rows += [(bytes_text(budget), "-", "-", "-", least) for budget in self.infeasible]
         plain = self._row(self.plain_bytes, self.plain_seconds)
@@ -120,6 +120,12 @@ class Plans(Sequence[MemoryPlan]):
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
         figure.savefig(path, dpi=150)
+
+
+def _hosted(plan: MemoryPlan) -> str:
+    """What waits on the host, in words."""
+    size = sum(each.bytes for each in plan.decisions if each.action == "offload")
+    return f"{bytes_text(size)} on the host" if size else ""
 
 
 def plan(

@@ -207,6 +207,9 @@ def test_decisions_tell_what_is_sent():
     least = planned("scanned", QUICK).minimum_bytes
     (plan,) = planned("scanned", QUICK, budgets=[least])
     sent = [d for d in plan.decisions if d.action == "offload"]
+    plans = planned("scanned", QUICK, budgets=[least])
+    assert " on the host" in str(plans)
+    assert " on the host" not in str(planned("scanned", "cpu"))
     assert sent and all("joints.py" in d.source and d.bytes and d.seconds for d in sent)
     assert all("to the host" in d.reason for d in sent)
     assert "offload " in str(plan)
