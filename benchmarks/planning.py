@@ -104,7 +104,7 @@ def planned(program: str, size: int, profiler: cProfile.Profile | None = None) -
     import backpass as bp
     from backpass.compiler.program import collection_paused
     from backpass.ir.device import DEVICES
-    from backpass.passes.rematerialise import Frontier
+    from backpass.passes.rematerialise import Planner
 
     loss, args = PROGRAMS[program](size)
     step = bp.compile(stepped(loss), donate_argnums=0)
@@ -119,13 +119,13 @@ def planned(program: str, size: int, profiler: cProfile.Profile | None = None) -
     with collection_paused():
         lowered = step.lower(*args)
         donated = frozenset(range(len(jax.tree.leaves(args[0]))))
-        frontier = Frontier(lowered.graph, DEVICES["cpu"], donated)
+        planner = Planner(lowered.graph, DEVICES["cpu"], donated)
         fixed = sum(v.type.nbytes for v in lowered.graph.inputs)
         if profiler is not None:
             profiler.enable()
-        most = timed("plain", lambda: frontier.plain.bytes)
+        most = timed("plain", lambda: planner.plain.bytes)
         for name, part in BUDGETS.items():
-            timed(name, lambda part=part: frontier.fastest(fixed + part * (most - fixed)))
+            timed(name, lambda part=part: planner.fastest(fixed + part * (most - fixed)))
         if profiler is not None:
             profiler.disable()
     clock["plan"] += clock.pop("plain")

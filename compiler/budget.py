@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 from math import inf
 from time import perf_counter
@@ -15,9 +15,10 @@ from ..ir.errors import ArgumentError, BudgetError
 from ..ir.fingerprint import digest
 from ..ir.graph import Graph
 from ..ir.tables import bytes_text
-from ..passes.rematerialise import Candidate, Frontier
+from ..passes.rematerialise import Planned, Planner
 from ..runtime.device import live_spec
 from .memory_plan import MemoryPlan, choice_of, plan_of
+from .settled import Settled, settled
 
 ROUNDS = 6
 MARGIN = 0.99  # of the budget, for a candidate that is chosen by the peak of another
@@ -75,15 +76,17 @@ class Fitting:
     """The search for the fastest candidate whose peak, as XLA reports it, is within the budget.
 
     `candidate` is the one to compile next, or the settled one; `seconds` went into planning.
+    When `given`, there is no search: a plan is pinned, or known from another budget.
     """
 
-    frontier: Frontier
+    planner: Planner
     budget: int | None
-    candidate: Candidate
+    candidate: Planned
     seconds: float = 0.0
-    pinned: bool = False
+    given: bool = False
+    known: Settled = field(default_factory=Settled)
     settled: bool = False
-    measured: list[tuple[Candidate, int]] = field(default_factory=list)
+    measured: list[tuple[Planned, int]] = field(default_factory=list)
 
     def measure(self, peak: int) -> bool:
         """Take in the peak of the executable for `candidate`; settle, or choose the next.
@@ -92,15 +95,24 @@ class Fitting:
         """
         self.measured.append((self.candidate, peak))
         start = perf_counter()
-        following = None if self.pinned or self.budget is None else self._next(self.budget)
+        following = None if self.given or self.budget is None else self._next(self.budget)
         self.seconds += perf_counter() - start
         if following is not None:
             self.candidate = following
             return False
-        able = [c for c, p in self.measured if self.budget is None or p <= self.budget]
-        if not able:
+        tried = self.measured[-1:] if self.given else self.measured
+        able = [(c, p) for c, p in tried if self.budget is None or p <= self.budget]
+        best = min(able, key=lambda pair: (pair[0].seconds, pair[0].bytes), default=None)
+        if self.budget is not None and not self.given:
+            higher = self.known.above(best[1] if best else 0, self.budget)
+            if higher is not None:
+                self.candidate, self.given = self.planner.of(higher), True
+                return False
+        if best is None:
             raise self._error(self.budget or 0)
-        self.candidate = min(able, key=lambda c: (c.seconds, c.bytes))
+        self.candidate, peak = best
+        if self.budget is not None:
+            self.known.plans[self.budget] = self.candidate.choice, peak
         self.settled = True
         return True
 
@@ -108,9 +120,9 @@ class Fitting:
     def plan(self) -> MemoryPlan:
         """The plan as it stands."""
         peak = next((p for c, p in self.measured if c is self.candidate), None)
-        return plan_of(self.frontier, self.candidate, self.budget, peak, len(self.measured))
+        return plan_of(self.planner, self.candidate, self.budget, peak, len(self.measured))
 
-    def _next(self, budget: int) -> Candidate | None:
+    def _next(self, budget: int) -> Planned | None:
         """The fastest candidate that should fit by what is known of XLA's peaks so far.
 
         None when that is no faster than one that fits, or when there have been enough.
@@ -121,11 +133,11 @@ class Fitting:
         high = min((c.bytes for c, p in self.measured if p > budget), default=inf)
         if len(self.measured) < ROUNDS:
             hope = HOPE if high == inf else 1.0
-            found = self.frontier.fastest(min(self._target(budget) * hope, high - 1))
+            found = self.planner.fastest(min(self._target(budget) * hope, high - 1))
             faster = found is not None and found.seconds < seconds * (1 - WORTH)
             if found is not None and faster and found.bytes > low and id(found) not in tried:
                 return found
-        last = [c for c in self.frontier.leanest_of_each if id(c) not in tried]
+        last = [c for c in self.planner.leanest_of_each if id(c) not in tried]
         return None if seconds < inf or not last else last[0]
 
     def _target(self, budget: int) -> float:
@@ -148,7 +160,7 @@ class Fitting:
     def _error(self, budget: int) -> BudgetError:
         candidate, minimum = min(self.measured, key=lambda pair: pair[1])
         return BudgetError(
-            f"no schedule of {self.frontier.graph.name} fits the memory budget of "
+            f"no schedule of {self.planner.graph.name} fits the memory budget of "
             f"{bytes_text(budget)}: the smallest peak found is {bytes_text(minimum)}\n"
             f"{candidate.live}\n"
             f"  give memory_budget={minimum} or more, donate arguments that are not used again, "
@@ -159,10 +171,14 @@ class Fitting:
 
 @dataclass(frozen=True)
 class Planning:
-    """What a user asked for: a budget in bytes, a plan to follow, or neither."""
+    """What a user asked for: a budget in bytes, a plan to follow, or neither.
+
+    `options` are those of the compiler, under which peaks hold.
+    """
 
     budget: int | None = None
     pinned: MemoryPlan | None = None
+    options: Hashable = None
 
     @property
     def active(self) -> bool:
@@ -174,17 +190,22 @@ class Planning:
         if not self.active:
             return None
         start = perf_counter()
-        frontier = Frontier(graph, live_spec(), frozenset(donated))
+        planner = Planner(graph, live_spec(), frozenset(donated))
         if self.pinned is None:
-            candidate = frontier.fastest(self.budget or 0) or frontier.leanest
-            return Fitting(frontier, self.budget, candidate, perf_counter() - start)
+            aim = self.budget or 0
+            known = settled(graph, donated, self.options)
+            choice = known.that_fits(aim)
+            found = planner.fastest(aim) if choice is None else planner.of(choice)
+            took = perf_counter() - start
+            given = choice is not None
+            return Fitting(planner, aim, found or planner.leanest, took, given, known)
         if self.pinned.program != digest(graph):
             raise ArgumentError(
                 f"the plan was made for another program than this {graph.name}; plan it again"
             )
-        candidate = frontier.of(choice_of(self.pinned))
+        candidate = planner.of(choice_of(self.pinned))
         budget = self.pinned.budget_bytes if self.budget is None else self.budget
-        return Fitting(frontier, budget, candidate, perf_counter() - start, pinned=True)
+        return Fitting(planner, budget, candidate, perf_counter() - start, given=True)
 
 
 def obeyed(options: dict[str, Any] | None) -> dict[str, Any] | None:

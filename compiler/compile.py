@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import jax
@@ -13,7 +13,7 @@ import jax
 from ..ir.errors import ArgumentError, BudgetError
 from ..ir.graph import Graph
 from ..passes import DEFAULT, PASSES, Pass, Stage, parse_pipeline
-from ..passes.rematerialise import Candidate
+from ..passes.rematerialise import Planned
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .budget import Fitting, Planning, obeyed, parse_bytes, peak_bytes
@@ -89,7 +89,7 @@ class CompiledFunction:
         self._debug = debug
         self._arguments = _arguments(fun, jit_options)
         self._history = History(self._name, max_traces)
-        self._planning = planning
+        self._planning = replace(planning, options=repr(sorted(jit_options.items())))
         self._programs: dict[Any, Built] = {}
         self._watch: Watch | None = None
         self._jit_options = jit_options
@@ -172,7 +172,7 @@ class CompiledFunction:
         search = built.fitting
         if built.refusal is not None:
             raise built.refusal
-        made: dict[Candidate, tuple[Any, Any]] = {}
+        made: dict[Planned, tuple[Any, Any]] = {}
         while True:
             executable = self._lower_by_jax(args, kwargs).compile()
             if search is None or search.settled:

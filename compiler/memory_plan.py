@@ -12,10 +12,11 @@ from ..ir.errors import ArgumentError
 from ..ir.fingerprint import digest
 from ..ir.tables import bytes_text, table
 from ..passes.rematerialise import (
-    Candidate,
     Choice,
+    Choices,
     Decision,
-    Frontier,
+    Planned,
+    Planner,
     decisions,
     step_from,
     step_to,
@@ -105,49 +106,66 @@ class MemoryPlan:
 
 
 def plan_of(
-    frontier: Frontier, candidate: Candidate, budget: int | None, peak: int | None, rounds: int
+    planner: Planner, planned: Planned, budget: int | None, peak: int | None, rounds: int
 ) -> MemoryPlan:
-    """Describe a candidate."""
-    plain = frontier.plain
+    """Describe a planned."""
+    plain = planner.plain
     return MemoryPlan(
         budget,
-        candidate.bytes,
+        planned.bytes,
         peak,
-        frontier.floor,
-        frontier.gap(candidate),
+        planner.floor,
+        planner.gap(planned),
         rounds,
-        candidate.seconds,
+        planned.seconds,
         plain.bytes,
         plain.seconds,
-        tuple(decisions(frontier.graph, candidate.graph, frontier.spec.seconds)),
-        candidate.live.bytes,
-        digest(frontier.graph),
-        _written(candidate.choice),
-        str(candidate.live),
-        _note(frontier.spec, candidate),
+        tuple(decisions(planner.graph, planned.graph, planner.spec.seconds)),
+        planned.live.bytes,
+        digest(planner.graph),
+        _written(planned.choice),
+        str(planned.live),
+        _note(planner.spec, planned),
     )
 
 
-def _note(spec: DeviceSpec, candidate: Candidate) -> str:
+def _note(spec: DeviceSpec, planned: Planned) -> str:
     if spec.host_bytes_per_s:
         return ""
-    told = "offloads gain nothing here" if candidate.choice.offload else "nothing is offloaded"
+    offloads = any(node.op.name == "offload" for node in planned.graph.walk())
+    told = "offloads gain nothing here" if offloads else "nothing is offloaded"
     return f"{told}: the device has no link to a memory of the host's besides its own"
 
 
-def choice_of(plan: MemoryPlan) -> Choice:
-    """Return the choice that a plan holds."""
-    choice = plan.choice
-    step = choice["step"]
-    steps = None if step is None else step_from(step)
-    return Choice(choice["level"], choice["segment"], steps, choice.get("offload", 0))
+def choice_of(plan: MemoryPlan) -> Choices:
+    """Return the choices that a plan holds."""
+    return _read(plan.choice)
 
 
-def _written(choice: Choice) -> dict[str, Any]:
-    step = None if choice.step is None else step_to(choice.step)
-    return {
-        "level": choice.level,
-        "segment": choice.segment,
-        "step": step,
-        "offload": choice.offload,
-    }
+def _read(data: Any) -> Choices:
+    steps = [(each, each["step"]) for each in data["stretches"]]
+    return Choices(
+        tuple(map(_read, data["bodies"])),
+        tuple(
+            Choice(
+                each["level"],
+                each["segment"],
+                None if step is None else step_from(step),
+                each["offload"],
+            )
+            for each, step in steps
+        ),
+    )
+
+
+def _written(choices: Choices) -> dict[str, Any]:
+    stretches = [
+        {
+            "level": choice.level,
+            "segment": choice.segment,
+            "step": None if choice.step is None else step_to(choice.step),
+            "offload": choice.offload,
+        }
+        for choice in choices.stretches
+    ]
+    return {"bodies": list(map(_written, choices.bodies)), "stretches": stretches}

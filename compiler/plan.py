@@ -13,7 +13,7 @@ import numpy as np
 from ..ir.device import DeviceSpec, device_named
 from ..ir.errors import ArgumentError
 from ..ir.tables import bytes_text, table
-from ..passes.rematerialise import Candidate, Frontier
+from ..passes.rematerialise import Planned, Planner
 from ..runtime.device import live_spec
 from .budget import parse_bytes
 from .compile import CompiledFunction, compile
@@ -174,35 +174,35 @@ def plan(
     given = {key: value for key, value in given.items() if value is not None}
     with collection_paused():
         graph, donated = _unplanned(fun, passes, given).joint(args, kwargs)
-        return plans_of(Frontier(graph, spec, donated), sizes)
+        return plans_of(Planner(graph, spec, donated), sizes)
 
 
-def plans_of(frontier: Frontier, budgets: Sequence[int] | None = None) -> Plans:
+def plans_of(planner: Planner, budgets: Sequence[int] | None = None) -> Plans:
     """Plan for each budget; None asks for a spread of them."""
-    plain, leanest = frontier.plain, frontier.leanest
-    able: list[tuple[int, Candidate]] = []
+    plain, leanest = planner.plain, planner.leanest
+    able: list[tuple[int, Planned]] = []
     unable = []
-    for budget in _spread(frontier) if budgets is None else budgets:
-        found = plain if plain.bytes <= budget else frontier.fastest(budget)
+    for budget in _spread(planner) if budgets is None else budgets:
+        found = plain if plain.bytes <= budget else planner.fastest(budget)
         if found is None:
             unable.append(budget)
         else:
             able.append((budget, found))
     return Plans(
-        frontier.graph.name,
-        tuple(plan_of(frontier, candidate, budget, None, 0) for budget, candidate in able),
+        planner.graph.name,
+        tuple(plan_of(planner, candidate, budget, None, 0) for budget, candidate in able),
         tuple(unable),
         leanest.bytes,
         plain.bytes,
         plain.seconds,
-        frontier.spec.memory_bytes,
+        planner.spec.memory_bytes,
         str(leanest.live),
     )
 
 
-def _spread(frontier: Frontier) -> list[int]:
+def _spread(planner: Planner) -> list[int]:
     """Budgets from the plain peak to the leanest, evenly by ratio; the device's memory too."""
-    least, most, memory = frontier.leanest.bytes, frontier.plain.bytes, frontier.spec.memory_bytes
+    least, most, memory = planner.leanest.bytes, planner.plain.bytes, planner.spec.memory_bytes
     inner = np.geomspace(most, least, POINTS).astype(int).tolist()
     inner[0], inner[-1] = most, least
     return sorted({*inner, memory}, reverse=True)

@@ -142,6 +142,8 @@ class Clock(DeviceSpec):
 
 def clock(spec: DeviceSpec) -> Clock:
     """Return a device that remembers, with the limits of `spec`."""
+    if isinstance(spec, Clock):
+        return spec
     return Clock(*(getattr(spec, each.name) for each in fields(DeviceSpec)))
 
 

@@ -1,15 +1,17 @@
 """Fit a step into memory: what to keep for the backward pass, what to make again, and when."""
 
 from .decisions import Decision, decisions
-from .frontier import Candidate, Choice, Frontier
+from .frontier import Choice
+from .planner import Choices, Planned, Planner
 from .rematerialise import Rematerialise
 from .schedule import step_from, step_to
 
 __all__ = [
-    "Candidate",
     "Choice",
+    "Choices",
     "Decision",
-    "Frontier",
+    "Planned",
+    "Planner",
     "Rematerialise",
     "decisions",
     "step_from",

@@ -11,6 +11,7 @@ from ...ir.device import LINK
 from ...ir.fusion import CALLS, free_values, is_fusible
 from ...ir.graph import Graph, Node
 from ...ir.op import Op
+from .sites import bodies
 
 _HOLDERS = CALLS | VIEWS | LINK | {"scan", "while", "cond", "remat2"}
 
@@ -48,6 +49,8 @@ def _saved(graph: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
                 time = seconds(node)
                 reason = f"made again it would cost {_milliseconds(time)}"
                 found.append(_told(node, "save", str(value.type), value.type.nbytes, time, reason))
+    for i, k in bodies(graph):
+        found += _saved(graph.nodes[i].regions[k], seconds)
     return found
 
 

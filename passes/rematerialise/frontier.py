@@ -9,7 +9,6 @@ from functools import cached_property
 import numpy as np
 
 from ...ir.device import Clock, DeviceSpec, clock
-from ...ir.fusion import is_fusible
 from ...ir.graph import Graph, Node, Value
 from ...ir.liveness import Liveness, liveness
 from .alike import kinds
@@ -127,29 +126,25 @@ class Frontier:
         found = treatment.plain if choice.step is None else treatment.under(choice.step)
         return self.hosted.sent(found, choice.offload)
 
-    @cached_property
-    def floor(self) -> int:
-        """Bytes that every schedule needs: what the caller sees, and one kernel at a time."""
-        live = self.plain.live
-        fixed = live.argument_bytes + live.output_bytes - live.donated_bytes
-        outside = {*self.graph.inputs, *self.graph.outputs}
-        kernels = [node for node in self.graph.nodes if not is_fusible(node)]
-        sizes = (
-            sum(v.type.nbytes for v in {*node.inputs, *node.outputs} - outside) for node in kernels
-        )
-        return fixed + max(sizes, default=0)
-
     def gap(self, candidate: Candidate) -> float:
         """How much longer a candidate takes than any schedule of its memory must, in plain steps.
 
         What is not kept when the backward pass begins runs again: the price that values this
-        most gives the bound, by the duality of minimum cuts. Scans are taken as they are.
+        most gives the bound, by the duality of minimum cuts. Scans are taken as they are. Where
+        values may wait on the host, there is no such bound.
         """
-        live = self.plain.live
-        room = candidate.bytes - live.argument_bytes - live.output_bytes + live.donated_bytes
+        room = candidate.bytes - self._arguments
         bounds = ((size - room) / price + again for price, size, again in self._turns(candidate))
+        least = 0.0 if self.spec.host_bytes_per_s else max(0.0, *bounds)
         first = sum(map(self.clock.seconds, candidate.before.nodes))
-        return (candidate.seconds - first - max(0.0, *bounds)) / self.plain.seconds
+        return (candidate.seconds - first - least) / self.plain.seconds
+
+    @cached_property
+    def _arguments(self) -> int:
+        """Bytes of the arguments that are in memory when the backward pass begins."""
+        late = {v for node in joint_of(self.graph).rest for v in node.inputs}
+        given = enumerate(self.graph.inputs)
+        return sum(v.type.nbytes for i, v in given if i not in self.donated or v in late)
 
     def _turns(self, candidate: Candidate) -> list[tuple[float, int, float]]:
         """For each price the bytes to keep at the turn, and seconds to make the rest again."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ...ir.device import device_named
 from ...ir.graph import Graph
-from .frontier import Frontier
+from .planner import Planner
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Rematerialise:
 
     def __call__(self, graph: Graph) -> Graph:
         """Return the rewritten graph, or `graph` itself when it fits as it is."""
-        frontier = Frontier(graph, device_named(self.device))
-        if frontier.plain.bytes <= self.budget:
+        planner = Planner(graph, device_named(self.device))
+        if planner.plain.bytes <= self.budget:
             return graph
-        return (frontier.fastest(self.budget) or frontier.leanest).graph
+        return (planner.fastest(self.budget) or planner.leanest).graph

@@ -26,7 +26,7 @@ from .schedule import Drop, Keep, Step
 from .segments import Chain
 
 
-def _loose(nodes: Sequence[Node], tied: Collection[Value]) -> list[Value]:
+def loose(nodes: Sequence[Node], tied: Collection[Value]) -> list[Value]:
     """The program's inputs that `nodes` start from and that nothing else holds back."""
     held = set(tied)
     found: dict[Value, None] = {}
@@ -132,7 +132,7 @@ class Replay:
         self, again: Sequence[Node], read: Sequence[Value], cts: Sequence[Value]
     ) -> dict[Value, Value]:
         """Copies of what the second run starts from, which are not there before `cts`."""
-        start = [*read, *_loose(again, read)]
+        start = [*read, *loose(again, read)]
         copies = self._fence([self.have.get(v, v) for v in start], cts)
         return dict(zip(start, copies, strict=True))
 

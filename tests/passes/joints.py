@@ -83,3 +83,72 @@ def sgd(loss, value_and_grad=bp.value_and_grad):
 
 
 LOSSES = {f.__name__: f for f in (mlp, skips, dropout, scanned, backwards)}
+
+
+def _less(params, grads):
+    return [p - 0.1 * g for p, g in zip(params, grads)]
+
+
+def _summed(many, grads):
+    return [a + g for a, g in zip(many, grads)]
+
+
+def accumulated(value_and_grad=bp.value_and_grad):
+    """Gradients of parts of the batch, summed in a scan."""
+
+    def step(params, x):
+        def part(total, rows):
+            value, grads = value_and_grad(mlp)(params, rows)
+            return _summed(total, grads), value
+
+        zeros = [jnp.zeros_like(p) for p in params]
+        total, values = lax.scan(part, zeros, x.reshape(4, -1, x.shape[1]))
+        return values.mean(), _less(params, total)
+
+    return step
+
+
+def unrolled(value_and_grad=bp.value_and_grad):
+    """The same written out."""
+
+    def step(params, x):
+        total, sums = 0.0, [jnp.zeros_like(p) for p in params]
+        for rows in x.reshape(4, -1, x.shape[1]):
+            value, grads = value_and_grad(mlp)(params, rows)
+            total, sums = total + value, _summed(sums, grads)
+        return total, _less(params, sums)
+
+    return step
+
+
+def several(value_and_grad=bp.value_and_grad):
+    """Steps one after the other in a loop whose length is not known."""
+
+    def step(params, x):
+        def one(state):
+            at, _, params = state
+            value, grads = value_and_grad(skips)(params, x)
+            return at + 1, value, _less(params, grads)
+
+        start = (0, jnp.float32(1), params)
+        _, value, params = lax.while_loop(lambda s: (s[0] < 3) & (s[1] > 0), one, start)
+        return value, params
+
+    return step
+
+
+def adversaries(value_and_grad=bp.value_and_grad):
+    """Two gradients, the second at what the first has updated."""
+
+    def step(params, x):
+        half = len(params) // 2
+        mine, yours = params[:half], params[half:]
+        first, grads = value_and_grad(lambda p: mlp(p + yours, x))(mine)
+        mine = _less(mine, grads)
+        second, grads = value_and_grad(lambda p: skips(p + mine, x))(yours)
+        return first + second, mine + _less(yours, grads)
+
+    return step
+
+
+STEPS = {f.__name__: f for f in (accumulated, unrolled, several, adversaries)}

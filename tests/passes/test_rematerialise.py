@@ -13,7 +13,8 @@ from backpass.ir.device import DEVICES, clock, device_named
 from backpass.ir.graph import Graph
 from backpass.passes import PASSES, Rematerialise, parse_pipeline
 from backpass.passes.pipeline import spelled
-from backpass.passes.rematerialise import Frontier, step_from, step_to
+from backpass.passes.rematerialise import step_from, step_to
+from backpass.passes.rematerialise.frontier import Frontier
 from backpass.passes.rematerialise.joint import joint_of
 from backpass.passes.rematerialise.keep import closure, kept, ladder
 from backpass.passes.rematerialise.scans import Scans

@@ -1,0 +1,113 @@
+"""The planner on whole programs: gradients one after the other, and in the bodies of loops."""
+
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+
+import backpass as bp
+from backpass import ir
+from backpass.ir.device import DEVICES
+from backpass.passes.rematerialise import Planner
+from backpass.passes.rematerialise.sites import bodies, joined, stretches
+from passes.joints import STEPS, joint, parameters, rows
+
+SPEC = DEVICES["cpu"]
+LAYERS, WIDTH, BATCH = 6, 16, 512
+GRADIENTS = {"bp": bp.value_and_grad, "jax": jax.value_and_grad}
+both = pytest.mark.parametrize("by", GRADIENTS)
+each = pytest.mark.parametrize("name", STEPS)
+
+
+def arguments():
+    return parameters(LAYERS, WIDTH), rows(BATCH, WIDTH)
+
+
+@cache
+def graph_of(name, by="bp"):
+    return joint(STEPS[name](GRADIENTS[by]), *arguments())
+
+
+def run(graph):
+    return ir.evaluate(graph, *jax.tree.leaves(arguments()))
+
+
+def same(graph, other):
+    ir.verify(graph)
+    for ours, theirs in zip(run(graph), run(other), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=1e-6)
+
+
+@both
+def test_each_gradient_is_a_stretch(by):
+    graph = graph_of("unrolled", by)
+    found = stretches(graph)
+    assert len(found) == 4
+    assert sorted(map(id, graph.nodes)) == sorted(id(n) for part in found for n in part.nodes)
+    for part in found:
+        ir.verify(part)
+        phases = [node.phase for node in part.nodes if node.op.name == "dot_general"]
+        assert phases == sorted(phases, reverse=True)
+        assert sum(node.op.name == "tanh" for node in part.nodes) == LAYERS
+
+
+@both
+def test_updates_come_before_the_next_stretch(by):
+    first, second = stretches(graph_of("adversaries", by))
+    new = {v for v in first.outputs if v.type.shape == (WIDTH, WIDTH)}
+    assert len(new) == LAYERS // 2 if by == "bp" else new
+    assert new <= {*second.inputs, *graph_of("adversaries", by).outputs}
+
+
+@pytest.mark.parametrize("name", ["accumulated", "several"])
+@both
+def test_bodies_of_loops_hold_gradients(name, by):
+    graph = graph_of(name, by)
+    ((i, k),) = bodies(graph)
+    assert graph.nodes[i].op.name in ("scan", "while")
+    assert "tanh" in {node.op.name for node in graph.nodes[i].regions[k].nodes}
+
+
+@each
+@both
+def test_no_plan_changes_a_value(name, by):
+    planner = Planner(graph_of(name, by), SPEC)
+    seen = []
+    for budget in np.linspace(planner.leanest.bytes, planner.plain.bytes * 1.1, 5):
+        found = planner.fastest(budget)
+        assert found.bytes <= budget
+        if found not in seen:
+            seen.append(found)
+            same(found.graph, graph_of(name, by))
+    assert len(seen) > 2
+    assert planner.leanest.bytes < 0.85 * planner.plain.bytes
+    assert planner.fastest(planner.leanest.bytes - 1) is None
+
+
+@each
+def test_a_choice_gives_its_plan_again(name):
+    planner = Planner(graph_of(name), SPEC)
+    budgets = np.linspace(planner.leanest.bytes, planner.plain.bytes, 3)
+    for found in (planner.plain, *map(planner.fastest, budgets)):
+        again = Planner(graph_of(name), SPEC).of(found.choice)
+        assert (again.bytes, again.seconds) == (found.bytes, found.seconds)
+        assert again.graph == found.graph
+        assert planner.gap(found) >= -1e-9
+
+
+def test_a_stretch_waits_for_the_one_before():
+    """What its forward pass starts from is not there before the gradients so far."""
+    graph = graph_of("unrolled")
+    parts = stretches(graph)
+    assert not any(node.op.effect for node in joined(graph, parts, parts).nodes)
+    lean = [Planner(part, SPEC).leanest.graph for part in parts]
+    nodes = joined(graph, parts, lean).nodes
+    made = {v: node for node in nodes for v in node.outputs}
+    starts = [node for node in nodes if node.op.name == "dot_general" and node.phase == "forward"]
+    for node in starts[LAYERS::LAYERS]:
+        before = made[node.inputs[0]]
+        while before.op.effect != "barrier":
+            before = made[before.inputs[0]]
+        sums = [v for v in before.inputs if v.type.shape == (WIDTH, WIDTH)]
+        assert len(sums) >= LAYERS
