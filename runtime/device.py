@@ -5,7 +5,8 @@
     a known accelerator           its vendor's figures
     else                          it is measured now, and written to the cache
 
-The cache is `$XDG_CACHE_HOME/backpass`, or `~/.cache/backpass`.
+The cache is `$XDG_CACHE_HOME/backpass`, or `~/.cache/backpass`. What was measured on a busy machine
+holds until it is not.
 """
 
 from __future__ import annotations
@@ -45,19 +46,28 @@ def measured(device: jax.Device) -> DeviceSpec:
     """What is known of a device by measurement, made now if it has not been made before."""
     found = cached(device)
     if found is None:
+        was_busy = busy()
         watch = Watch(f"what this {device.device_kind} can do", "measuring", "measured", PATIENCE)
         try:
             with ThreadPoolExecutor(1) as thread:  # free of what is being traced in this one
                 found = thread.submit(measure, device).result()
         finally:
             watch.stop()
-        _write(cache_path(device), found)
+        _write(cache_path(device), found, was_busy)
     return found
 
 
 def cached(device: jax.Device) -> DeviceSpec | None:
     """Return what was measured on such a device before, or None."""
-    return _read(cache_path(device))
+    found = _read(cache_path(device))
+    if found is None or (found[1] and not busy()):
+        return None
+    return found[0]
+
+
+def busy() -> bool:
+    """True when others keep the cores busy, by the load of the last minute."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > _cores() + 1
 
 
 def cache_path(device: jax.Device) -> Path:
@@ -98,22 +108,23 @@ def _vendor(device: jax.Device) -> DeviceSpec | None:
     return replace(DEVICES[name], host_bytes_per_s=0.0)
 
 
-def _read(path: Path) -> DeviceSpec | None:
-    """Read figures; None where there are none, or none that make sense."""
+def _read(path: Path) -> tuple[DeviceSpec, bool] | None:
+    """Read figures, and if the machine was busy; None for none, or none that make sense."""
     try:
         found = json.loads(path.read_text())
+        was_busy = bool(found.pop("busy"))
         spec = DeviceSpec(**found)
         sound = all(x > 0 for x in (spec.memory_bytes, spec.flops, spec.bytes_per_s))
         sound &= spec.host_bytes_per_s >= 0 and all(x > 0 for x in spec.costs.values())
-    except (OSError, TypeError, ValueError, AttributeError, RecursionError):
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return None
-    return spec if sound else None
+    return (spec, was_busy) if sound else None
 
 
-def _write(path: Path, spec: DeviceSpec) -> None:
+def _write(path: Path, spec: DeviceSpec, was_busy: bool) -> None:
     """Put the file in its place in one move; where that is not allowed, do without."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump(asdict(spec), file, indent=1)
+            json.dump({"busy": was_busy, **asdict(spec)}, file, indent=1)
         os.replace(file.name, path)

@@ -114,7 +114,8 @@ class Frontier:
     def leanest_of_each(self) -> list[Candidate]:
         """A few of the lowest predicted peaks, of as many treatments of the scans."""
         found = [t.leanest for t in self.treatments]
-        found += self.hosted.lightest(self._bases)
+        if self.spec.host_bytes_per_s:
+            found += self.hosted.lightest([*found, *(t.plain for t in self.treatments)])
         return sorted(found, key=lambda c: (c.bytes, c.seconds))[:3]
 
     def of(self, choice: Choice) -> Candidate:

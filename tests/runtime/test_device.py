@@ -30,6 +30,7 @@ def measurements(monkeypatch, tmp_path):
         return SPEC
 
     monkeypatch.setattr(live, "measure", measure)
+    monkeypatch.setattr(live, "busy", lambda: False)
     return made
 
 
@@ -60,7 +61,9 @@ def test_it_is_measured_once(measurements, tmp_path):
     "text",
     ["", "null", "[1]", "{}", '{"memory_bytes": 1}', "[" * 10**5]
     + [
-        json.dumps({"memory_bytes": 1, "flops": flops, "bytes_per_s": 1.0, "costs": costs})
+        json.dumps(
+            {"busy": False, "memory_bytes": 1, "flops": flops, "bytes_per_s": 1.0, "costs": costs}
+        )
         for flops, costs in [(0.0, {}), (math.nan, {}), ("1", {}), (1.0, {"sin": -1}), (1.0, 3)]
     ],
 )
@@ -70,6 +73,19 @@ def test_a_file_that_makes_no_sense_is_made_anew(measurements, text):
     path.write_text(text)
     assert live.live_spec() == SPEC and measurements == [here()]
     assert live.cached(here()) == SPEC
+
+
+def test_what_a_busy_machine_gave_holds_while_it_is_busy(measurements, monkeypatch):
+    for busy, count in [(True, 1), (True, 1), (False, 2), (False, 2), (True, 2)]:
+        monkeypatch.setattr(live, "busy", lambda busy=busy: busy)
+        assert live.live_spec() == SPEC and len(measurements) == count
+
+
+def test_load_tells_who_is_busy(monkeypatch):
+    monkeypatch.setattr(live.os, "getloadavg", lambda: (1000.0, 0.0, 0.0))
+    assert live.busy()
+    monkeypatch.setattr(live.os, "getloadavg", lambda: (0.1, 9.0, 9.0))
+    assert not live.busy()
 
 
 def test_without_a_folder_to_write_to(measurements, monkeypatch, tmp_path):
