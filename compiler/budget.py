@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from ..ir.device import DEVICES, DeviceSpec
 from ..ir.errors import ArgumentError, BudgetError
 from ..ir.fingerprint import digest
 from ..ir.graph import Graph
 from ..ir.tables import bytes_text
 from ..passes.rematerialise import Planned, Planner
+from ..runtime.device import live_spec
 from .memory_plan import MemoryPlan, choice_of, plan_of
 from .settled import Settled, settled
 
@@ -190,7 +190,7 @@ class Planning:
         if not self.active:
             return None
         start = perf_counter()
-        planner = Planner(graph, device_spec(), frozenset(donated))
+        planner = Planner(graph, live_spec(), frozenset(donated))
         if self.pinned is None:
             aim = self.budget or 0
             known = settled(graph, donated, self.options)
@@ -206,13 +206,6 @@ class Planning:
         candidate = planner.of(choice_of(self.pinned))
         budget = self.pinned.budget_bytes if self.budget is None else self.budget
         return Fitting(planner, budget, candidate, perf_counter() - start, given=True)
-
-
-def device_spec(device: jax.Device | None = None) -> DeviceSpec:
-    """What is known of a device, or of the default one."""
-    kind = (device or jax.devices()[0]).device_kind.lower()
-    names = [name for name in DEVICES if name.replace("-", " ") in kind or name in kind]
-    return DEVICES[names[0] if names else "cpu"]
 
 
 def obeyed(options: dict[str, Any] | None) -> dict[str, Any] | None:

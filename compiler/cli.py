@@ -14,9 +14,11 @@ from typing import Any
 
 import jax
 
-from ..ir.device import DEVICES, device_named
+from ..ir.device import DEVICES, DeviceSpec, device_named
 from ..ir.errors import ArgumentError, BackpassError
+from ..ir.tables import bytes_text
 from ..passes import PASSES, Stage
+from ..runtime.device import cache_path, measured
 from .budget import parse_bytes
 from .compile import CompiledFunction, compile
 from .dump import FORMATS
@@ -147,13 +149,29 @@ def _doctor(options: argparse.Namespace) -> int:
         "devices": [
             f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()
         ],
+        "measured": _figures(measured(jax.devices()[0])),
+        "kept in": str(cache_path(jax.devices()[0])),
     }
     if options.json:
         print(json.dumps(report, indent=2))
         return 0
     for name, value in report.items():
+        if isinstance(value, dict):
+            value = [f"{each} {figure}" for each, figure in value.items()]
         print(f"{name:<10} {', '.join(value) if isinstance(value, list) else value}")
     return 0
+
+
+def _figures(spec: DeviceSpec) -> dict[str, Any]:
+    """What a device can do; the ops that take longest beside the roofline."""
+    dear = sorted(spec.costs.items(), key=lambda item: -item[1])
+    return {
+        "memory": bytes_text(spec.memory_bytes),
+        "FLOP/s": f"{spec.flops:.2g}",
+        "bytes/s": f"{spec.bytes_per_s:.2g}",
+        "to the host": f"{spec.host_bytes_per_s:.2g}" if spec.host_bytes_per_s else "no link",
+        **{f"roofline of {name.replace(', ', ' ')}": f"x {cost:.3g}" for name, cost in dear[:6]},
+    }
 
 
 def _version(name: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..ir.device import DeviceSpec
 from ..ir.errors import ArgumentError
 from ..ir.fingerprint import digest
 from ..ir.tables import bytes_text, table
@@ -30,7 +31,8 @@ class MemoryPlan:
 
     `measured_bytes` is XLA's report, after compilation; `baseline_bytes` the prediction without a
     plan; `gap` how much slower the plan is than the bound on any plan, as a part of the step.
-    `timeline` are the predicted bytes at each node of the final graph.
+    `timeline` are the predicted bytes at each node of the final graph; `note` tells of a device
+    for which offloading is no choice.
     """
 
     budget_bytes: int | None
@@ -47,6 +49,7 @@ class MemoryPlan:
     program: str
     choice: dict[str, Any]
     peak: str = ""
+    note: str = ""
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -67,7 +70,8 @@ class MemoryPlan:
 
     def __str__(self) -> str:
         """One screen: the figures, what is live at the peak, what is made again."""
-        return "\n\n".join([self._figures(), self.peak, self._again()])
+        parts = (self._figures(), self.peak, self._again(), self.note)
+        return "\n\n".join(part for part in parts if part)
 
     def _figures(self) -> str:
         rows = [
@@ -121,7 +125,16 @@ def plan_of(
         digest(planner.graph),
         _written(planned.choice),
         str(planned.live),
+        _note(planner.spec, planned),
     )
+
+
+def _note(spec: DeviceSpec, planned: Planned) -> str:
+    if spec.host_bytes_per_s:
+        return ""
+    offloads = any(node.op.name == "offload" for node in planned.graph.walk())
+    told = "offloads gain nothing here" if offloads else "nothing is offloaded"
+    return f"{told}: the device has no link to a memory of the host's besides its own"
 
 
 def choice_of(plan: MemoryPlan) -> Choices:
@@ -134,7 +147,12 @@ def _read(data: Any) -> Choices:
     return Choices(
         tuple(map(_read, data["bodies"])),
         tuple(
-            Choice(each["level"], each["segment"], None if step is None else schedule_from(step))
+            Choice(
+                each["level"],
+                each["segment"],
+                None if step is None else schedule_from(step),
+                each["offload"],
+            )
             for each, step in steps
         ),
     )
@@ -146,6 +164,7 @@ def _written(choices: Choices) -> dict[str, Any]:
             "level": choice.level,
             "segment": choice.segment,
             "step": None if choice.step is None else step_to(choice.step),
+            "offload": choice.offload,
         }
         for choice in choices.stretches
     ]

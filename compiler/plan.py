@@ -14,7 +14,8 @@ from ..ir.device import DeviceSpec, device_named
 from ..ir.errors import ArgumentError
 from ..ir.tables import bytes_text, table
 from ..passes.rematerialise import Planned, Planner
-from .budget import device_spec, parse_bytes
+from ..runtime.device import live_spec
+from .budget import parse_bytes
 from .compile import CompiledFunction, compile
 from .memory_plan import MemoryPlan, plan_of
 from .program import collection_paused
@@ -64,7 +65,7 @@ class Plans(Sequence[MemoryPlan]):
 
     def __str__(self) -> str:
         """Table of the budgets; then, where one is infeasible, what takes the memory."""
-        rows = [(*self._cells(plan), "") for plan in self.plans]
+        rows = [(*self._cells(plan), _hosted(plan)) for plan in self.plans]
         least = f"infeasible, the minimum is {bytes_text(self.minimum_bytes)}"
         rows += [(bytes_text(budget), "-", "-", "-", least) for budget in self.infeasible]
         plain = self._row(self.plain_bytes, self.plain_seconds)
@@ -121,6 +122,12 @@ class Plans(Sequence[MemoryPlan]):
         figure.savefig(path, dpi=150)
 
 
+def _hosted(plan: MemoryPlan) -> str:
+    """What waits on the host, in words."""
+    size = sum(each.bytes for each in plan.decisions if each.action == "offload")
+    return f"{bytes_text(size)} on the host" if size else ""
+
+
 def plan(
     fun: Callable[..., Any],
     *args: Any,
@@ -140,7 +147,8 @@ def plan(
         args: its arguments: arrays, or `jax.ShapeDtypeStruct`s.
         budgets: bytes, or strings such as `"4GiB"`; by default a spread from the leanest plan to
             the plain step, and the device's memory.
-        device: a device of JAX, a name (`"h100"`, ...), a `bp.DeviceSpec`, or the default device.
+        device: a device of JAX, a name (`"h100"`, ...), a `bp.DeviceSpec`, or the default device,
+            which is measured once; see `runtime/device.py`.
         passes: as for `bp.compile`.
         static_argnums: as for `bp.compile`.
         static_argnames: as for `bp.compile`.
@@ -207,7 +215,7 @@ def spec_of(device: jax.Device | DeviceSpec | str | None) -> DeviceSpec:
     if isinstance(device, str):
         return device_named(device)
     if device is None or isinstance(device, jax.Device):
-        return device_spec(device)
+        return live_spec(device)
     raise ArgumentError(
         "device wants a device of JAX, a name such as 'h100', a bp.DeviceSpec or None, "
         f"got {device!r}"

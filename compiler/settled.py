@@ -39,3 +39,8 @@ def settled(graph: Graph, donated: Collection[int], options: Hashable) -> Settle
     """Return what is known of a program under options of the compiler; it may be added to."""
     key = (digest(graph), tuple(sorted(donated)), options)
     return _SETTLED.setdefault(key, Settled())
+
+
+def forget() -> None:
+    """Forget all that was settled."""
+    _SETTLED.clear()

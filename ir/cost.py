@@ -1,7 +1,8 @@
 """Arithmetic and memory traffic of a graph, counted op by op as if nothing were fused.
 
     flops          floating-point operations, a fused multiply-add counts as two
-    bytes_read     of distinct operands; literals and views (reshape, ...) move nothing
+    bytes_read     of distinct operands, of what a slice or gather picks; literals and views
+                   (reshape, ...) move nothing
     bytes_written  of outputs
 
 A scan costs its length times its body, a cond its dearest branch. The trips of a while are not
@@ -15,6 +16,9 @@ from dataclasses import dataclass, field
 
 from .graph import Graph, Literal, Node
 from .tables import count_text, table
+
+# Ops that read no more of their first operand than they return.
+_PICKS = frozenset(("dynamic_slice", "gather", "slice"))
 
 # Ops whose output XLA gives the buffer of the operand.
 VIEWS = frozenset(
@@ -143,6 +147,8 @@ def _dearness(work: Work) -> tuple[int, int]:
 def _own(node: Node) -> Work:
     if node.op.name in VIEWS:
         return Work(1)
-    read = sum(v.type.nbytes for v in set(node.inputs) if not isinstance(v, Literal))
     written = sum(value.type.nbytes for value in node.outputs)
+    read = sum(v.type.nbytes for v in set(node.inputs) if not isinstance(v, Literal))
+    if node.op.name in _PICKS:
+        read -= max(0, node.inputs[0].type.nbytes - written)
     return Work(1, node.op.flops(node), read, written)

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 
 from .cost import node_cost
 from .errors import ArgumentError
 from .fusion import is_fusible
-from .graph import Literal, Node
+from .graph import Literal, Node, Value
 
-# Element-wise ops that take longer than moving their operands does, in passes over the memory.
-# Measured beside an add on f32[4096,2048] (CPU, two cores).
-DEARNESS: Mapping[str, float] = MappingProxyType(
+# Ops that take as long as one that is measured: `costs` knows them by the first of each line.
+_LIKE: Mapping[str, str] = MappingProxyType(
     {
-        **dict.fromkeys("exp exp2 expm1 log log1p tanh logistic cbrt".split(), 2.0),
-        **dict.fromkeys("erf erfc erf_inv rem".split(), 5.0),
-        **dict.fromkeys("sin cos tan sinh cosh asin acos atan asinh acosh atanh".split(), 20.0),
-        **dict.fromkeys("pow atan2 lgamma digamma igamma igammac polygamma".split(), 15.0),
-        "transpose": 4.0,
+        name: first
+        for first, *names in map(
+            str.split,
+            (
+                "exp exp2",
+                "tanh logistic expm1 cbrt",
+                "log log1p log2",
+                "erf erfc erf_inv",
+                "sin cos tan sinh cosh asin acos atan asinh acosh atanh",
+                "pow atan2 lgamma digamma igamma igammac polygamma",
+                "cumsum cumprod cummax cummin cumlogsumexp",
+                "reduce_max reduce_min argmax argmin",
+                "scatter-add scatter scatter-mul scatter-min scatter-max",
+            ),
+        )
+        for name in names
     }
 )
+_CALLS = frozenset("jit closed_call custom_jvp_call custom_vjp_call remat2".split())
+
+
+LINK = frozenset(("offload", "fetch"))  # what copies to the host's memory, and from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +44,78 @@ class DeviceSpec:
 
     `memory_bytes` of its memory; `flops`, floating-point operations a second in the type that
     models compute in; `bytes_per_s` between memory and cores; `host_bytes_per_s` to host memory.
+    `costs` tells by `kind` how many times longer than by the roofline some ops take.
     """
 
     memory_bytes: int
     flops: float
     bytes_per_s: float
     host_bytes_per_s: float = 0.0
+    costs: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def seconds(self, node: Node) -> float:
         """Time of one node by the roofline: bound by arithmetic or by memory traffic.
 
-        A fusible node is taken to be a part of a loop: it pays for its result alone.
+        A fusible node is taken to be a part of a loop: it pays for its result alone. A scan takes
+        its length times its body, a cond its dearest branch, a while one trip.
         Source: Williams, Waterman and Patterson 2009.
         """
+        name = node.op.name
+        if name == "scan":
+            return int(node.attrs["length"]) * self.total(node.regions[0].nodes)
+        if name == "cond":
+            return max(self.total(region.nodes) for region in node.regions)
+        if name in _CALLS:
+            return self.total(node.regions[0].nodes)
+        if name in LINK:
+            size = sum(value.type.nbytes for value in (*node.inputs, *node.outputs))
+            return size / self.host_bytes_per_s if self.host_bytes_per_s else 0.0
         work = node_cost(node)
+        cost = self.costs.get(kind(node), 1.0) if self.costs else 1.0
         if is_fusible(node):
-            return work.bytes_written / 2 / self.bytes_per_s * DEARNESS.get(node.op.name, 1.0)
-        return max(work.flops / self.flops, work.bytes / self.bytes_per_s)
+            return cost * work.bytes_written / 2 / self.bytes_per_s
+        return cost * max(work.flops / self.flops, work.bytes / self.bytes_per_s)
+
+    def total(self, nodes: Sequence[Node]) -> float:
+        """Time of nodes in their order.
+
+        Copies to the host and from it run beside the others, each way in a queue: an `offload` is
+        over when its operand is sent, what reads the result of a `fetch` waits for it.
+        """
+        if not any(node.op.name in LINK for node in nodes):
+            return sum(map(self.seconds, nodes))
+        now = sent = got = 0.0
+        read: dict[Value, float] = {}
+        there: dict[Value, float] = {}
+        for node in nodes:
+            seconds = self.seconds(node)
+            if node.op.name == "offload":
+                now = sent = max(now, max(sent, read.get(node.inputs[0], 0.0)) + seconds)
+            elif node.op.name == "fetch":
+                there[node.output] = got = max(got, now) + seconds
+            else:
+                now = max([now, *(there[v] for v in node.inputs if v in there)]) + seconds
+                read.update(dict.fromkeys((*node.inputs, *node.outputs), now))
+        return now
+
+
+def kind(node: Node) -> str:
+    """Return the name under which `DeviceSpec.costs` knows ops that take as long as this one.
+
+    Products are told apart by a batch, convolutions by groups and by a sum over the batch, which
+    is the gradient by the filters. What leaves the last dimension in place is a copy.
+    """
+    name = node.op.name
+    if name == "dot_general":
+        _, (batch, _) = node.attrs["dimension_numbers"]
+        return "dot_general, batched" if batch else name
+    if name == "conv_general_dilated":
+        if node.attrs["feature_group_count"] > 1:
+            return f"{name}, grouped"
+        return f"{name}, filters" if node.attrs["dimension_numbers"].lhs_spec[0] else name
+    if name == "transpose" and node.attrs["permutation"][-1] == node.output.ndim - 1:
+        return "copy"
+    return _LIKE.get(name, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +144,30 @@ def clock(spec: DeviceSpec) -> Clock:
     """Return a device that remembers, with the limits of `spec`."""
     if isinstance(spec, Clock):
         return spec
-    return Clock(spec.memory_bytes, spec.flops, spec.bytes_per_s, spec.host_bytes_per_s)
+    return Clock(*(getattr(spec, each.name) for each in fields(DeviceSpec)))
 
+
+# Of f32 arrays on two cores of a recent server.
+_CPU_COSTS: Mapping[str, float] = MappingProxyType(
+    {
+        **dict.fromkeys(("exp", "tanh", "log"), 2.0),
+        **dict.fromkeys(("erf", "transpose"), 4.0),
+        **dict.fromkeys(("sin", "pow", "rem"), 20.0),
+        **dict.fromkeys(("cumsum", "top_k"), 10.0),
+        **dict.fromkeys(("reduce_max", "dot_general, batched"), 1.5),
+        "random_bits": 30.0,
+        "sort": 150.0,
+        "conv_general_dilated": 1.5,
+        "conv_general_dilated, filters": 4.0,
+        "conv_general_dilated, grouped": 100.0,
+    }
+)
 
 # Vendors' data sheets: dense bf16 arithmetic, memory, link to the host. The CPU is two cores of a
 # recent server; a live one is measured.
 DEVICES: Mapping[str, DeviceSpec] = MappingProxyType(
     {
-        "cpu": DeviceSpec(16 << 30, 2e11, 1e10),
+        "cpu": DeviceSpec(16 << 30, 2e11, 1e10, 0.0, _CPU_COSTS),
         "a100": DeviceSpec(80 << 30, 3.12e14, 2.0e12, 3.2e10),
         "h100": DeviceSpec(80 << 30, 9.89e14, 3.35e12, 6.4e10),
         "h200": DeviceSpec(141 * 10**9, 9.89e14, 4.8e12, 6.4e10),

@@ -44,11 +44,12 @@ def read_type(cursor: Cursor) -> ArrayType:
     if match is None:
         cursor.fail("expected a type such as f32[8,16]")
     name, dims, weak = match.groups()
+    host = name.endswith("<host>")
     try:
-        dtype = dtype_from_name(name)
+        dtype = dtype_from_name(name.removesuffix("<host>"))
     except KeyError:
         cursor.fail(f"unknown dtype {name!r}", start)
-    return ArrayType(tuple(map(int, dims.split(","))) if dims else (), dtype, weak == "*")
+    return ArrayType(tuple(map(int, dims.split(","))) if dims else (), dtype, weak == "*", host)
 
 
 def is_plain(dtype: Any) -> bool:

@@ -1,9 +1,10 @@
 """Types of the IR: dtype, shape and JAX's weak-type bit.
 
-    type  ::= dtype '[' dim (',' dim)* ']' '*'?        f32[8,16]   i32[]   f32[]*
+    type  ::= dtype '<host>'? '[' dim (',' dim)* ']' '*'?     f32[8,16]   i32[]   f32[]*
     dtype ::= 'f32' | 'bf16' | 'i32' | 'bool' | 'c64' | 'key<fry>' | ...
 
-The trailing star marks a weak type (a Python scalar's), which does not promote others.
+The trailing star marks a weak type (a Python scalar's), which does not promote others. An array of
+a `<host>` type is in the host's memory, and takes none of the device's.
 """
 
 from __future__ import annotations
@@ -53,16 +54,18 @@ def dtype_from_name(name: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ArrayType:
-    """The type of a value: `dtype[shape]`, a star when weak."""
+    """The type of a value: `dtype[shape]`, a star when weak, and the memory that it is in."""
 
     shape: tuple[int, ...]
     dtype: Any
     weak: bool = False
+    host: bool = False
 
     def __str__(self) -> str:
         """Text form, for instance `f32[8,16]`."""
         dims = ",".join(map(str, self.shape))
-        return f"{dtype_name(self.dtype)}[{dims}]{'*' if self.weak else ''}"
+        memory = "<host>" if self.host else ""
+        return f"{dtype_name(self.dtype)}{memory}[{dims}]{'*' if self.weak else ''}"
 
     @property
     def ndim(self) -> int:
@@ -76,8 +79,11 @@ class ArrayType:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes, as XLA lays the array out (sub-byte types are packed by XLA, not here)."""
-        return self.size * int(self.dtype.itemsize)
+        """Bytes of the device's memory, as XLA lays the array out; none for one on the host.
+
+        Sub-byte types are packed by XLA, not here.
+        """
+        return 0 if self.host else self.size * int(self.dtype.itemsize)
 
     @property
     def is_inexact(self) -> bool:
@@ -86,7 +92,7 @@ class ArrayType:
 
     def with_shape(self, shape: Sequence[int]) -> ArrayType:
         """Return the same dtype with another shape."""
-        return ArrayType(tuple(shape), self.dtype, self.weak)
+        return ArrayType(tuple(shape), self.dtype, self.weak, self.host)
 
     def with_dtype(self, dtype: Any) -> ArrayType:
         """Return the same shape with another (strong) dtype."""
@@ -94,7 +100,11 @@ class ArrayType:
 
     def strong(self) -> ArrayType:
         """Return the type without the weak bit."""
-        return ArrayType(self.shape, self.dtype) if self.weak else self
+        return ArrayType(self.shape, self.dtype, host=self.host) if self.weak else self
+
+    def on_host(self, host: bool = True) -> ArrayType:
+        """Return the type of a copy in the host's memory, or else in the device's."""
+        return ArrayType(self.shape, self.dtype, self.weak, host)
 
 
 _INEXACT: dict[Any, bool] = {}

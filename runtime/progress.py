@@ -1,4 +1,4 @@
-"""A word on stderr when a compile takes long."""
+"""A word on stderr when a compile, or another wait, takes long."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ PATIENCE = 5.0  # seconds of silence
 
 
 class Watch:
-    """Tells on stderr that `what` is being compiled once `PATIENCE` seconds have passed.
+    """Tells on stderr that `what` is being compiled once so many seconds have passed.
 
     On a terminal the seconds count up in place; elsewhere one line is printed, and one at the end.
     """
 
-    def __init__(self, what: str) -> None:
+    def __init__(
+        self,
+        what: str,
+        doing: str = "compiling",
+        done: str = "compiled",
+        after: float | None = None,
+    ) -> None:
         """Start the clock."""
-        self._what = what
+        self._doing, self._ended = f"{doing} {what}", f"{done} {what}"
+        self._patience = PATIENCE if after is None else after
         self._start = time.perf_counter()
         self._done = threading.Event()
         self._told = False
@@ -35,16 +42,16 @@ class Watch:
         self._done.set()
         self._thread.join()
         if self._told:
-            _say(f"backpass: compiled {self._what} in {seconds:.1f} s", end="\n")
+            _say(f"backpass: {self._ended} in {seconds:.1f} s", end="\n")
         return seconds
 
     def _wait(self) -> None:
         terminal = sys.stderr.isatty()
-        pause = PATIENCE
+        pause = self._patience
         while not self._done.wait(pause):
             if not self._told or terminal:
                 _say(
-                    f"backpass: compiling {self._what} ... {self.seconds:.0f} s",
+                    f"backpass: {self._doing} ... {self.seconds:.0f} s",
                     end="" if terminal else "\n",
                 )
             self._told, pause = True, 1.0

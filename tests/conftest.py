@@ -1,5 +1,6 @@
 """What holds for every test: devices, how the tree is collected, how hypothesis draws."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 
 set_flags()
+os.environ["BACKPASS_DEVICE"] = "cpu"  # plans are the same on every machine: nothing is measured
 
 settings.register_profile("test", deadline=None, derandomize=True)
 settings.register_profile("fuzz", deadline=None, max_examples=2000, print_blob=True)

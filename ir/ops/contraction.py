@@ -209,10 +209,11 @@ def _conv_vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
 
 
 def _conv_flops(node: Node) -> int:
-    """Two for each output element, kernel position and input feature."""
+    """Two for each output element, kernel position and input feature; none for spread zeros."""
     _, k = node.inputs
     features = node.attrs["dimension_numbers"].rhs_spec[0]
-    return 2 * node.output.type.size * (k.type.size // max(1, int(k.shape[features])))
+    zeros: int = prod(node.attrs["lhs_dilation"])
+    return 2 * node.output.type.size * (k.type.size // max(1, int(k.shape[features]))) // zeros
 
 
 OPS: tuple[Op, ...] = (

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 from jax import lax
 
 from ..errors import ArgumentError
-from ..op import Attrs, Cts, Op, primitive_op, same_type
+from ..op import Attrs, Cts, LowerRule, Op, primitive_op, same_type
 from ..types import ArrayType, type_of
 
 if TYPE_CHECKING:
@@ -61,6 +62,23 @@ def _barrier_vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts
     return [None if ct is None else next(fenced) for ct in cts]
 
 
+def _offload_shape(
+    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
+) -> tuple[ArrayType, ...]:
+    return (inputs[0].type.on_host(),)
+
+
+def _fetch_shape(
+    inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]
+) -> tuple[ArrayType, ...]:
+    return (inputs[0].type.on_host(False),)
+
+
+def _put(space: Any) -> LowerRule:
+    """Lowering that copies to a memory; on a CPU, XLA leaves the array where it is."""
+    return lambda args, attrs, regions, run: [jax.device_put(args[0], space)]
+
+
 def _name_vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     return cts
 
@@ -69,5 +87,7 @@ OPS: tuple[Op, ...] = (
     Op("constant", _constant_shape, _constant),
     Op("gradients", _gradients_shape, _gradients),
     Op("optimization_barrier", _barrier_shape, _barrier, vjp=_barrier_vjp, effect="barrier"),
+    Op("offload", _offload_shape, _put(jax.memory.Space.Host), vjp=_name_vjp),
+    Op("fetch", _fetch_shape, _put(jax.memory.Space.Device), vjp=_name_vjp),
     primitive_op("name", same_type, vjp=_name_vjp),
 )

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...ir.cost import VIEWS
+from ...ir.device import LINK
 from ...ir.fusion import CALLS, free_values, is_fusible
 from ...ir.graph import Graph, Node, maker
 from ...ir.op import Op
 from .sites import bodies
 
-_HOLDERS = CALLS | {"scan", "while", "cond", "remat2", "optimization_barrier"}
+_HOLDERS = CALLS | VIEWS | LINK | {"scan", "while", "cond", "remat2"}
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Decision:
     """What becomes of one value: `action` is save, recompute or offload.
 
     `bytes` that keeping it takes; `seconds` that making it again takes, or would take, by the
-    roofline and over all the times.
+    roofline and over all the times; of an offload the seconds of both copies.
     """
 
     value: str
@@ -33,7 +35,7 @@ class Decision:
 
 def decisions(before: Graph, after: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
     """Compare a program with what a schedule made of it; the largest values come first."""
-    found = [*_saved(after, seconds), *_again(before, after, seconds)]
+    found = [*_saved(after, seconds), *_again(before, after, seconds), *_sent(after, seconds)]
     return sorted(found, key=lambda each: -each.bytes)
 
 
@@ -43,7 +45,7 @@ def _saved(graph: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
     found = []
     for node in graph.nodes:
         for k, value in enumerate(node.outputs if node.phase == "forward" else ()):
-            if value in late and value not in free:
+            if value in late and value not in free and not value.type.host:
                 made = maker(node, k)
                 times = 1 if made is node else int(node.attrs["length"])
                 time = times * seconds(made)
@@ -51,6 +53,21 @@ def _saved(graph: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
                 found.append(_told(made, "save", str(value.type), value.type.nbytes, time, reason))
     for i, k in bodies(graph):
         found += _saved(graph.nodes[i].regions[k], seconds)
+    return found
+
+
+def _sent(graph: Graph, seconds: Callable[[Node], float], times: int = 1) -> list[Decision]:
+    found = []
+    for node in graph.nodes:
+        length = times * int(node.attrs["length"]) if node.op.name == "scan" else times
+        for region in node.regions:
+            found += _sent(region, seconds, length)
+        if node.op.name == "offload":
+            (value,) = node.inputs
+            maker = graph.producer.get(value, node)
+            size, time = times * value.type.nbytes, times * seconds(node)
+            reason = f"{_milliseconds(time)} to the host and as long back, beside the arithmetic"
+            found.append(_told(maker, "offload", str(value.type), size, 2 * time, reason))
     return found
 
 

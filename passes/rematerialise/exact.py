@@ -92,8 +92,7 @@ class Exact:
         unit = cost.sum()
         found = milp(
             cost / unit,
-            integrality=(0 < np.arange(self._columns))
-            & (np.arange(self._columns) < self._integers),
+            integrality=np.array([0 < i < self._integers for i in range(self._columns)], np.int8),
             bounds=Bounds(lower, upper),
             constraints=LinearConstraint(*self._matrix, np.inf),
             options={"time_limit": self.limit, "mip_rel_gap": _GAP},

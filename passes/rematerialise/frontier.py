@@ -12,6 +12,7 @@ from ...ir.device import Clock, DeviceSpec, clock
 from ...ir.graph import Graph, Node, Value
 from ...ir.liveness import Liveness, liveness
 from .alike import kinds
+from .hosted import Hosted
 from .joint import Joint, joint_of
 from .keep import Network, closure, ladder, prices
 from .local import Local, is_small
@@ -23,6 +24,7 @@ from .stages import Stages
 from .units import units_of
 
 STEPS = 33  # numbers of slots that are tried
+STRIDE = 8  # of these, for a schedule whose values may be offloaded besides
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,14 @@ class Choice:
     """What a schedule is made of: how scans stack, and the steps along the chain, or stages.
 
     `level` counts from what scans stack at most, None where they are left alone; `step` is None
-    for the program as it is.
+    for the program as it is. Of what then waits for the backward pass, `offload` values are sent
+    to the host.
     """
 
     level: int | None
     segment: int
     step: Step | Held | None
+    offload: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +91,22 @@ class Frontier:
     def fastest(self, budget: float) -> Candidate | None:
         """Return the fastest candidate whose predicted peak is within `budget`, or None."""
         found = [c for t in self.treatments if (c := t.fastest(budget)) is not None]
-        return min(found, key=lambda c: (c.seconds, c.bytes), default=None)
+        best = min(found, key=lambda c: (c.seconds, c.bytes), default=None)
+        return self.hosted.fastest(self._bases, budget, best)
+
+    @cached_property
+    def hosted(self) -> Hosted:
+        """What may be sent to the host."""
+        return Hosted(self.clock, self.candidate)
+
+    @cached_property
+    def _bases(self) -> list[Candidate]:
+        """Candidates of which a part may wait on the host, the fastest first."""
+        if not self.spec.host_bytes_per_s:
+            return []
+        found = [t.plain for t in self.treatments]
+        found += [t.candidate(n) for t in self.treatments for n in t.sizes[::STRIDE]]
+        return sorted(found, key=lambda c: (c.seconds, c.bytes))
 
     @property
     def leanest(self) -> Candidate:
@@ -98,6 +117,8 @@ class Frontier:
     def leanest_of_each(self) -> list[Candidate]:
         """A few of the lowest predicted peaks, of as many treatments of the scans."""
         found = [t.leanest for t in self.treatments]
+        if self.spec.host_bytes_per_s:
+            found += self.hosted.lightest([*found, *(t.plain for t in self.treatments)])
         return sorted(found, key=lambda c: (c.bytes, c.seconds))[:3]
 
     def of(self, choice: Choice) -> Candidate:
@@ -106,20 +127,23 @@ class Frontier:
         if choice.level is not None:
             graph = self.scans.leaner(choice.level, choice.segment)
         treatment = Treatment(self, choice.level, choice.segment, graph)
-        return treatment.plain if choice.step is None else treatment.under(choice.step)
+        found = treatment.plain if choice.step is None else treatment.under(choice.step)
+        return self.hosted.sent(found, choice.offload)
 
     def gap(self, candidate: Candidate) -> float:
         """How much longer a candidate takes than any schedule of its memory must, in plain steps.
 
         What is not kept when the backward pass begins runs again: the price that values this
-        most gives the bound, by the duality of minimum cuts. Scans are taken as they are.
+        most gives the bound, by the duality of minimum cuts. Scans are taken as they are. Where
+        values may wait on the host, there is no such bound.
         """
         room = candidate.bytes - self._arguments
         bounds = ((size - room) / price + again for price, size, again in self._turns(candidate))
+        least = 0.0 if self.spec.host_bytes_per_s else max(0.0, *bounds)
         joint = joint_of(candidate.before)
         once, _ = closure(joint, joint.outputs, ())
         first = sum(map(self.clock.seconds, (*once, *joint.rest)))
-        return (candidate.seconds - first - max(0.0, *bounds)) / self.plain.seconds
+        return (candidate.seconds - first - least) / self.plain.seconds
 
     @cached_property
     def _arguments(self) -> int:
@@ -163,7 +187,7 @@ class Frontier:
 
     def candidate(self, choice: Choice, before: Graph, graph: Graph) -> Candidate:
         """Measure a graph."""
-        seconds = sum(map(self.clock.seconds, graph.nodes))
+        seconds = self.clock.total(graph.nodes)
         return Candidate(choice, before, graph, self._live(graph), seconds)
 
     def _live(self, graph: Graph) -> Liveness:

@@ -152,7 +152,7 @@ class Local:
         peaks = [run.peak for run in state.runs[move.start : move.end + 1]]
         new = [move.runs[0].peak, *(peak + by for peak in peaks[1:-1]), move.runs[1].peak]
         before = sum(peak - budget for peak in peaks if peak > budget)
-        return sum(peak - budget for peak in new if peak > budget) - before
+        return float(sum(peak - budget for peak in new if peak > budget) - before)
 
     def _moved(self, state: State, move: Move) -> State:
         held = list(state.held)

@@ -197,3 +197,31 @@ def test_memory(load_benchmark, tmp_path, capsys):
     told = " ".join(capsys.readouterr().out.split())
     assert "peak within the budget 3" in told
     assert [row["model"] for row in json.loads(path.read_text())["results"]] == ["mlp"] * 3
+
+
+def test_roofline(load_benchmark, tmp_path, capsys):
+    """Steps, then ops by what the planner gives them; each is predicted and measured."""
+    path = tmp_path / "roofline.json"
+    arguments = ["--tiny", "--models", "mlp", "lstm", "--ops", "5", "--json", str(path)]
+    rows = load_benchmark("roofline").main(arguments)
+    assert [row.name for row in rows[:2]] == ["mlp", "lstm"] and len(rows) == 7
+    assert all(row.predicted > 0 and row.measured > 0 for row in rows)
+    assert rows[2].count * rows[2].predicted == max(r.count * r.predicted for r in rows[2:])
+    written = json.loads(path.read_text())["results"]
+    assert [row["name"] for row in written] == [row.name for row in rows]
+    assert capsys.readouterr().out.count("predicted / measured") == 2
+
+
+def test_ops_are_timed_by_themselves(load_benchmark):
+    """An op in a loop pays for its operands when it is alone: here twice what it writes."""
+    from backpass.ir import parse
+    from backpass.ir.device import DEVICES
+
+    roofline, spec = load_benchmark("roofline"), DEVICES["cpu"]
+    text = "backpass.ir 1\ngraph f(%0: f32[64,64]) {\n%1: f32[64,64] = OP\nreturn %1 }\n"
+    neg = parse(text.replace("OP", "neg(%0)")).nodes[0]
+    assert roofline.alone(neg, spec) == pytest.approx(2 * neg.output.type.nbytes / spec.bytes_per_s)
+    dot = "dot_general(%0, %0) {dimension_numbers=(((1,),(0,)),((),()))}"
+    product = parse(text.replace("OP", dot)).nodes[0]
+    assert roofline.alone(product, spec) == spec.seconds(product)
+    assert roofline.timed(neg) > 0

@@ -265,6 +265,8 @@ NUMPY: dict[str, Any] = {
     "select_n": _select_n,
     **dict.fromkeys("copy copy_p stop_gradient name".split(), _simple(lambda x: x)),
     "optimization_barrier": lambda attrs, *xs: list(xs),
+    "offload": lambda attrs, x: x,
+    "fetch": lambda attrs, x: x,
     "convert_element_type": _convert,
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,

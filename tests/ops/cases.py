@@ -25,6 +25,7 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys("reduce reduce_window".split(), "regions: test_reducers"),
     "fallback": "JAX's own derivative of one primitive: tests/compiler/test_fallback",
     "gradients": "a marker: tests/passes/autodiff",
+    **dict.fromkeys(("offload", "fetch"), "other memories: tests/passes/test_offload"),
     **{
         name: "a primitive that this version of JAX does not have"
         for name in ("log2", "one_minus_square", "polynomial")
