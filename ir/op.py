@@ -52,11 +52,13 @@ class Differentiator(Protocol):
         active: Sequence[bool],
         store: Sequence[int] = (),
         seeds: Sequence[bool] | None = None,
+        fixed: Sequence[int] = (),
     ) -> Split:
         """Split a region into a forward part that saves residuals and a backward part.
 
         Inputs at the positions `store` cannot be read again later and are stored if needed.
         `seeds` tells which outputs have cotangents; by default all of inexact type.
+        Inputs at the positions `fixed` are the same each time that the region runs.
         """
 
     def linear_tape(
@@ -79,13 +81,16 @@ class Differentiator(Protocol):
 class Split:
     """A region split for reverse mode.
 
-    `forward`:  inputs                    -> outputs ++ stored residuals
+    `once`:     fixed inputs              -> what is the same in every run
+    `forward`:  inputs ++ first of `once` -> outputs ++ stored residuals
     `backward`: residuals ++ cotangents   -> cotangents of the active inputs
     `residuals` tells where each of backward's leading inputs comes from: `("input", i)` is the
-    region's own input i, `("stored", j)` is forward's j-th extra output.
+    region's own input i, `("once", i)` is once's output i, `("stored", j)` is forward's j-th
+    extra output. Without fixed inputs `once` is empty.
     `seeds` are the positions of the outputs whose cotangents `backward` takes.
     """
 
+    once: Graph
     forward: Graph
     backward: Graph
     residuals: tuple[tuple[str, int], ...]
