@@ -137,6 +137,24 @@ class LineariseRule(Protocol):
         """See the module's docstring."""
 
 
+class LaterRule(Protocol):
+    """A custom rule that is read when it is asked for: see `custom_jvp_call` for the regions.
+
+    `perturbed` tells which inputs have tangents, `seeded` which outputs have cotangents.
+    `order` is that of the first derivative that asks for it.
+    """
+
+    @property
+    def order(self) -> int:
+        """1 for the rule of a function of the program, 2 for one inside such a rule, ..."""
+
+    def forward(self, perturbed: Sequence[bool]) -> Graph:
+        """The region `jvp` of a `custom_jvp_call`, `fwd` of a `custom_vjp_call`."""
+
+    def backward(self, perturbed: Sequence[bool], seeded: Sequence[bool]) -> Graph:
+        """The region `bwd` of a `custom_vjp_call`."""
+
+
 def no_flops(node: Node) -> int:
     """Data movement: no arithmetic."""
     return 0
@@ -160,6 +178,7 @@ class Op:
     `linearise` is there. Forward mode transposes `vjp` unless `jvp` is there.
     `effect` names what keeps a node from being removed, merged or moved.
     `foreign` marks a primitive that the tables do not list and that passes through unchanged.
+    `rule` is the custom rule of a call whose regions do not hold it.
     """
 
     name: str
@@ -171,6 +190,7 @@ class Op:
     flops: FlopsRule = no_flops
     effect: str = ""
     foreign: bool = False
+    rule: LaterRule | None = None
 
 
 def bind_primitive(name: str) -> LowerRule:
