@@ -107,7 +107,7 @@ def backward_rule(eqn: Any, residuals: Any, seeded: Flags = None) -> Any:
         return [
             jax.numpy.zeros(aval.shape, aval.dtype)
             if i < consts
-            else _instantiated(found[i - consts])
+            else instantiated(found[i - consts])
             for i, aval in enumerate(avals)
             if is_inexact(aval.dtype)
         ]
@@ -118,10 +118,11 @@ def backward_rule(eqn: Any, residuals: Any, seeded: Flags = None) -> Any:
 
 def _given(ct: Any, aval: Any) -> Any:
     """Return a cotangent as a backward rule wants it; zeros of an integer's type if it is None."""
-    return _instantiated(ad.Zero(aval.to_tangent_aval())) if ct is None else ct
+    return instantiated(ad.Zero(aval.to_tangent_aval())) if ct is None else ct
 
 
-def _instantiated(x: Any) -> Any:
+def instantiated(x: Any) -> Any:
+    """Return an array of zeros for a symbolic zero of JAX's, anything else as it is."""
     return ad.instantiate_zeros(x) if isinstance(x, ad.Zero) else x
 
 

@@ -25,6 +25,7 @@ from ..ir.ops.foreign import by_derivation, foreign
 from ..ir.types import ArrayType, type_of
 from .custom_rules import Later, jvp_rule, vjp_rule
 from .fallback import derive
+from .python_call import refuse_to_differentiate
 
 Regions = tuple[Any, ...]
 Normalise = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Regions]]
@@ -232,7 +233,10 @@ def _of_body(
 
 
 # Primitives without a record whose derivative is known from their parameters.
-FOREIGN: dict[str, Callable[..., Any]] = {"custom_vmap_call": _of_body}
+FOREIGN: dict[str, Callable[..., Any]] = {
+    "custom_vmap_call": _of_body,
+    "python_call": refuse_to_differentiate,
+}
 _BY_JAX = by_derivation(partial(derive, read=_read))
 
 
