@@ -39,8 +39,9 @@ from .python_call import calls_python
 program_call_p = jec.Primitive("program_call")
 program_call_p.multiple_results = True
 
-# A program of up to this many nodes, none with regions, runs op by op: a compile costs more.
-SMALL = 48
+# A program of up to this many nodes, none with regions, runs op by op: a compile costs more. Each
+# op of a new shape is a compile too, so that a larger program is better off as one.
+SMALL = 24
 
 
 @dataclass(frozen=True, eq=False)
