@@ -34,26 +34,33 @@ class Autodiff:
         """Return the joint graph, or `graph` itself when nothing asks for gradients."""
         if not any(node.op.name == "gradients" for node in graph.walk()):
             return graph
-        return mark_updates(_expand(graph, outermost=self.outermost))
+        return _expand(graph, outermost=self.outermost, within=False)
 
 
-def _expand(graph: Graph, *, outermost: bool) -> Graph:
+def _expand(graph: Graph, *, outermost: bool, within: bool) -> Graph:
+    """Expand what is in `graph`, which is `within` a function that is differentiated, or not."""
     if not any(node.op.name == "gradients" for node in graph.walk()):
         return graph
     b = Builder(OPS)
     env: dict[Value, Value] = {}
+    late: set[Value] = set()  # what depends on a gradient
     for node in graph.nodes:
         asks = node.op.name == "gradients"
         inner = outermost and not asks
-        regions = tuple(_expand(region, outermost=inner) for region in node.regions)
+        regions = tuple(_expand(g, outermost=inner, within=within or asks) for g in node.regions)
         inputs = [env.get(value, value) for value in node.inputs]
+        start = len(b.nodes)
         if asks:
             outputs = _gradients(b, node, regions[0], inputs, Reverse(outermost))
             env.update(zip(node.outputs, outputs, strict=True))
         else:
             same = all(new is old for new, old in zip(regions, node.regions, strict=True))
-            node = node if same else replace(node, regions=regions)
-            b.nodes.append(substituted(node, env))
+            node = substituted(node if same else replace(node, regions=regions), env)
+            update = not within and not late.isdisjoint(node.inputs)
+            b.nodes.append(replace(node, phase="update") if update else node)
+        for new in b.nodes[start:]:
+            if new.phase == "backward" or not late.isdisjoint(new.inputs):
+                late.update(new.outputs)
     return b.graph(graph.name, graph.inputs, [env.get(v, v) for v in graph.outputs])
 
 
@@ -74,17 +81,3 @@ def _gradients(
     ]
     b.phase = "forward"
     return [*outputs, *found]
-
-
-def mark_updates(graph: Graph) -> Graph:
-    """Give the phase `update` to forward nodes that read what the backward pass made."""
-    late: set[Value] = set()
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        if node.phase == "backward":
-            late.update(node.outputs)
-        elif not late.isdisjoint(node.inputs):
-            late.update(node.outputs)
-            node = node if node.phase == "update" else replace(node, phase="update")
-        nodes.append(node)
-    return replace(graph, nodes=tuple(nodes))

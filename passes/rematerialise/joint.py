@@ -39,7 +39,8 @@ class Joint:
     def source(self) -> dict[Node, int]:
         """Position of the forward node that a node of the rest differentiates, where known."""
         where = {node: i for i, node in enumerate(self.forward)}
-        return {n: where[f] for n, f in forward_of((*self.forward, *self.rest)).items()}
+        found = forward_of((*self.forward, *self.rest))
+        return {node: where[first] for node, first in found.items() if first in where}
 
     @cached_property
     def free(self) -> set[Value]:
