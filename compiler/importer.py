@@ -20,16 +20,18 @@ from ..ir.graph import UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
 from ..ir.jax_compat import trace_context
 from ..ir.op import Differentiator, Op, Pullback
 from ..ir.ops import OPS
+from ..ir.ops.custom import with_rule
 from ..ir.ops.foreign import by_derivation, foreign
 from ..ir.types import ArrayType, type_of
-from .custom_rules import jvp_rule, vjp_rule
+from .custom_rules import Later, jvp_rule, vjp_rule
 from .fallback import derive
+from .python_call import refuse_to_differentiate
 
 Regions = tuple[Any, ...]
 Normalise = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Regions]]
 
 # A custom rule often calls the very function that it belongs to. Rules inside rules are imported
-# down to this depth, which serves derivatives of this order; deeper, the function's own body does.
+# down to this depth, which serves derivatives of this order; deeper ones when they are asked for.
 RULE_DEPTH = 3
 
 
@@ -117,11 +119,15 @@ class Importer:
         return self._regions[key][1]
 
     def _custom(self, eqn: Any, depth: int) -> tuple[Op, Mapping[str, Any], tuple[Graph, ...]]:
-        """Import a custom rule with its function; past `RULE_DEPTH`, the function alone."""
+        """Import a custom rule with its function, or leave it to be imported when it is needed."""
         call = self.region(eqn.params["call_jaxpr"], depth)
         name = jax_compat.custom_name(eqn.params)
-        if depth >= RULE_DEPTH:
-            return OPS["jit"], {"name": name}, (call,)
+        if depth >= RULE_DEPTH or eqn.params["symbolic_zeros"]:
+            read = partial(
+                _read_rule, name, depth + 1, jax_compat.is_library(eqn.params["call_jaxpr"])
+            )
+            later = with_rule(eqn.primitive.name, Later(eqn, depth + 1, read))
+            return later, {"name": name}, (call,)
         regions = (call, *self._rules(eqn, name, call, depth))
         return OPS[eqn.primitive.name], {"name": name}, regions
 
@@ -153,6 +159,10 @@ class _Rule:
             self.importer.graph(jaxpr, f"{self.name}_{part}", (), self.depth + 1, library)
             for part, jaxpr in parts.items()
         )
+
+
+def _read_rule(name: str, depth: int, library: bool, part: str, jaxpr: Any) -> Graph:
+    return Importer().graph(jaxpr, f"{name}_{part}", (), depth, library)
 
 
 @lru_cache(maxsize=256)
@@ -223,7 +233,10 @@ def _of_body(
 
 
 # Primitives without a record whose derivative is known from their parameters.
-FOREIGN: dict[str, Callable[..., Any]] = {"custom_vmap_call": _of_body}
+FOREIGN: dict[str, Callable[..., Any]] = {
+    "custom_vmap_call": _of_body,
+    "python_call": refuse_to_differentiate,
+}
 _BY_JAX = by_derivation(partial(derive, read=_read))
 
 

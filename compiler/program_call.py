@@ -34,12 +34,14 @@ from ..ir.types import ArrayType
 from ..passes import Autodiff, Canonicalise, Dce
 from ..passes.autodiff import Forward
 from ..runtime.lower import lowered
+from .python_call import calls_python
 
 program_call_p = jec.Primitive("program_call")
 program_call_p.multiple_results = True
 
-# A program of up to this many nodes, none with regions, runs op by op: a compile costs more.
-SMALL = 48
+# A program of up to this many nodes, none with regions, runs op by op: a compile costs more. Each
+# op of a new shape is a compile too, so that a larger program is better off as one.
+SMALL = 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +131,11 @@ def _executable(question: _Question) -> Callable[..., list[Any]]:
 def _program(args: Sequence[Any], held: Held, *, outermost: bool) -> Callable[..., list[Any]]:
     """Return what to call: node by node where a trace is under way or the graph is small.
 
-    Else, on arrays, one program, compiled once for all graphs that compute the same.
+    So it is where Python has to run a part of it. Else, on arrays, one program, compiled once for
+    all graphs that compute the same.
     """
-    if any(isinstance(arg, jax.core.Tracer) for arg in args) or _is_small(held, outermost):
+    traced = any(isinstance(arg, jax.core.Tracer) for arg in args)
+    if traced or _is_small(held, outermost) or calls_python(held.graph):
         return functools.partial(_expanded, held=held, outermost=outermost)
     return _executable(_Question(fingerprint(held.graph), outermost, held))
 

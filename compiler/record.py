@@ -21,14 +21,17 @@ import jax
 import jax.numpy as jnp
 from jax.extend import linear_util as lu
 from jax.extend.core import set_current_trace
+from jax.interpreters import ad
 
 from ..ir.graph import Graph
-from ..ir.jax_compat import current_trace, is_library
+from ..ir.jax_compat import backward_result, backward_rule, current_trace, is_library
 from ..ir.op import no_gradient
 from ..ir.ops import OPS
 from ..ir.types import is_inexact
+from .custom_rules import instantiated
 from .diagnose import CONCRETE, in_place_of
 from .importer import import_open
+from .python_call import Called, python_call
 
 UNKNOWN: Any = object()
 
@@ -157,7 +160,7 @@ class Recorder(jax.core.Trace):
     def process_custom_vjp_call(
         self, primitive: Any, fun: Any, fwd: Any, bwd: Any, args: Sequence[Any], /, **options: Any
     ) -> Any:
-        """As of a custom JVP; the backward part knows the residuals."""
+        """As of a custom JVP; the backward part knows the residuals, not the cotangents."""
         values = list(map(self.value, args))
         pairs = [x for value in values for x in (value, True)]  # each is perturbed
 
@@ -177,7 +180,7 @@ class Recorder(jax.core.Trace):
             parts = (
                 self._part(fun, values),
                 self._part(fwd, pairs),
-                self._part(bwd, residuals),
+                self._backward(bwd, residuals, values),
             )
             return trace.process_custom_vjp_call(primitive, *parts, xs, **options)
 
@@ -202,6 +205,27 @@ class Recorder(jax.core.Trace):
             Recorded(self, x, value) if is_inexact(x.dtype) else value
             for x, value in zip(staged, found, strict=True)
         ]
+
+    def _backward(self, bwd: Any, residuals: Any, values: Sequence[Any]) -> Any:
+        """Return a backward part: recorded, else called when the cotangents have values."""
+        part = self._part(bwd, residuals)
+        types = [jax.typeof(value).to_tangent_aval() for value in values]
+        slopes = [i for i, aval in enumerate(types) if is_inexact(aval.dtype)]
+
+        def call(*args: Any) -> Any:
+            renewed(bwd)
+            found = backward_rule(bwd, args)
+            return [instantiated(found[i]) for i in slopes]
+
+        def run(*args: Any) -> Any:
+            try:
+                return part.call_wrapped(*args)
+            except CONCRETE as error:
+                called = Called(call, [types[i] for i in slopes], error)
+                found = dict(zip(slopes, python_call(called, args), strict=True))
+                return backward_result([found.get(i, ad.Zero(t)) for i, t in enumerate(types)])
+
+        return lu.wrap_init(run, debug_info=bwd.debug_info)
 
     def _part(self, fun: Any, values: Any) -> Any:
         """Return a part of a custom rule, recorded at `values`; JAX's own are staged, and shared.

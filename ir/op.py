@@ -52,11 +52,13 @@ class Differentiator(Protocol):
         active: Sequence[bool],
         store: Sequence[int] = (),
         seeds: Sequence[bool] | None = None,
+        fixed: Sequence[int] = (),
     ) -> Split:
         """Split a region into a forward part that saves residuals and a backward part.
 
         Inputs at the positions `store` cannot be read again later and are stored if needed.
         `seeds` tells which outputs have cotangents; by default all of inexact type.
+        Inputs at the positions `fixed` are the same each time that the region runs.
         """
 
     def linear_tape(
@@ -79,13 +81,16 @@ class Differentiator(Protocol):
 class Split:
     """A region split for reverse mode.
 
-    `forward`:  inputs                    -> outputs ++ stored residuals
+    `once`:     fixed inputs              -> what is the same in every run
+    `forward`:  inputs ++ first of `once` -> outputs ++ stored residuals
     `backward`: residuals ++ cotangents   -> cotangents of the active inputs
     `residuals` tells where each of backward's leading inputs comes from: `("input", i)` is the
-    region's own input i, `("stored", j)` is forward's j-th extra output.
+    region's own input i, `("once", i)` is once's output i, `("stored", j)` is forward's j-th
+    extra output. Without fixed inputs `once` is empty.
     `seeds` are the positions of the outputs whose cotangents `backward` takes.
     """
 
+    once: Graph
     forward: Graph
     backward: Graph
     residuals: tuple[tuple[str, int], ...]
@@ -132,6 +137,24 @@ class LineariseRule(Protocol):
         """See the module's docstring."""
 
 
+class LaterRule(Protocol):
+    """A custom rule that is read when it is asked for: see `custom_jvp_call` for the regions.
+
+    `perturbed` tells which inputs have tangents, `seeded` which outputs have cotangents.
+    `order` is that of the first derivative that asks for it.
+    """
+
+    @property
+    def order(self) -> int:
+        """1 for the rule of a function of the program, 2 for one inside such a rule, ..."""
+
+    def forward(self, perturbed: Sequence[bool]) -> Graph:
+        """The region `jvp` of a `custom_jvp_call`, `fwd` of a `custom_vjp_call`."""
+
+    def backward(self, perturbed: Sequence[bool], seeded: Sequence[bool]) -> Graph:
+        """The region `bwd` of a `custom_vjp_call`."""
+
+
 def no_flops(node: Node) -> int:
     """Data movement: no arithmetic."""
     return 0
@@ -155,6 +178,7 @@ class Op:
     `linearise` is there. Forward mode transposes `vjp` unless `jvp` is there.
     `effect` names what keeps a node from being removed, merged or moved.
     `foreign` marks a primitive that the tables do not list and that passes through unchanged.
+    `rule` is the custom rule of a call whose regions do not hold it.
     """
 
     name: str
@@ -166,6 +190,7 @@ class Op:
     flops: FlopsRule = no_flops
     effect: str = ""
     foreign: bool = False
+    rule: LaterRule | None = None
 
 
 def bind_primitive(name: str) -> LowerRule:

@@ -43,3 +43,11 @@ def quick() -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PlainCheckout())
+
+
+@pytest.fixture(autouse=True)
+def nothing_settled() -> None:
+    """Plans do not hang on the budgets of the tests before."""
+    from backpass.compiler.settled import forget
+
+    forget()

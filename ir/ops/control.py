@@ -1,7 +1,8 @@
-"""Ops with regions: calls, custom rules, checkpoint, cond, while.
+"""Ops with regions: calls, checkpoint, cond, while.
 
 Reverse mode of such an op is a `linearise` rule: it emits the op's outputs, with whatever the
-backward pass has to read besides, and returns the pullback. `scan` has a file of its own.
+backward pass has to read besides, and returns the pullback. `scan` has a file of its own, and so
+have custom rules.
 """
 
 from __future__ import annotations
@@ -9,15 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
 from jax import lax
 
 from .. import jax_compat
 from ..errors import LoopError
 from ..op import Attrs, Cts, Differentiator, Op, Pullback
 from ..types import ArrayType
-from . import tangents
+from . import custom, tangents
 from .calls import Run, call_region, inline_region, region_types
 from .scan import SCAN
 
@@ -59,92 +58,6 @@ def _saved_by_policy(body: Graph, policy: Any) -> list[Value]:
         if not node.regions and jax_compat.policy_saves(policy, node)
         for value in node.outputs
     ]
-
-
-# Custom rules: `custom_jvp_call(x) call, jvp` and `custom_vjp_call(x) call, fwd, bwd`
-
-
-def _custom_jvp(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run) -> list[Any]:
-    """Rebind as `jax.custom_jvp`, so that a caller's own `jax.grad` still meets the rule."""
-    call, rule = regions
-
-    def function(*xs: Any) -> list[Any]:
-        return run(call, *xs)
-
-    def jvp(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-        inexact = [t for t, v in zip(tangents, call.inputs, strict=True) if v.type.is_inexact]
-        found = run(rule, *primals, *inexact)
-        outs, rest = found[: len(call.outputs)], iter(found[len(call.outputs) :])
-        return outs, [
-            next(rest) if v.type.is_inexact else np.zeros(v.shape, jax.dtypes.float0)
-            for v in call.outputs
-        ]
-
-    wrapped = jax.custom_jvp(function)
-    wrapped.defjvp(jvp)
-    return list(wrapped(*args))
-
-
-def _linearise_custom_jvp(
-    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
-) -> tuple[Sequence[Value], Pullback]:
-    """Transpose the user's JVP: it is linear in the tangents, whatever it is in the primals."""
-    call, rule = node.regions
-    inexact = [i for i, value in enumerate(node.inputs) if value.type.is_inexact]
-    outputs, pull_tangents = ad.linear_tape(b, rule, [*node.inputs, *([None] * len(inexact))])
-    primals = [value for value in outputs[: len(call.outputs)] if value is not None]
-
-    def pullback(b: Builder, cts: Cts) -> Cts:
-        seeds = [ct for ct, v in zip(cts, call.outputs, strict=True) if v.type.is_inexact]
-        tangents = pull_tangents(b, [*([None] * len(primals)), *seeds])[len(node.inputs) :]
-        found: list[Value | None] = [None] * len(node.inputs)
-        for i, ct in zip(inexact, tangents, strict=True):
-            found[i] = ct if needs[i] else None
-        return found
-
-    return primals, pullback
-
-
-def _custom_vjp(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run) -> list[Any]:
-    """Rebind as `jax.custom_vjp`, so that a caller's own `jax.grad` still meets the rule."""
-    call, forward, backward = regions
-
-    def function(*xs: Any) -> list[Any]:
-        return run(call, *xs)
-
-    def fwd(*xs: Any) -> tuple[list[Any], list[Any]]:
-        found = run(forward, *xs)
-        return found[: len(call.outputs)], found[len(call.outputs) :]
-
-    def bwd(residuals: list[Any], cts: list[Any]) -> tuple[Any, ...]:
-        inexact = [ct for ct, v in zip(cts, call.outputs, strict=True) if v.type.is_inexact]
-        found = iter(run(backward, *residuals, *inexact))
-        return tuple(next(found) if v.type.is_inexact else None for v in call.inputs)
-
-    wrapped = jax.custom_vjp(function)
-    wrapped.defvjp(fwd, bwd)
-    return list(wrapped(*args))
-
-
-def _linearise_custom_vjp(
-    b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
-) -> tuple[Sequence[Value], Pullback]:
-    """The user's forward in place of the function, the user's backward as its pullback."""
-    call, forward, backward = node.regions
-    found, _ = b.inline(forward, node.inputs, node.origin, merged=True)
-    outputs, residuals = found[: len(call.outputs)], found[len(call.outputs) :]
-
-    def pullback(b: Builder, cts: Cts) -> Cts:
-        seeds = [
-            ct if ct is not None else b.zeros(v)
-            for ct, v in zip(cts, call.outputs, strict=True)
-            if v.type.is_inexact
-        ]
-        given, _ = b.inline(backward, (*residuals, *seeds), node.origin, merged=True)
-        each = iter(given)
-        return [next(each) if value.type.is_inexact else None for value in node.inputs]
-
-    return outputs, pullback
 
 
 # `cond(index, x) branches`
@@ -296,20 +209,7 @@ OPS: tuple[Op, ...] = (
         linearise=_linearise_checkpoint,
         jvp=tangents.checkpoint,
     ),
-    Op(
-        "custom_jvp_call",
-        region_types,
-        _custom_jvp,
-        linearise=_linearise_custom_jvp,
-        jvp=tangents.custom_jvp,
-    ),
-    Op(
-        "custom_vjp_call",
-        region_types,
-        _custom_vjp,
-        linearise=_linearise_custom_vjp,
-        jvp=tangents.custom_vjp,
-    ),
+    *custom.OPS,
     Op("cond", region_types, _cond, linearise=_linearise_cond, jvp=tangents.cond),
     Op("while", _while_types, _while, linearise=_linearise_while, jvp=tangents.while_loop),
 )

@@ -6,13 +6,15 @@ XLA makes the zeros into which a scan stacks its ys when the program starts, all
 `late`, which the planner sets, they wait for the scan's operands.
 
 Reverse mode runs a second scan the other way round. What it reads of a step is passed as cheaply
-as can be: a constant as a constant, a slice of an input as that input, and only what the body
-computed itself (or its carry) is stacked by the forward scan.
+as can be: a constant as a constant, a slice of an input as that input, what the body makes of
+constants alone is made once before the loop, and only what it made in this step (or its carry)
+is stacked by the forward scan. A carry that the body hands on as it is counts as a constant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -21,7 +23,7 @@ import numpy as np
 from jax import lax
 
 from ..jax_compat import manual_axes
-from ..op import Attrs, Cts, Differentiator, Op, Pullback
+from ..op import Attrs, Cts, Differentiator, Op, Pullback, Split
 from ..types import ArrayType
 from . import tangents
 
@@ -100,15 +102,35 @@ def _linearise(
         for i, (need, value) in enumerate(zip(needs, body.inputs, strict=True))
     ]
     active_outs = tangents.grown(body, active, slice(n, n + k), ad)
-    stored_inputs = range(n, n + k)
-    split = ad.split(body, active, store=stored_inputs, seeds=active_outs)
-    found = b.emit("scan", node.inputs, node.attrs, (split.forward,))
+    fixed = _fixed(node)
+    carried = [i for i in range(n, n + k) if i not in fixed]
+    split = ad.split(body, active, store=carried, seeds=active_outs, fixed=fixed)
+    once, _ = b.inline(split.once, [node.inputs[i] for i in fixed], node.origin)
+    forward, shared = _with_consts(split.forward, n, len(node.inputs))
+    inputs = (*node.inputs[:n], *once[:shared], *node.inputs[n:])
+    found = b.emit("scan", inputs, {**node.attrs, "num_consts": n + shared}, (forward,))
     outputs, stored = found[: len(body.outputs)], found[len(body.outputs) :]
 
     def pullback(b: Builder, cts: Cts) -> Cts:
-        return _backward(b, node, split, active, stored, cts)
+        return _backward(b, node, split, active, once, stored, cts)
 
     return outputs, pullback
+
+
+def _fixed(node: Node) -> list[int]:
+    """Places of the inputs that are the same in each step; of none if there is but one step."""
+    n, k = node.attrs["num_consts"], node.attrs["num_carry"]
+    (body,) = node.regions
+    if node.attrs["length"] < 2:
+        return []
+    return [*range(n), *(n + i for i in range(k) if body.outputs[i] is body.inputs[n + i])]
+
+
+def _with_consts(body: Graph, n: int, given: int) -> tuple[Graph, int]:
+    """Move a body's inputs behind the first `given` ones to the end of its `n` constants."""
+    ins = body.inputs
+    inputs = (*ins[:n], *ins[given:], *ins[n:given])
+    return replace(body, inputs=inputs), len(ins) - given
 
 
 def _read(body: Graph) -> set[Value]:
@@ -121,12 +143,18 @@ def _read(body: Graph) -> set[Value]:
 
 
 def _backward(
-    b: Builder, node: Node, split: Any, active: Sequence[bool], stored: Sequence[Value], cts: Cts
+    b: Builder,
+    node: Node,
+    split: Split,
+    active: Sequence[bool],
+    once: Sequence[Value],
+    stored: Sequence[Value],
+    cts: Cts,
 ) -> Cts:
     """The reversed scan: constants' cotangents and the carry's are its carry."""
     n, k = node.attrs["num_consts"], node.attrs["num_carry"]
     (body,) = node.regions
-    consts, xs = node.inputs[:n], node.inputs[n + k :]
+    consts = node.inputs[:n]
     wrt = [i for i, is_active in enumerate(active) if is_active]
     sums = [i for i in wrt if i < n]
     carried = [i for i in wrt if n <= i < n + k]
@@ -143,9 +171,10 @@ def _backward(
     def residual(kind: str, i: int) -> Value:
         if kind == "stored":
             return take("xs", stored[i], split.forward.outputs[len(body.outputs) + i].type)
-        if i < n:
-            return take("consts", consts[i], consts[i].type)
-        return take("xs", xs[i - n - k], body.inputs[i].type)
+        if kind == "once" or i < n + k:
+            value = once[i] if kind == "once" else node.inputs[i]
+            return take("consts", value, value.type)
+        return take("xs", node.inputs[i], body.inputs[i].type)
 
     totals = [take("carry", b.zeros(consts[i]), consts[i].type.strong()) for i in sums]
     carry_cts = {

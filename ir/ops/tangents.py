@@ -51,30 +51,6 @@ def checkpoint(b: Builder, node: Node, tangents: Cts, ad: ForwardDifferentiator)
     return _with_tangents(found, wanted)
 
 
-def custom_jvp(b: Builder, node: Node, tangents: Cts, ad: ForwardDifferentiator) -> Result:
-    """The user's own rule."""
-    call, rule = node.regions
-    given = [
-        b.zeros(x) if t is None else t
-        for x, t in zip(node.inputs, tangents, strict=True)
-        if x.type.is_inexact
-    ]
-    found, _ = b.inline(rule, (*node.inputs, *given), node.origin, merged=True)
-    return _with_tangents(found, [value.type.is_inexact for value in call.outputs])
-
-
-def custom_vjp(b: Builder, node: Node, tangents: Cts, ad: ForwardDifferentiator) -> Result:
-    """The transpose of the user's backward, which has to be linear in the cotangents."""
-    call, forward, backward = node.regions
-    found, _ = b.inline(forward, node.inputs, node.origin, merged=True)
-    outputs, residuals = found[: len(call.outputs)], found[len(call.outputs) :]
-    seeds = len(backward.inputs) - len(residuals)
-    _, pull = ad.linear_tape(b, backward, [*residuals, *([None] * seeds)])
-    given = [t for t, x in zip(tangents, node.inputs, strict=True) if x.type.is_inexact]
-    pulled = iter(pull(b, given)[len(residuals) :])
-    return outputs, [next(pulled) if value.type.is_inexact else None for value in call.outputs]
-
-
 def cond(b: Builder, node: Node, tangents: Cts, ad: ForwardDifferentiator) -> Result:
     """An output has a tangent if it has one in any branch."""
     active = [t is not None for t in tangents[1:]]

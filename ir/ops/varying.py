@@ -158,6 +158,8 @@ def _call(walk: _Walk, node: Node) -> None:
 
 
 def _custom_jvp(walk: _Walk, node: Node) -> None:
+    if node.op.rule is not None:
+        return _call(walk, node)
     call, rule = node.regions
     own = _inputs(walk, node)
     tangents = [axes for axes, v in zip(own, call.inputs, strict=True) if v.type.is_inexact]
@@ -168,6 +170,8 @@ def _custom_jvp(walk: _Walk, node: Node) -> None:
 
 
 def _custom_vjp(walk: _Walk, node: Node) -> None:
+    if node.op.rule is not None:
+        return _call(walk, node)
     call, forward, backward = node.regions
     own = _inputs(walk, node)
     body = walk.inside(call, own)

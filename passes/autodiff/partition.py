@@ -2,20 +2,17 @@
 
 The backward part may read the region's inputs again (unless they are gone by then) and what the
 forward part stores. Data movement (a broadcast, a cast, a constant) is done again rather than
-stored, as storing it would cost more than making it.
+stored, as storing it would cost more than making it. What the forward part makes of `fixed`
+inputs alone is the same each time that a loop runs it: it is made once, before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 
-from ...ir.graph import Graph, Literal, Node, Value
+from ...ir.graph import Graph, Node, Value
 from ...ir.op import Split
-
-CHEAP = frozenset(
-    "broadcast_in_dim convert_element_type iota constant reshape squeeze expand_dims "
-    "eq ne lt le gt ge not and or".split()
-)
+from .invariant import hoist, invariants, reads, repeated
 
 
 def partition(
@@ -27,34 +24,35 @@ def partition(
     cts: Mapping[int, Value],
     wanted: Sequence[Value],
     store: Set[int],
+    fixed: Sequence[int] = (),
 ) -> Split:
-    """Split into `Split.forward` and `Split.backward`; see there for their signatures."""
+    """Split into the parts of a `Split`; see there for their signatures."""
     producer = {value: node for node in forward for value in node.outputs}
     place = {value: i for i, value in enumerate(inputs)}
     needed = _live(backward, wanted)
-    again = _recomputed(needed, wanted, producer, place)
+    again = repeated(needed, wanted, producer)
     body = (*again, *needed)
     defined = {value for node in body for value in node.outputs} | set(cts.values())
-    residuals = [value for value in _reads(body, wanted) if value not in defined]
+    residuals = [value for value in reads(body, wanted) if value not in defined]
 
+    constant = [inputs[i] for i in fixed]
+    once = invariants(forward, set(constant)) if fixed else set()
+    parts = hoist(name, constant, forward, outputs, [v for v in residuals if v in once])
+    shared = {value: i for i, value in enumerate(parts.once.outputs)}
     stored: list[Value] = []
     kinds: list[tuple[str, int]] = []
     for value in residuals:
         at = place.get(value)
         if at is not None and at not in store:
             kinds.append(("input", at))
+        elif value in shared:
+            kinds.append(("once", shared[value]))
         else:
             kinds.append(("stored", len(stored)))
             stored.append(value)
-    first = Graph(name, tuple(inputs), tuple(forward), (*outputs, *stored))
+    first = Graph(name, (*inputs, *parts.shared), parts.nodes, (*outputs, *stored))
     second = Graph(f"{name}_pullback", (*residuals, *cts.values()), body, tuple(wanted))
-    return Split(first, second, tuple(kinds), tuple(cts))
-
-
-def _reads(nodes: Sequence[Node], outputs: Sequence[Value]) -> list[Value]:
-    values = dict.fromkeys(v for node in nodes for v in node.inputs)
-    values.update(dict.fromkeys(outputs))
-    return [value for value in values if not isinstance(value, Literal)]
+    return Split(parts.once, first, second, tuple(kinds), tuple(cts))
 
 
 def _live(nodes: Sequence[Node], outputs: Sequence[Value]) -> list[Node]:
@@ -66,27 +64,3 @@ def _live(nodes: Sequence[Node], outputs: Sequence[Value]) -> list[Node]:
             live.update(node.inputs)
             kept.append(node)
     return kept[::-1]
-
-
-def _recomputed(
-    backward: Sequence[Node],
-    wanted: Sequence[Value],
-    producer: Mapping[Value, Node],
-    place: Mapping[Value, int],
-) -> list[Node]:
-    """Cheap forward nodes that the backward part repeats rather than reads."""
-    found: dict[Node, None] = {}
-    pending = [v for v in _reads(backward, wanted) if v in producer]
-    while pending:
-        node = producer[pending.pop()]
-        if node in found or node.op.name not in CHEAP or not _shrinks(node):
-            continue
-        found[node] = None
-        pending += [v for v in node.inputs if v in producer]
-    order = {node: i for i, node in enumerate(dict.fromkeys(producer.values()))}
-    return sorted(found, key=order.__getitem__)
-
-
-def _shrinks(node: Node) -> bool:
-    """True when what a node reads is no more than what it makes."""
-    return sum(v.type.nbytes for v in node.inputs) <= sum(v.type.nbytes for v in node.outputs)

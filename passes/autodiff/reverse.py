@@ -205,6 +205,7 @@ class Reverse:
         active: Sequence[bool],
         store: Sequence[int] = (),
         seeds: Sequence[bool] | None = None,
+        fixed: Sequence[int] = (),
     ) -> Split:
         """Split a region into a forward part that saves residuals and a backward part."""
         b = Builder(OPS)
@@ -223,7 +224,7 @@ class Reverse:
         ]
         forward, backward = b.nodes[:end], b.nodes[end:]
         return partition(
-            region.name, inputs, forward, backward, outputs, cts, wanted, frozenset(store)
+            region.name, inputs, forward, backward, outputs, cts, wanted, frozenset(store), fixed
         )
 
 
