@@ -90,10 +90,11 @@ class Exact:
         if budget < 0:
             return None
         unit = cost.sum()
+        kinds = np.zeros(self._columns, np.int8)
+        kinds[1 : self._integers] = 1
         found = milp(
             cost / unit,
-            integrality=(0 < np.arange(self._columns))
-            & (np.arange(self._columns) < self._integers),
+            integrality=kinds,
             bounds=Bounds(lower, upper),
             constraints=LinearConstraint(*self._matrix, np.inf),
             options={"time_limit": self.limit, "mip_rel_gap": _GAP},

@@ -23,6 +23,7 @@ from .stages import Stages
 from .units import units_of
 
 STEPS = 33  # numbers of slots that are tried
+LONGEST = 1024  # nodes of a forward half that may be small enough to be searched
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ class Treatment:
     @cached_property
     def searched(self) -> list[Candidate]:
         """Where the program is small, what a local search finds."""
-        if not is_small(self.joint):
+        if len(self.joint.forward) > LONGEST or not is_small(self.stages):
             return []
         states = Local(self.stages).states()
         return [self.under(self.stages.schedule(state)) for state in states]
