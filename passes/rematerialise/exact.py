@@ -90,9 +90,11 @@ class Exact:
         if budget < 0:
             return None
         unit = cost.sum()
+        kinds = np.zeros(self._columns, np.int8)
+        kinds[1 : self._integers] = 1
         found = milp(
             cost / unit,
-            integrality=np.array([0 < i < self._integers for i in range(self._columns)], np.int8),
+            integrality=kinds,
             bounds=Bounds(lower, upper),
             constraints=LinearConstraint(*self._matrix, np.inf),
             options={"time_limit": self.limit, "mip_rel_gap": _GAP},

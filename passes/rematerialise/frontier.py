@@ -25,6 +25,7 @@ from .units import units_of
 
 STEPS = 33  # numbers of slots that are tried
 STRIDE = 8  # of these, for a schedule whose values may be offloaded besides
+LONGEST = 1024  # nodes of a forward half that may be small enough to be searched
 
 
 @dataclass(frozen=True)
@@ -276,7 +277,7 @@ class Treatment:
     @cached_property
     def searched(self) -> list[Candidate]:
         """Where the program is small, what a local search finds."""
-        if not is_small(self.joint):
+        if len(self.joint.forward) > LONGEST or not is_small(self.stages):
             return []
         states = Local(self.stages).states()
         return [self.under(self.stages.schedule(state)) for state in states]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .joint import Joint
 from .stages import Run, Stages, State, bits
 
 MOST = 64  # values: the time grows with the square of them and with the stages
@@ -32,10 +31,9 @@ def _front(states: Iterable[State]) -> list[State]:
     return front[::-1]
 
 
-def is_small(joint: Joint) -> bool:
-    """True for a program that may be searched: one of so many values that take memory."""
-    sized = (joint.root[v] is v and joint.bytes(v) for v in joint.order)
-    return len(joint.order) <= 8 * MOST and 0 < sum(map(bool, sized)) <= MOST
+def is_small(stages: Stages) -> bool:
+    """True for a program that may be searched."""
+    return 0 < len(stages.sizes) <= MOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ class Local:
     def _floor(self) -> int:
         """Bytes that every schedule needs: those of the rest's kernels."""
         size, parts = self.stages.size, self.stages.units.stages
-        return max(stage.during + size(bits(stage.reads)) for stage in parts)
+        return max((stage.during + size(bits(stage.reads)) for stage in parts), default=0)
 
     def _lower(self, state: State, budget: float) -> State:
         """Come down to a peak within `budget`, or as far as it goes, the cheapest bytes first."""
@@ -152,7 +150,8 @@ class Local:
         peaks = [run.peak for run in state.runs[move.start : move.end + 1]]
         new = [move.runs[0].peak, *(peak + by for peak in peaks[1:-1]), move.runs[1].peak]
         before = sum(peak - budget for peak in peaks if peak > budget)
-        return float(sum(peak - budget for peak in new if peak > budget) - before)
+        after = sum(peak - budget for peak in new if peak > budget)
+        return float(after - before)
 
     def _moved(self, state: State, move: Move) -> State:
         held = list(state.held)

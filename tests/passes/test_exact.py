@@ -8,8 +8,9 @@ import pytest
 
 from backpass import ir
 from backpass.ir.device import DEVICES
-from backpass.passes.rematerialise import Frontier, schedule_from, step_to
+from backpass.passes.rematerialise import schedule_from, step_to
 from backpass.passes.rematerialise.exact import Exact
+from backpass.passes.rematerialise.frontier import Frontier
 from backpass.passes.rematerialise.local import MOST, Local, is_small
 from backpass.passes.rematerialise.schedule import Held
 from passes.joints import LOSSES, attention, drawn, joint, parameters, residual, rows, sgd
@@ -143,5 +144,5 @@ def test_a_schedule_is_written_and_read():
 def test_what_is_large_is_not_searched():
     deep = joint(sgd(LOSSES["mlp"]), parameters(MOST, 8), rows(64, 8))
     (treatment, *_) = Frontier(deep, SPEC).treatments
-    assert not is_small(treatment.joint) and not treatment.searched
-    assert is_small(stages("mlp 5").units.joint)
+    assert not is_small(treatment.stages) and not treatment.searched
+    assert is_small(stages("mlp 5"))
