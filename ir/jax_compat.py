@@ -50,6 +50,8 @@ IMPLIED["reshape"]["dimensions"] = None
 if JAX_VERSION >= (0, 11):
     IMPLIED |= {name: {"out_sharding": None} for name in _NEW_OUT_SHARDING}
     IMPLIED["top_k"] = {"is_stable": True}
+if JAX_VERSION >= (0, 12):
+    IMPLIED["erfc"] = {"accuracy": None}
 
 
 @cache

@@ -77,8 +77,14 @@ def _bool(inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]) -> tu
 
 
 def unary(name: str, rule: Rule) -> Op:
-    """Unary op with the derivative `rule(b, g, o, x)`."""
-    return primitive_op(name, same_type, vjp=per_operand(rule), flops=one_flop)
+    """Unary op with the derivative `rule(b, g, o, x)`, whatever `accuracy` its value has."""
+
+    def vjp(
+        b: Builder, g: Value, o: Value, x: Value, *, accuracy: Any = None, **attrs: Any
+    ) -> Value:
+        return rule(b, g, o, x, **attrs)
+
+    return primitive_op(name, same_type, vjp=per_operand(vjp), flops=one_flop)
 
 
 def _pow_shape(inputs: Sequence[Value], attrs: Attrs, regions: Sequence[Graph]) -> tuple[ArrayType]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import backpass as bp
 from backpass.ir.builder import Builder
 from backpass.ir.evaluate import evaluate
 from backpass.ir.graph import Value
@@ -110,3 +111,16 @@ def test_pooling_ties_go_to_the_first() -> None:
     want = np.zeros(shape)
     want[0:4:2, 0:6:3] = 1
     np.testing.assert_array_equal(found, want)
+
+
+@pytest.mark.parametrize("name", ["exp", "sin", "tanh", "sqrt", "log1p"])
+def test_the_accuracy_of_a_value_is_none_of_its_derivative(name: str) -> None:
+    def fun(x):
+        return getattr(jax.lax, name)(x, accuracy=jax.lax.AccuracyMode.HIGHEST)
+
+    np.testing.assert_allclose(bp.grad(fun)(0.3), jax.grad(getattr(jax.lax, name))(0.3), rtol=1e-9)
+
+
+def test_erfc_has_a_derivative_in_every_version() -> None:
+    found = bp.grad(bp.grad(jax.lax.erfc))(0.3)
+    np.testing.assert_allclose(found, jax.grad(jax.grad(jax.lax.erfc))(0.3), rtol=1e-9)
