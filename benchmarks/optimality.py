@@ -153,8 +153,8 @@ def measured(name: str, program: Program, budgets: int, limit: float, device: st
     import backpass as bp
     from backpass.ir.device import device_named
     from backpass.ir.liveness import liveness
-    from backpass.passes.rematerialise.frontier import Frontier
     from backpass.passes.rematerialise.exact import Exact
+    from backpass.passes.rematerialise.frontier import Frontier
 
     loss, params, data = program
 
