@@ -101,9 +101,9 @@ class Liveness:
         return (name, str(buffer.value.type), buffer.kind, bytes_text(buffer.nbytes))
 
     def _maker(self, buffer: Buffer) -> str:
-        if not 0 <= buffer.first < len(self.graph.nodes):
+        node = next((n for n in self.graph.nodes if buffer.value in n.outputs), None)
+        if node is None:
             return self._name(buffer.first)
-        node = self.graph.nodes[buffer.first]
         made = maker(node, node.outputs.index(buffer.value))
         stacked = "" if made is node else "stacked "
         return f"{stacked}{made.op.name} {made.source}".rstrip()

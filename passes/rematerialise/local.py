@@ -33,7 +33,7 @@ def _front(states: Iterable[State]) -> list[State]:
 
 def is_small(stages: Stages) -> bool:
     """True for a program that may be searched."""
-    return 0 < len(stages.sizes) <= MOST
+    return bool(stages.units.stages) and 0 < len(stages.sizes) <= MOST
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from jax import lax
 
 import backpass as bp
 from backpass import ir
-from backpass.compiler.budget import Planning, device_spec, obeyed, parse_bytes, peak_bytes
+from backpass.compiler.budget import Planning, obeyed, parse_bytes, peak_bytes
+from backpass.ir.device import DEVICES
 from backpass.passes.rematerialise.frontier import Choice, Frontier
 from passes.joints import LOSSES, STEPS, joint, parameters, rows, sgd
 
@@ -231,7 +232,7 @@ def test_peaks_of_scans_are_predicted():
     """XLA makes a scan's zeros when the program starts, those of a late one when it is reached."""
     leaves = [*parameters(3, WIDTH), np.ones((61, 64, WIDTH), np.float32)]
     graph = joint(sgd(recurrent), leaves[:3], leaves[3])
-    frontier = Frontier(graph, device_spec())
+    frontier = Frontier(graph, DEVICES["cpu"])
     late = frontier.of(Choice(frontier.scans.levels - 1, 0, None)).graph
     early = ir.parse(str(late).replace("late=True, ", ""))
     found = []

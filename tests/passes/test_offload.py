@@ -7,7 +7,7 @@ import pytest
 import backpass as bp
 from backpass import ir
 from backpass.ir.device import DEVICES, DeviceSpec, clock
-from backpass.passes.rematerialise import Frontier
+from backpass.passes.rematerialise.frontier import Frontier
 from backpass.passes.rematerialise.offload import offloaded
 from backpass.passes.rematerialise.waits import Waits, settled
 from fuzz.interpret import run_graph

@@ -245,7 +245,8 @@ def test_segments_of_a_scan_divide_its_length():
 
 def test_a_mask_that_is_made_again_is_the_same_mask():
     """Random bits come from their key, so that they may run twice; nothing else may change."""
-    graph = Frontier(graph_of("dropout"), SPEC).leanest.graph
+    (treatment,) = Frontier(graph_of("dropout"), SPEC).treatments
+    graph = treatment.candidate(treatment.sizes[0]).graph
     drawn = [node.op.name for node in graph.walk()].count("random_bits")
     assert drawn > [node.op.name for node in graph_of("dropout").walk()].count("random_bits")
     same("dropout", graph)
