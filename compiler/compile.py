@@ -12,8 +12,9 @@ import jax
 
 from ..ir.errors import ArgumentError, BudgetError
 from ..ir.graph import Graph
-from ..passes import DEFAULT, PASSES, Pass, Stage, parse_pipeline
+from ..passes import DEFAULT, PASSES, Pass, Restack, Stage, parse_pipeline
 from ..passes.rematerialise import Planned
+from ..runtime.device import row_of
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .budget import Fitting, Planning, obeyed, parse_bytes, peak_bytes
@@ -75,7 +76,7 @@ class CompiledFunction:
     def __init__(
         self,
         fun: Callable[..., Any],
-        passes: Sequence[Pass],
+        passes: Sequence[Pass] | None,
         debug: bool | str,
         max_traces: int | None,
         planning: Planning,
@@ -85,7 +86,7 @@ class CompiledFunction:
         functools.update_wrapper(self, fun)
         self._fun = fun
         self._name = getattr(fun, "__name__", type(fun).__name__)
-        self._passes = tuple(passes)
+        self._passes = passes
         self._debug = debug
         self._arguments = _arguments(fun, jit_options)
         self._history = History(self._name, max_traces)
@@ -147,7 +148,7 @@ class CompiledFunction:
 
     def without_plan(self, passes: Any, options: dict[str, Any]) -> CompiledFunction:
         """Return this function with no budget, and with other passes and options where given."""
-        passes = self._passes if passes is None else passes
+        passes = passes or self._passes or DEFAULT
         return compile(self._fun, passes=passes, **{**self._jit_options, **options})
 
     def explain(self) -> Explanation:
@@ -226,7 +227,7 @@ class CompiledFunction:
         found = self._programs.get(signature)
         if found is None:
             program = trace_program(self._arguments, self._name, args, kwargs)
-            stages = program.stages(self._passes, bool(self._debug))
+            stages = program.stages(self._pipeline, bool(self._debug))
             if self._debug == "strict":
                 forbid(stages[-1].graph)
             fit = self._planning.fitting(stages[-1].graph, self._donated(args, kwargs))
@@ -235,6 +236,13 @@ class CompiledFunction:
             if not program.holds_tracers:
                 self._programs[signature] = found
         return found
+
+    @property
+    def _pipeline(self) -> Sequence[Pass]:
+        """The passes; by default what scans stack is chosen for speed, or else by the planner."""
+        if self._passes is not None:
+            return self._passes
+        return DEFAULT if self._planning.active else (*DEFAULT, Restack(row_of(jax.devices()[0])))
 
     def _donated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
         """Positions of the array leaves whose buffers the outputs may take over."""
@@ -326,7 +334,7 @@ def compile(
         "compiler_options": compiler_options,
         **shardings,
     }
-    pipeline = _pipeline(passes)
+    pipeline = None if passes is None else _pipeline(passes)
     planning = Planning(None if memory_budget is None else parse_bytes(memory_budget), plan)
 
     def decorate(fun: Callable[..., Any]) -> CompiledFunction:
@@ -338,8 +346,6 @@ def compile(
 
 
 def _pipeline(passes: Any) -> tuple[Pass, ...]:
-    if passes is None:
-        return DEFAULT
     if isinstance(passes, str):
         return parse_pipeline(passes, PASSES)
     found = tuple(passes) if isinstance(passes, Iterable) else (passes,)

@@ -35,6 +35,7 @@ _LIKE: Mapping[str, str] = MappingProxyType(
 _CALLS = frozenset("jit closed_call custom_jvp_call custom_vjp_call remat2".split())
 
 
+SLICED = 2  # times that the bytes of a slice move on their way into a stack, or out of it
 LINK = frozenset(("offload", "fetch"))  # what copies to the host's memory, and from it
 
 
@@ -57,12 +58,16 @@ class DeviceSpec:
         """Time of one node by the roofline: bound by arithmetic or by memory traffic.
 
         A fusible node is taken to be a part of a loop: it pays for its result alone. A scan takes
-        its length times its body, a cond its dearest branch, a while one trip.
+        its length times its body, and copies the slices of its xs and ys; a cond takes its dearest
+        branch, a while one trip.
         Source: Williams, Waterman and Patterson 2009.
         """
         name = node.op.name
         if name == "scan":
-            return int(node.attrs["length"]) * self.total(node.regions[0].nodes)
+            start, end = node.attrs["num_consts"] + node.attrs["num_carry"], node.attrs["num_carry"]
+            stacks = (*node.inputs[start:], *node.outputs[end:])
+            copies = SLICED * sum(v.type.nbytes for v in stacks) / self.bytes_per_s
+            return copies + int(node.attrs["length"]) * self.total(node.regions[0].nodes)
         if name == "cond":
             return max(self.total(region.nodes) for region in node.regions)
         if name in _CALLS:

@@ -10,14 +10,14 @@ from .cse import Cse
 from .dce import Dce
 from .fold import Fold
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
-from .rematerialise import Rematerialise
+from .rematerialise import Rematerialise, Restack
 from .simplify import Simplify
 from .sink import Sink
 
 PASSES: Mapping[str, type[Any]] = MappingProxyType(
     {
         each.name: each
-        for each in (Canonicalise, Sink, Autodiff, Fold, Simplify, Cse, Dce, Rematerialise)
+        for each in (Canonicalise, Sink, Autodiff, Fold, Simplify, Cse, Dce, Restack, Rematerialise)
     }
 )
 DEFAULT: tuple[Pass, ...] = (
@@ -41,6 +41,7 @@ __all__ = [
     "Fold",
     "Pass",
     "Rematerialise",
+    "Restack",
     "Simplify",
     "Sink",
     "Stage",

@@ -96,13 +96,23 @@ def _cores() -> int:
     return len(mine(0)) if mine else os.cpu_count() or 1
 
 
-def _vendor(device: jax.Device) -> DeviceSpec | None:
-    """The row of an accelerator that is known by name."""
+def row_of(device: jax.Device) -> str:
+    """Name of the row of `DEVICES` that is nearest to a device: the same on every machine."""
+    return _name(device) or "cpu"
+
+
+def _name(device: jax.Device) -> str | None:
+    """Name of an accelerator that is known."""
     kind = device.device_kind.lower()
     if device.platform == "cpu":
         return None
     names = (name for name in DEVICES if name in kind or name.replace("-", " ") in kind)
-    name = next(names, None)
+    return next(names, None)
+
+
+def _vendor(device: jax.Device) -> DeviceSpec | None:
+    """The row of an accelerator that is known by name."""
+    name = _name(device)
     if name is None or has_link(device):
         return DEVICES.get(name or "")
     return replace(DEVICES[name], host_bytes_per_s=0.0)

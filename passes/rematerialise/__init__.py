@@ -4,6 +4,7 @@ from .decisions import Decision, decisions
 from .frontier import Choice
 from .planner import Choices, Planned, Planner
 from .rematerialise import Rematerialise
+from .restack import Restack
 from .schedule import schedule_from, step_from, step_to
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Planned",
     "Planner",
     "Rematerialise",
+    "Restack",
     "decisions",
     "schedule_from",
     "step_from",

@@ -67,6 +67,11 @@ class Pair:
                 found[inner] = whole[outer]
         return found
 
+    @property
+    def stacked(self) -> list[Value]:
+        """Values of a forward step that the backward scan reads from stacks."""
+        return [v for v in self.known.values() if v in self.joint.place]
+
     @cached_property
     def joint(self) -> Joint:
         """One step forward and backward. The carry exists only where it was stacked."""
@@ -109,6 +114,6 @@ def pairs(graph: Graph) -> list[Pair]:
         }
         if len(readers) == 1:
             pair = Pair(Scan(node), Scan(readers.pop()))
-            if not set(pair.known.values()).isdisjoint(pair.joint.place):
+            if pair.stacked:
                 found.append(pair)
     return found

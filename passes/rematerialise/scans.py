@@ -10,18 +10,18 @@ not fill the length, are a pair by themselves, as without segments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from ...ir.builder import Builder
-from ...ir.device import DeviceSpec
+from ...ir.device import SLICED, DeviceSpec
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops import OPS
 from ..dce import Dce
 from ..rewriter import substituted
 from .joint import Joint
-from .keep import closure, ladder
+from .keep import closure, kept, ladder
 from .nested import Kept, Nested
 from .pairs import Pair, pairs
 from .replay import Replay
@@ -80,6 +80,17 @@ class Scans:
         ]
         return _late(_rewritten(self.graph, lean))
 
+    def quickest(self) -> Graph:
+        """Return the graph whose scans stack what takes longer to make again than to pass on."""
+        price = self.spec.bytes_per_s / (2 * SLICED)
+        sets = [(pair, _kept(pair, self.spec, price)) for pair in self.pairs]
+        lean = [
+            _lean(pair, self.spec, keep, 0)
+            for pair, keep in sets
+            if _size(pair, keep) < _size(pair, pair.stacked)
+        ]
+        return _late(_rewritten(self.graph, lean)) if lean else self.graph
+
     def _segment(self, pair: Pair, segment: int) -> int:
         length = pair.forward.length
         if length == self.longest:
@@ -120,6 +131,17 @@ def _ladder(pair: Pair, spec: DeviceSpec) -> list[frozenset[Value]]:
     return list(dict.fromkeys(_possible(joint, keep) for keep in sets))
 
 
+def _kept(pair: Pair, spec: DeviceSpec, price: float) -> frozenset[Value]:
+    """What to stack at a price, in bytes for a second."""
+    joint = pair.joint
+    return _possible(joint, kept(joint, joint.forward, joint.required, spec.seconds, price))
+
+
+def _size(pair: Pair, values: Iterable[Value]) -> int:
+    """Bytes of one step's values, each once."""
+    return sum(pair.joint.bytes(v) for v in set(values))
+
+
 def _possible(joint: Joint, keep: frozenset[Value]) -> frozenset[Value]:
     again, _ = closure(joint, joint.required, keep | joint.once)
     read = {v for node in again for v in node.inputs}.union(joint.required)
@@ -130,20 +152,20 @@ def _rewritten(graph: Graph, lean: Sequence[Nested]) -> Graph:
     """The graph with each pair emitted anew, and without what nobody reads any more."""
     first = {each.pair.forward.node: each for each in lean}
     second = {each.pair.backward.node: each for each in lean}
-    kept: dict[Nested, Kept] = {}
+    stashes: dict[Nested, Kept] = {}
     b = Builder(OPS)
     env: dict[Value, Value] = {}
     for node in graph.nodes:
         inputs = [env.get(v, v) for v in node.inputs]
         b.origin, b.phase = node.origin, node.phase
         if node in first:
-            outputs, kept[first[node]] = first[node].forward(b, inputs)
+            outputs, stashes[first[node]] = first[node].forward(b, inputs)
             env.update(zip(node.outputs, outputs, strict=True))
         elif node in second:
             each = second[node]
             consts, _, _ = each.pair.forward.parts
             fixed = [env.get(v, v) for v in each.pair.forward.node.inputs[consts]]
-            outputs = each.backward(b, fixed, inputs, kept[each])
+            outputs = each.backward(b, fixed, inputs, stashes[each])
             env.update(zip(node.outputs, outputs, strict=True))
         else:
             b.nodes.append(substituted(node, env))

@@ -4,6 +4,7 @@ import pytest
 
 from backpass.ir import cost, parse
 from backpass.ir.cost import Work, node_cost
+from backpass.ir.device import DeviceSpec
 from ir.test_text import TEXTS
 
 
@@ -71,6 +72,14 @@ def test_while_is_flagged():
     assert found.unbounded
     assert found.by_op["add"].nodes == found.by_op["lt"].nodes == 1
     assert "at least" in str(found)
+
+
+def test_slices_of_stacks_are_copied():
+    text = "%2: f32[8,4], %3: f32[10,4,2] = scan(%0, %1) {length=10, num_carry=1, num_consts=0}\n"
+    region = "graph g(%0: f32[8,4], %4: f32[4,2]) {\nreturn %0, %4\n}\n"
+    graph = body(text + region, "%0: f32[8,4], %1: f32[10,4,2]")
+    spec = DeviceSpec(1 << 30, 1e12, 1e9)
+    assert spec.seconds(graph.nodes[0]) == pytest.approx(2 * (320 + 320) / 1e9)
 
 
 def test_nested_scans_multiply():
