@@ -90,5 +90,9 @@ class GradcheckError(BackpassError, AssertionError):
     """A derivative is not what finite differences say."""
 
 
+class AutogradError(BackpassError, RuntimeError):
+    """The graph that a dynamic program recorded does not allow what was asked for."""
+
+
 class ZeroGradientWarning(UserWarning):
     """A gradient is zero everywhere, as an op such as `round` or `>` cuts the only ways to it."""

@@ -1,0 +1,299 @@
+"""Optimisers, on Optax: PyTorch's names and defaults, one compiled program a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from ..ir.errors import ArgumentError
+from .modes import enable_grad
+from .nn.module import zero_grads
+from .tensor import Tensor
+
+try:
+    import optax
+except ModuleNotFoundError as error:  # pragma: no cover
+    raise ModuleNotFoundError("backpass.dynamic.optim needs Optax: pip install optax") from error
+
+
+class Optimizer:
+    """Base of optimisers: an Optax transformation of each parameter's gradient, times -lr.
+
+    `param_groups` are dicts with `params` and settings such as `lr`, which may be changed.
+    Parameters whose `.grad` is None are left alone.
+    """
+
+    def __init__(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> None:
+        """Tensors, or dicts with `params` and settings of their own."""
+        groups = list(params)
+        if not groups:
+            raise ValueError(f"{type(self).__name__} wants parameters, got none")
+        if not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        self.param_groups: list[dict[str, Any]] = []
+        for group in groups:
+            many = group["params"]
+            listed = [many] if isinstance(many, Tensor) else list(many)
+            for p in listed:
+                if not isinstance(p, Tensor):
+                    raise TypeError(f"{type(self).__name__} wants tensors, got {type(p).__name__}")
+                if not p.is_leaf:
+                    raise ValueError(f"{type(self).__name__} wants leaves, got a computed tensor")
+            self.param_groups.append({**defaults, **group, "params": listed})
+        self.state: dict[Tensor, Any] = {}
+        self._programs: dict[Any, Any] = {}
+
+    def transformation(self, group: Mapping[str, Any]) -> optax.GradientTransformation:
+        """What makes of gradients the direction to go against, by a group's settings."""
+        raise NotImplementedError
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients of all parameters, or set them to zero."""
+        for group in self.param_groups:
+            zero_grads(group["params"], set_to_none)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move the parameters by their gradients; `closure` computes the loss and them first."""
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._move(group)
+        return loss
+
+    def _move(self, group: Mapping[str, Any]) -> None:
+        moved = [p for p in group["params"] if p._grad is not None]
+        if not moved:
+            return
+        settings = tuple((k, v) for k, v in group.items() if k not in ("params", "lr"))
+        program = self._programs.get(settings)
+        if program is None:
+            program = self._programs[settings] = _Update(self.transformation(group))
+        values = [p.value for p in moved]
+        for p, x in zip(moved, values, strict=True):
+            if p not in self.state:
+                self.state[p] = program.init(x)
+        states = [self.state[p] for p in moved]
+        grads = [p._grad.value for p in moved]
+        new, states = program.run(values, grads, states, group["lr"])
+        for p, x, state in zip(moved, new, states, strict=True):
+            p._put(x)
+            self.state[p] = state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Settings and states, by the parameters' places."""
+        place: dict[Tensor, int] = {}
+        groups = []
+        for group in self.param_groups:
+            for p in group["params"]:
+                place.setdefault(p, len(place))
+            groups.append({**group, "params": [place[p] for p in group["params"]]})
+        return {
+            "state": {place[p]: state for p, state in self.state.items()},
+            "param_groups": groups,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state. Raises `ArgumentError` when the groups differ in size."""
+        sizes = [len(group["params"]) for group in self.param_groups]
+        given = [len(group["params"]) for group in state["param_groups"]]
+        if sizes != given:
+            raise ArgumentError(f"the state has groups of {given} parameters, expected {sizes}")
+        many: list[Tensor] = []
+        for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
+            many += [p for p in group["params"] if p not in many]
+            group.update({k: v for k, v in saved.items() if k != "params"})
+        self.state = {many[int(i)]: each for i, each in state["state"].items()}
+
+
+class _Update:
+    """One group's move, compiled."""
+
+    def __init__(self, transformation: optax.GradientTransformation) -> None:
+        self.init = transformation.init
+
+        def run(values: Sequence[Any], grads: Any, states: Any, lr: Any) -> tuple[Any, Any]:
+            new, after = [], []
+            for x, g, state in zip(values, grads, states, strict=True):
+                direction, later = transformation.update(g, state, x)
+                new.append((x - lr * direction).astype(x.dtype))
+                after.append(later)
+            return new, after
+
+        self.run = jax.jit(run)
+
+
+def _decayed(group: Mapping[str, Any], *parts: Any) -> optax.GradientTransformation:
+    """The parts, after the decay of weights as a part of the gradient."""
+    decay = group["weight_decay"]
+    return optax.chain(
+        optax.identity(), *([optax.add_decayed_weights(decay)] if decay else []), *parts
+    )
+
+
+class SGD(Optimizer):
+    """Against the gradient: v = momentum v + g; p -= lr v."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        """As PyTorch's."""
+        if nesterov and not momentum:
+            raise ValueError("nesterov wants a momentum above 0")
+        super().__init__(
+            params,
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "nesterov": nesterov},
+        )
+
+    def transformation(self, group: Mapping[str, Any]) -> optax.GradientTransformation:
+        """Momentum."""
+        momentum = group["momentum"]
+        moving = [optax.trace(momentum, group["nesterov"])] if momentum else []
+        return _decayed(group, *moving)
+
+
+class Momentum(SGD):
+    """SGD with a momentum of 0.9 by default."""
+
+    def __init__(
+        self, params: Iterable[Any], lr: float = 1e-3, momentum: float = 0.9, **options: Any
+    ) -> None:
+        """As `SGD`."""
+        super().__init__(params, lr, momentum, **options)
+
+
+class Adam(Optimizer):
+    """Kingma and Ba 2015; `weight_decay` is a part of the gradient."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        """As PyTorch's."""
+        super().__init__(
+            params, {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        )
+
+    def transformation(self, group: Mapping[str, Any]) -> optax.GradientTransformation:
+        """Two moments."""
+        return _decayed(group, optax.scale_by_adam(*group["betas"], group["eps"]))
+
+
+class AdamW(Adam):
+    """Loshchilov and Hutter 2019: the decay goes beside the gradient."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        """As PyTorch's."""
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+    def transformation(self, group: Mapping[str, Any]) -> optax.GradientTransformation:
+        """Two moments, then the decay."""
+        moments = optax.scale_by_adam(*group["betas"], group["eps"])
+        return optax.chain(moments, optax.add_decayed_weights(group["weight_decay"]))
+
+
+class RMSprop(Optimizer):
+    """Tieleman and Hinton 2012, with the momentum of PyTorch's."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+    ) -> None:
+        """As PyTorch's."""
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "alpha": alpha,
+                "eps": eps,
+                "weight_decay": weight_decay,
+                "momentum": momentum,
+            },
+        )
+
+    def transformation(self, group: Mapping[str, Any]) -> optax.GradientTransformation:
+        """The second moment, then momentum."""
+        scaled = optax.scale_by_rms(group["alpha"], group["eps"], eps_in_sqrt=False)
+        momentum = group["momentum"]
+        return _decayed(group, scaled, *([optax.trace(momentum)] if momentum else []))
+
+
+class Lion(Optimizer):
+    """Chen et al. 2023: the sign of a moment."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+    ) -> None:
+        """The decay goes beside the gradient."""
+        super().__init__(params, {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay})
+
+    def transformation(self, group: Mapping[str, Any]) -> optax.GradientTransformation:
+        """The sign, then the decay."""
+        sign = optax.scale_by_lion(*group["betas"])
+        return optax.chain(sign, optax.add_decayed_weights(group["weight_decay"]))
+
+
+class Optax(Optimizer):
+    """Any Optax transformation, of all parameters together; it holds its own learning rate."""
+
+    def __init__(self, params: Iterable[Any], transformation: optax.GradientTransformation) -> None:
+        """`transformation` gives updates that are added."""
+        super().__init__(params, {"lr": 1.0})
+        if len(self.param_groups) > 1:
+            raise ArgumentError("Optax wants one group of parameters")
+        self._whole = transformation
+        self._run = jax.jit(self._update)
+        self._held: Any = None
+
+    def _update(self, values: Any, grads: Any, held: Any) -> tuple[Any, Any]:
+        full = [g if g is not None else 0 * x for g, x in zip(grads, values, strict=True)]
+        updates, held = self._whole.update(full, held, values)
+        return optax.apply_updates(values, updates), held
+
+    def _move(self, group: Mapping[str, Any]) -> None:
+        params = group["params"]
+        values = [p.value for p in params]
+        if self._held is None:
+            self._held = self._whole.init(values)
+        grads = [None if p._grad is None else p._grad.value for p in params]
+        new, self._held = self._run(values, grads, self._held)
+        for p, x in zip(params, new, strict=True):
+            if p._grad is not None:
+                p._put(x)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The transformation's state."""
+        return {**super().state_dict(), "held": self._held}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        super().load_state_dict(state)
+        self._held = state["held"]
