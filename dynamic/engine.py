@@ -115,6 +115,9 @@ class _Walk:
         for node in self.nodes:
             given = self.cts.pop(node, None)
             self._visit(node, given or [None] * node.count, retain)
+        if self.accumulate:
+            for key, ct in self.found.items():
+                accumulate_into(self.captured[key], ct, self.record)  # type: ignore[index]
         return self.found
 
     def _expect(self, source: Any) -> None:
@@ -202,15 +205,9 @@ class _Walk:
         accumulate_into(leaf, ct, self.record)
 
     def _capture(self, key: tuple[int, int], ct: Any) -> None:
-        if ct is None:
-            return
-        assert self.captured is not None
-        if self.accumulate:
-            if key not in self.found:  # a tensor that is no leaf
-                accumulate_into(self.captured[key], ct, self.record)
-                self.found[key] = ct
-            return
-        self.found[key] = _sum(self.found[key], ct) if key in self.found else ct
+        """Add to what comes to an edge that was asked for."""
+        if ct is not None:
+            self.found[key] = _sum(self.found[key], ct) if key in self.found else ct
 
     def _hooked(self, hook: Callable[..., Any], ct: Any) -> Any:
         """A cotangent after a tensor's hook."""

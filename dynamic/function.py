@@ -110,7 +110,7 @@ class FunctionNode(Node):
         """Call the user's backward, recorded if the mode says so."""
         context = self.context
         given = [
-            Tensor(jnp.zeros(*kind)) if ct is None and context._materialize else ct
+            Tensor(jnp.zeros(*kind)) if ct is None and kind and context._materialize else ct
             for ct, kind in zip(cts, self.types, strict=True)
         ]
         found = self.function.backward(context, *given)
@@ -188,20 +188,15 @@ class Function:
         node.trace = trace_of()
         node.inputs, node.own = len(args), own
         results = []
-        for x in many:
-            if not isinstance(x, Tensor) or not is_inexact(x.dtype) or _among(x, context._flat):
-                results.append(x)
-            elif _among(x, context._dirty):
-                x._check_changeable()
-                x._storage.version += 1
-                x._node, x._index, x._requires = node, len(node.types), True
-                node.types.append((x.shape, x.dtype))
-                results.append(x)
-            else:
-                shared = x.detach() if _among(x, args) else x
-                shared._node, shared._index, shared._requires = node, len(node.types), True
-                node.types.append((x.shape, x.dtype))
-                results.append(shared)
+        for k, x in enumerate(many):
+            node.types.append((x.shape, x.dtype) if isinstance(x, Tensor) else None)
+            if isinstance(x, Tensor) and is_inexact(x.dtype) and not _among(x, context._flat):
+                if _among(x, context._dirty):
+                    x._check_changeable()
+                elif _among(x, args):
+                    x = x.detach()
+                x._node, x._index, x._requires = node, k, True
+            results.append(x)
         node.saved = tuple(_saved(x, args, many, results) for x in context._to_save)
         context._to_save = ()
         context._node = node

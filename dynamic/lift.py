@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..compiler.derivatives import vjp
@@ -29,6 +30,14 @@ from .tensor import Storage, Tensor
 _known: dict[Hashable, Operation] = {}
 _OPERANDS = (Tensor, jax.Array, np.ndarray, np.generic)
 _NUMBERS = (bool, int, float, complex)
+
+
+def _abs(x: Any) -> Any:
+    """The derivative at 0 is 0, as in PyTorch; JAX's is 1."""
+    return jnp.abs(x) if jnp.iscomplexobj(x) else x * jnp.sign(x)
+
+
+_AS_PYTORCH: dict[Any, Callable[..., Any]] = {jnp.abs: _abs, jnp.absolute: _abs}
 
 
 def lifted(fun: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,7 +75,7 @@ def apply(fun: Callable[..., Any], args: Sequence[Any]) -> Any:
     key = (fun, active)
     known = _known.get(key)
     if known is None:
-        known = _known[key] = Operation(_name(fun), fun, active)
+        known = _known[key] = Operation(_name(fun), _AS_PYTORCH.get(fun, fun), active)
     try:
         found = known(*arrays)
     except CONCRETE:

@@ -156,7 +156,7 @@ class SavedInput:
         self.storage = tensor._storage
         self.version = tensor._storage.version
         self.edge, self.output = edge, output
-        if mode.packing:
+        if mode.packing and isinstance(self.held, jax.Array):
             pack, self.unpack = mode.packing[-1]
             with no_grad():
                 self.held = pack(tensor.detach())

@@ -338,7 +338,8 @@ class Tensor:
         """
         from .autograd import backward
 
-        backward(self, gradient, retain_graph, create_graph, inputs)
+        seeds = None if gradient is None else (gradient,)
+        backward(self, seeds, retain_graph, create_graph, inputs)
 
     def register_hook(self, hook: Callable[..., Any]) -> Handle:
         """Call `hook(grad)` when the gradient of this tensor is there; it may return another."""
@@ -402,15 +403,19 @@ class Tensor:
             base = self._view.base
             base._become(apply(written(self._view.steps), (base, new)))
             return self
+        if not mode.grad:
+            self._put(new.value)
+            return self
         storage = self._storage
+        node = new._node
+        for saved in getattr(node, "saved", None) or ():
+            if saved.storage is storage:  # the value before, which is not lost
+                saved.storage, saved.version = Storage(saved.held), 0
+            elif saved.storage is new._storage:  # its result is ours now
+                saved.storage, saved.version = storage, storage.version + 1
         storage.array = new.value
         storage.version += 1
-        node = new._node
-        for saved in getattr(node, "saved", None) or ():  # what it saved of its result is ours now
-            if saved.storage is new._storage:
-                saved.storage, saved.version = storage, storage.version
-        self._node, self._index = node, new._index
-        self._requires = new._requires or (self._requires and not mode.grad)
+        self._node, self._index, self._requires = node, new._index, new._requires
         self._retains = False
         return self
 
