@@ -22,6 +22,7 @@ from .compiler.surrogates import checkpoint, stop_gradient, straight_through, su
 from .ir.device import DeviceSpec
 from .ir.errors import (
     ArgumentError,
+    AutogradError,
     BackpassError,
     BudgetError,
     ConcretizationError,
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "AutogradError",
     "BackpassError",
     "BudgetError",
     "Compiled",

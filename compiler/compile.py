@@ -24,6 +24,7 @@ from .fallback import forbid
 from .memory_plan import MemoryPlan
 from .program import Arguments, Program, collection_paused, trace_program
 from .stages import Compiled, Lowered, Traced
+from .state import Stateful
 
 Names = str | Iterable[str] | None
 Numbers = int | Sequence[int] | None
@@ -94,12 +95,18 @@ class CompiledFunction:
         self._programs: dict[Any, Built] = {}
         self._watch: Watch | None = None
         self._jit_options = jit_options
+        self._by_state: Any = None
         self._jit = self._fresh_jit()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step. Arguments that were donated must not be used again."""
+        if self._by_state is not None:
+            return self._by_state(*args, **kwargs)
         try:
             return self._jit(*args, **kwargs)
+        except Stateful as met:
+            self._by_state = met.build(self)
+            return self._by_state(*args, **kwargs)
         except _Unsettled:
             self._settle(args, kwargs)
             return self(*args, **kwargs)
@@ -127,12 +134,22 @@ class CompiledFunction:
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Trace and import; arguments may be arrays or `jax.ShapeDtypeStruct`s."""
-        built = self._program(args, kwargs)
+        try:
+            built = self._program(args, kwargs)
+        except Stateful as met:
+            self._by_state = met.build(self)
+        if self._by_state is not None:
+            return self._by_state.trace(*args, **kwargs)  # type: ignore[no-any-return]
         return Traced(built.program, lambda: self.lower(*args, **kwargs))
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Trace, import and run the passes; see `Lowered`."""
-        built = self._program(args, kwargs)
+        try:
+            built = self._program(args, kwargs)
+        except Stateful as met:
+            self._by_state = met.build(self)
+        if self._by_state is not None:
+            return self._by_state.lower(*args, **kwargs)  # type: ignore[no-any-return]
         return Lowered(
             built.program,
             built.stages,
@@ -151,8 +168,24 @@ class CompiledFunction:
         passes = passes or self._passes or DEFAULT
         return compile(self._fun, passes=passes, **{**self._jit_options, **options})
 
+    def of_state(self, fun: Callable[..., Any]) -> CompiledFunction:
+        """Compile `fun` as this function was asked to be; its first argument is given away."""
+        names = "static_argnums static_argnames donate_argnums donate_argnames in_shardings"
+        mine = (*names.split(), "out_shardings")
+        taken = [name for name in mine if self._jit_options.get(name) is not None]
+        if taken:
+            raise ArgumentError(
+                f"{self._name} reads tensors that it closes over; {taken[0]} is not for such a "
+                "function\n  close over settings, and leave memory to be donated to us"
+            )
+        options = {**self._jit_options, "donate_argnums": 0}
+        limit = self._history.limit
+        return CompiledFunction(fun, self._passes, self._debug, limit, self._planning, options)
+
     def explain(self) -> Explanation:
         """Return the traces so far, why each happened, and the seconds of each phase."""
+        if self._by_state is not None:
+            return self._by_state.explain()  # type: ignore[no-any-return]
         return self._history.explanation()
 
     def _lower_by_jax(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -63,7 +63,7 @@ class History:
     def __init__(self, name: str, max_traces: int | None) -> None:
         """Start with no traces; warn past `max_traces`."""
         self._name = name
-        self._max = max_traces
+        self.limit = max_traces
         self._signatures: list[Signature] = []
         self._traces: list[Trace] = []
 
@@ -74,10 +74,10 @@ class History:
         seconds = sum(stage.seconds for stage in stages[1:])
         nodes = len(stages[-1].graph.nodes)
         self._traces.append(Trace(reason, nodes, program.trace_seconds, seconds))
-        if self._max is not None and len(self._traces) > self._max:
+        if self.limit is not None and len(self._traces) > self.limit:
             warnings.warn(
                 f"{self._name} was traced {len(self._traces)} times, more than "
-                f"max_traces={self._max}: {reason}",
+                f"max_traces={self.limit}: {reason}",
                 stacklevel=2,
             )
 

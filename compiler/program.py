@@ -18,6 +18,7 @@ from ..ir.types import ArrayType, type_of
 from ..passes import Pass, Stage, run_passes
 from .diagnose import check_results, in_place_of, not_an_array, tracing
 from .importer import import_jaxpr
+from .state import watched
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def trace_program(
     signature = arguments.signature(args, kwargs)
     flat = arguments.flat(args, kwargs, signature.tree)
     start = perf_counter()
-    with tracing(arguments.fun):
+    with tracing(arguments.fun), watched():
         jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(*signature.structs)
     graph = import_jaxpr(jaxpr, name, signature.paths)
     return Program(name, signature, jaxpr, graph, shapes, perf_counter() - start)

@@ -8,6 +8,7 @@ Source: reverse accumulation, Griewank and Walther 2008, chapter 3; one program 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..ir.errors import AutogradError
+from ..compiler.gradients import value_and_grad
+from ..compiler.state import watching
+from ..ir.errors import AutogradError, ZeroGradientWarning
 from . import anomaly
+from .capture import Capture
 from .modes import enable_grad, mode, no_grad
 from .node import Edge, Node, OpNode
 from .tensor import Tensor
@@ -40,7 +44,13 @@ def run_backward(
     nodes = _reached([edge for edge, _ in roots])
     if captured is not None:
         nodes = _leading_to(nodes, captured)
-    if not record and captured is None and _is_plain(nodes):
+    if isinstance(watching.owner, Capture) and not record and captured is None:
+        if all(type(node) is OpNode and node.hooks is None for node in nodes):
+            _by_gradients(nodes, roots)
+            if not retain:
+                _release(nodes)
+            return {}
+    elif not record and captured is None and _is_plain(nodes):
         program = _program(nodes, roots)
         if program is not None:
             program(nodes, [ct for _, ct in roots])
@@ -249,6 +259,50 @@ def _sum(a: Any, b: Any) -> Any:
     return a + b
 
 
+def _by_gradients(nodes: Sequence[Node], roots: Sequence[tuple[Edge, Any]]) -> None:
+    """In a compiled step: ask for the gradients of what was recorded, to be derived as a graph."""
+    for node in nodes:
+        node.checked()  # type: ignore[attr-defined]
+    leaves: dict[Tensor, int] = {}
+    for edge in (*(edge for edge, _ in roots), *(e for node in nodes for e in node.edges)):
+        if edge is not None and isinstance(edge[0], Tensor):
+            leaves.setdefault(edge[0], len(leaves))
+
+    live = [(node, i) for node in nodes for i, x in enumerate(node.results) if x() is not None]  # type: ignore[attr-defined]
+
+    def total(*values: Any) -> tuple[Any, list[Any]]:
+        made: dict[tuple[Any, int], Any] = {}
+        outs: dict[Node, list[Any]] = {}
+
+        def read(edge: Edge) -> Any:
+            return values[leaves[edge[0]]] if isinstance(edge[0], Tensor) else made[edge]
+
+        for node in reversed(nodes):
+            rule, xs = node.rule, list(node.replay)  # type: ignore[attr-defined]
+            for i, edge in zip(rule.active, node.edges, strict=True):
+                xs[i] = xs[i] if edge is None else read(edge)
+            outs[node] = jax.tree.leaves(rule.fun(*xs))
+            made.update(((node, k), outs[node][i]) for k, i in enumerate(rule.seeded))
+        ends = [jnp.real(read(edge) * _array(ct)).sum() for edge, ct in roots]
+        loss = sum(ends[1:], ends[0]).astype(ends[0].dtype)
+        return loss, [outs[node][i] for node, i in live]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZeroGradientWarning)
+        places = tuple(range(len(leaves)))
+        asked = value_and_grad(total, places, has_aux=True)
+        (_, again), found = asked(*(leaf.value for leaf in leaves))
+    for (node, i), array in zip(live, again, strict=True):
+        tensor = node.results[i]()  # type: ignore[attr-defined]
+        if tensor is not None and tensor._view is None and not tensor._storage.version:
+            tensor._storage.array = array  # of the one forward pass that the gradient needs
+    for leaf, ct in zip(leaves, found, strict=True):
+        for hook in tuple(leaf._hooks or ()):
+            changed = hook(Tensor(ct))
+            ct = ct if changed is None else changed.value
+        accumulate_into(leaf, ct, False)
+
+
 # One program for a graph of a known structure.
 
 
@@ -329,9 +383,9 @@ def _program(
         saved = [node.arrays() for node in nodes]  # type: ignore[attr-defined]
         before = [leaf._grad for leaf in leaves]
         found = program.run(saved, seeds, [None if g is None else g.value for g in before])
-        for leaf, grad, new in zip(leaves, before, found, strict=True):
-            if grad is not None:
-                grad._put(new)
+        for leaf, summed, new in zip(leaves, before, found, strict=True):
+            if summed is not None:
+                summed._put(new)
             elif new is not None:
                 leaf._grad = Tensor(new)
 

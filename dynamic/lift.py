@@ -8,6 +8,7 @@ are settings of the program in a lifted function and arguments of it in an opera
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Collection, Hashable, Sequence
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 
 from ..compiler.derivatives import vjp
 from ..compiler.diagnose import CONCRETE
+from ..compiler.state import watching
 from ..ir.errors import AutogradError
 from ..ir.types import is_inexact
 from .amp import casting
@@ -104,6 +106,8 @@ def _recorded(out: Any, saved: Saved, args: Sequence[Any], arrays: Sequence[Any]
     kept += [SavedInput(results[i], None, place.get(i)) for i in rule.outputs]
     kept += [SavedInput(Tensor(x), None) for x in saved.hidden]
     node.saved = tuple(kept)
+    if watching.owner is not None:
+        node.replay, node.results = arrays, tuple(map(weakref.ref, results))
     if rule.hidden:
         every = enumerate(zip(args, arrays, strict=True))
         node.whole = tuple(_input(x, a, rule.name, i in rule.active) for i, (x, a) in every)

@@ -180,7 +180,7 @@ class OpNode(Node):
     inputs, where there are hidden results, for derivatives of higher order.
     """
 
-    __slots__ = ("rule", "saved", "whole")
+    __slots__ = ("replay", "results", "rule", "saved", "whole")
 
     def __init__(self, rule: Rule, edges: Sequence[Edge | None]) -> None:
         """What it saves is set by the one who records."""
@@ -188,6 +188,8 @@ class OpNode(Node):
         self.rule = rule
         self.saved: tuple[SavedInput, ...] | None = None
         self.whole: tuple[SavedInput, ...] = ()
+        self.replay: Sequence[Any] = ()  # in a compiled step: all operands, and the results
+        self.results: Sequence[weakref.ref[Tensor]] = ()
 
     @property
     def count(self) -> int:  # type: ignore[override]

@@ -7,10 +7,12 @@ from typing import Any
 
 import jax
 
+from ..compiler.state import watching
 from ..ir.errors import ArgumentError
+from .capture import Capture
 from .modes import enable_grad
 from .nn.module import zero_grads
-from .tensor import Tensor
+from .tensor import Storage, Tensor
 
 try:
     import optax
@@ -42,8 +44,12 @@ class Optimizer:
                 if not p.is_leaf:
                     raise ValueError(f"{type(self).__name__} wants leaves, got a computed tensor")
             self.param_groups.append({**defaults, **group, "params": listed})
-        self.state: dict[Tensor, Any] = {}
         self._programs: dict[Any, Any] = {}
+        self.state: dict[Tensor, Storage] = {
+            p: Storage(self._program(group).init(p.value))
+            for group in self.param_groups
+            for p in group["params"]
+        }
 
     def transformation(self, group: Mapping[str, Any]) -> optax.GradientTransformation:
         """What makes of gradients the direction to go against, by a group's settings."""
@@ -64,24 +70,29 @@ class Optimizer:
             self._move(group)
         return loss
 
-    def _move(self, group: Mapping[str, Any]) -> None:
+    def _program(self, group: Mapping[str, Any]) -> Any:
+        """The compiled move of a group with such settings."""
+        settings = tuple((k, v) for k, v in group.items() if k not in ("params", "lr"))
+        capture = watching.owner
+        for name, value in settings if isinstance(capture, Capture) else ():
+            capture.setting(group, name, value)
+        if settings not in self._programs:
+            self._programs[settings] = _Update(self.transformation(group))
+        return self._programs[settings]
+
+    def _move(self, group: dict[str, Any]) -> None:
         moved = [p for p in group["params"] if p._grad is not None]
         if not moved:
             return
-        settings = tuple((k, v) for k, v in group.items() if k not in ("params", "lr"))
-        program = self._programs.get(settings)
-        if program is None:
-            program = self._programs[settings] = _Update(self.transformation(group))
-        values = [p.value for p in moved]
-        for p, x in zip(moved, values, strict=True):
-            if p not in self.state:
-                self.state[p] = program.init(x)
-        states = [self.state[p] for p in moved]
+        capture = watching.owner
+        lr = capture.number(group, "lr") if isinstance(capture, Capture) else group["lr"]
+        states = [self.state[p].read() for p in moved]
         grads = [p._grad.value for p in moved]
-        new, states = program.run(values, grads, states, group["lr"])
+        new, states = self._program(group).run([p.value for p in moved], grads, states, lr)
         for p, x, state in zip(moved, new, states, strict=True):
             p._put(x)
-            self.state[p] = state
+            if jax.tree.leaves(state):
+                self.state[p].write(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Settings and states, by the parameters' places."""
@@ -92,7 +103,7 @@ class Optimizer:
                 place.setdefault(p, len(place))
             groups.append({**group, "params": [place[p] for p in group["params"]]})
         return {
-            "state": {place[p]: state for p, state in self.state.items()},
+            "state": {place[p]: state.read() for p, state in self.state.items()},
             "param_groups": groups,
         }
 
@@ -106,7 +117,8 @@ class Optimizer:
         for group, saved in zip(self.param_groups, state["param_groups"], strict=True):
             many += [p for p in group["params"] if p not in many]
             group.update({k: v for k, v in saved.items() if k != "params"})
-        self.state = {many[int(i)]: each for i, each in state["state"].items()}
+        for i, each in state["state"].items():
+            self.state[many[int(i)]].write(each)
 
 
 class _Update:
@@ -271,29 +283,32 @@ class Optax(Optimizer):
             raise ArgumentError("Optax wants one group of parameters")
         self._whole = transformation
         self._run = jax.jit(self._update)
-        self._held: Any = None
+        self._held = Storage(transformation.init([p.value for p in self.param_groups[0]["params"]]))
+
+    def transformation(self, group: Mapping[str, Any]) -> optax.GradientTransformation:
+        """Of no single parameter."""
+        return optax.identity()
 
     def _update(self, values: Any, grads: Any, held: Any) -> tuple[Any, Any]:
         full = [g if g is not None else 0 * x for g, x in zip(grads, values, strict=True)]
         updates, held = self._whole.update(full, held, values)
         return optax.apply_updates(values, updates), held
 
-    def _move(self, group: Mapping[str, Any]) -> None:
+    def _move(self, group: dict[str, Any]) -> None:
         params = group["params"]
         values = [p.value for p in params]
-        if self._held is None:
-            self._held = self._whole.init(values)
         grads = [None if p._grad is None else p._grad.value for p in params]
-        new, self._held = self._run(values, grads, self._held)
+        new, held = self._run(values, grads, self._held.read())
+        self._held.write(held)
         for p, x in zip(params, new, strict=True):
             if p._grad is not None:
                 p._put(x)
 
     def state_dict(self) -> dict[str, Any]:
         """The transformation's state."""
-        return {**super().state_dict(), "held": self._held}
+        return {**super().state_dict(), "held": self._held.read()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a state."""
         super().load_state_dict(state)
-        self._held = state["held"]
+        self._held.write(state["held"])

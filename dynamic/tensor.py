@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..compiler.state import Stateful, watching
 from ..ir.errors import ArgumentError, AutogradError
 from ..ir.types import is_complex, is_inexact
 from .modes import mode, no_grad
@@ -23,14 +24,44 @@ from .node import Edge, Handle, Node
 
 
 class Storage:
-    """An array that may be replaced; `version` counts how often it was."""
+    """An array, or a tree of arrays, that may be replaced; `version` counts how often it was.
 
-    __slots__ = ("array", "version")
+    `owner` is who traced when it was made: for any other tracer it is state from outside.
+    """
+
+    __slots__ = ("__weakref__", "array", "owner", "version")
 
     def __init__(self, array: Any) -> None:
         """At version 0."""
         self.array = array
         self.version = 0
+        self.owner = watching.owner
+
+    def read(self) -> Any:
+        """What it holds."""
+        if watching.owner is not None:
+            meet(self)
+        return self.array
+
+    def write(self, array: Any) -> None:
+        """Replace what it holds."""
+        if watching.owner is not None:
+            meet(self)
+        self.array = array
+        self.version += 1
+
+
+def meet(state: Storage | Tensor) -> None:
+    """Tell who traces of state from outside that is about to be read or changed."""
+    owner = watching.owner
+    storage = state if isinstance(state, Storage) else state._storage
+    if storage.owner is owner:
+        return
+    from .capture import Capture, CompiledStep
+
+    if not isinstance(owner, Capture):
+        raise Stateful(CompiledStep)
+    owner.take(state)
 
 
 class View:
@@ -53,7 +84,7 @@ class Tensor:
     __slots__ = (
         "__weakref__",
         "_after",
-        "_grad",
+        "_held_grad",
         "_hooks",
         "_index",
         "_inference",
@@ -73,7 +104,7 @@ class Tensor:
         self._node: Node | None = None
         self._index = 0
         self._requires = False
-        self._grad: Tensor | None = None
+        self._held_grad: Tensor | None = None
         self._hooks: list[Any] | None = None
         self._after: list[Any] | None = None
         self._retains = False
@@ -118,6 +149,8 @@ class Tensor:
         """The `jax.Array`, as it is now."""
         view = self._view
         if view is None:
+            if watching.owner is not None:
+                meet(self._storage)
             return self._storage.array
         if view.version != self._storage.version:
             self._refresh(view)
@@ -170,6 +203,19 @@ class Tensor:
     def is_leaf(self) -> bool:
         """True for what no recorded operation has made."""
         return self._node is None
+
+    @property
+    def _grad(self) -> Tensor | None:
+        """`.grad` without a warning."""
+        if watching.owner is not None:
+            meet(self)
+        return self._held_grad
+
+    @_grad.setter
+    def _grad(self, value: Tensor | None) -> None:
+        if watching.owner is not None:
+            meet(self)
+        self._held_grad = value
 
     @property
     def grad_fn(self) -> Node | None:
@@ -373,14 +419,12 @@ class Tensor:
         """Replace the array."""
         view = self._view
         if view is None:
-            self._storage.array = array
+            self._storage.write(array)
         else:
             from .views import written
 
             base = view.base
             base._put(written(view.steps)(base.value, array))
-            return
-        self._storage.version += 1
 
     def _become(self, new: Tensor) -> Tensor:
         """Take over the value and the history of `new`, as an operation in place does."""
@@ -406,6 +450,8 @@ class Tensor:
         if not mode.grad:
             self._put(new.value)
             return self
+        if watching.owner is not None:
+            meet(self)
         storage = self._storage
         node = new._node
         for saved in getattr(node, "saved", None) or ():
@@ -413,8 +459,7 @@ class Tensor:
                 saved.storage, saved.version = Storage(saved.held), 0
             elif saved.storage is new._storage:  # its result is ours now
                 saved.storage, saved.version = storage, storage.version + 1
-        storage.array = new.value
-        storage.version += 1
+        storage.write(new.value)
         self._node, self._index, self._requires = node, new._index, new._requires
         self._retains = False
         return self
@@ -463,6 +508,31 @@ def _check_float(dtype: Any) -> None:
         raise AutogradError(
             f"only tensors of floating point or complex dtype can require grad, got {dtype}"
         )
+
+
+def as_tree(kind: type[Tensor]) -> None:
+    """Let JAX look into tensors of a type: as arguments of a compiled function, for one."""
+    jax.tree_util.register_pytree_node(kind, _flattened, _unflattened)
+
+
+def _flattened(x: Tensor) -> tuple[tuple[Any], bool]:
+    return (x.value,), x._requires
+
+
+def _unflattened(requires: bool, children: Sequence[Any]) -> Tensor:
+    from .capture import Capture
+
+    new = Tensor(children[0])
+    new._requires = requires
+    if not isinstance(watching.owner, Capture):
+        new._storage.owner = _ARGUMENT
+    return new
+
+
+_ARGUMENT = object()  # nobody's: an argument that is read is state, which may be changed in place
+
+
+as_tree(Tensor)
 
 
 def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:

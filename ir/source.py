@@ -16,7 +16,7 @@ from typing import Any
 import jax
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_NAMES = ("compiler", "ir", "passes", "runtime")
+_NAMES = ("compiler", "dynamic", "ir", "passes", "runtime")
 _LAYERS = tuple(os.path.join(_PACKAGE, name, "") for name in _NAMES)
 JAX_FOLDER = os.path.join(os.path.dirname(os.path.abspath(jax.__file__)), "")
 _MACHINERY = (*_LAYERS, JAX_FOLDER, "<")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 
+from ...compiler.state import watching
 from ...ir.errors import ArgumentError
+from ..capture import Capture
 from ..node import Handle
-from ..tensor import Tensor, tensor
+from ..tensor import Tensor, as_tree, tensor
 
 
 class Parameter(Tensor):
@@ -31,13 +33,29 @@ class Buffer(Tensor):
         super().__init__(tensor(data).value)
 
 
+as_tree(Parameter)
+as_tree(Buffer)
+
+
 class Module:
     """Base of models and their parts: override `forward`, call the module.
 
     Parameters, buffers and modules assigned as attributes are registered under their names.
     """
 
-    training: bool = True
+    _training: bool = True
+
+    @property
+    def training(self) -> bool:
+        """True until `eval()`: dropout drops, batch norms take the batch's statistics."""
+        capture = watching.owner
+        if isinstance(capture, Capture):
+            capture.setting(self, "_training", self._training)
+        return self._training
+
+    @training.setter
+    def training(self, value: bool) -> None:
+        self._training = value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes."""
