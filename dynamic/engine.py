@@ -8,24 +8,21 @@ Source: reverse accumulation, Griewank and Walther 2008, chapter 3; one program 
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from ..compiler.gradients import value_and_grad
 from ..compiler.state import watching
-from ..ir.errors import AutogradError, ZeroGradientWarning
+from ..ir.errors import AutogradError
 from . import anomaly
 from .capture import Capture
-from .modes import enable_grad, mode, no_grad
+from .modes import enable_grad, no_grad
 from .node import Edge, Node, OpNode
-from .tensor import Tensor
-
-LONGEST = 1024  # nodes of a graph that one program may walk
+from .staged import by_gradients
+from .tensor import Tensor, accumulate_into
+from .whole import is_plain, program_of
 
 
 def run_backward(
@@ -46,12 +43,12 @@ def run_backward(
         nodes = _leading_to(nodes, captured)
     if isinstance(watching.owner, Capture) and not record and captured is None:
         if all(type(node) is OpNode and node.hooks is None for node in nodes):
-            _by_gradients(nodes, roots)
+            by_gradients(nodes, roots)
             if not retain:
                 _release(nodes)
             return {}
-    elif not record and captured is None and _is_plain(nodes):
-        program = _program(nodes, roots)
+    elif not record and captured is None and is_plain(nodes):
+        program = program_of(nodes, roots)
         if program is not None:
             program(nodes, [ct for _, ct in roots])
             if not retain:
@@ -238,158 +235,9 @@ class _Walk:
         return ct if isinstance(ct, Tensor) else Tensor(ct)
 
 
-def accumulate_into(leaf: Tensor, ct: Any, record: bool) -> None:
-    """Sum a cotangent into `.grad`, the same tensor if there is one, and run the hooks after."""
-    if leaf._grad is None:
-        leaf._grad = ct if isinstance(ct, Tensor) else Tensor(ct)
-    elif record:
-        leaf._grad = leaf._grad + ct
-    else:
-        with no_grad():
-            leaf._grad._put(jnp.add(leaf._grad.value, _array(ct)))
-    for hook in tuple(leaf._after or ()):
-        hook(leaf)
-
-
 def _array(x: Any) -> Any:
     return x.value if isinstance(x, Tensor) else x
 
 
 def _sum(a: Any, b: Any) -> Any:
     return a + b
-
-
-def _by_gradients(nodes: Sequence[Node], roots: Sequence[tuple[Edge, Any]]) -> None:
-    """In a compiled step: ask for the gradients of what was recorded, to be derived as a graph."""
-    for node in nodes:
-        node.checked()  # type: ignore[attr-defined]
-    leaves: dict[Tensor, int] = {}
-    for edge in (*(edge for edge, _ in roots), *(e for node in nodes for e in node.edges)):
-        if edge is not None and isinstance(edge[0], Tensor):
-            leaves.setdefault(edge[0], len(leaves))
-
-    live = [(node, i) for node in nodes for i, x in enumerate(node.results) if x() is not None]  # type: ignore[attr-defined]
-
-    def total(*values: Any) -> tuple[Any, list[Any]]:
-        made: dict[tuple[Any, int], Any] = {}
-        outs: dict[Node, list[Any]] = {}
-
-        def read(edge: Edge) -> Any:
-            return values[leaves[edge[0]]] if isinstance(edge[0], Tensor) else made[edge]
-
-        for node in reversed(nodes):
-            rule, xs = node.rule, list(node.replay)  # type: ignore[attr-defined]
-            for i, edge in zip(rule.active, node.edges, strict=True):
-                xs[i] = xs[i] if edge is None else read(edge)
-            outs[node] = jax.tree.leaves(rule.fun(*xs))
-            made.update(((node, k), outs[node][i]) for k, i in enumerate(rule.seeded))
-        ends = [jnp.real(read(edge) * _array(ct)).sum() for edge, ct in roots]
-        loss = sum(ends[1:], ends[0]).astype(ends[0].dtype)
-        return loss, [outs[node][i] for node, i in live]
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ZeroGradientWarning)
-        places = tuple(range(len(leaves)))
-        asked = value_and_grad(total, places, has_aux=True)
-        (_, again), found = asked(*(leaf.value for leaf in leaves))
-    for (node, i), array in zip(live, again, strict=True):
-        tensor = node.results[i]()  # type: ignore[attr-defined]
-        if tensor is not None and tensor._view is None and not tensor._storage.version:
-            tensor._storage.array = array  # of the one forward pass that the gradient needs
-    for leaf, ct in zip(leaves, found, strict=True):
-        for hook in tuple(leaf._hooks or ()):
-            changed = hook(Tensor(ct))
-            ct = ct if changed is None else changed.value
-        accumulate_into(leaf, ct, False)
-
-
-# One program for a graph of a known structure.
-
-
-@dataclass(eq=False)
-class _Program:
-    """A backward walk over nodes of such rules and edges, compiled."""
-
-    steps: tuple[tuple[Any, tuple[tuple[int, int] | None, ...]], ...]
-    roots: tuple[tuple[int, int], ...]
-    count: int  # of leaves
-
-    def __post_init__(self) -> None:
-        self.run = jax.jit(self._walk)
-
-    def _walk(self, saved: Sequence[Any], seeds: Sequence[Any], grads: Sequence[Any]) -> list[Any]:
-        """New `.grad`s of the leaves; `grads` are their present ones, or None."""
-        cts: dict[tuple[int, int], Any] = {}
-
-        def add(edge: tuple[int, int], ct: Any) -> None:
-            cts[edge] = cts[edge] + ct if edge in cts else ct
-
-        for edge, seed in zip(self.roots, seeds, strict=True):
-            add(edge, seed)
-        for i, ((rule, edges), arrays) in enumerate(zip(self.steps, saved, strict=True)):
-            given = [cts.pop((i, k), None) for k in range(len(rule.seeded))]
-            if all(ct is None for ct in given):
-                continue
-            for to, ct in zip(edges, rule.apply(arrays, given), strict=True):
-                if to is not None:
-                    add(to, ct)
-        new = [cts.get((-1 - n, 0)) for n in range(self.count)]
-        return [
-            g if ct is None else ct if g is None else g + ct
-            for g, ct in zip(grads, new, strict=True)
-        ]
-
-
-_seen: dict[Hashable, _Program | None] = {}
-
-
-def _is_plain(nodes: Sequence[Node]) -> bool:
-    """True where no hook and no mode wants to see what passes between the nodes."""
-    if len(nodes) > LONGEST or not nodes or anomaly.state.on:
-        return False
-    return all(type(node) is OpNode and node.hooks is None for node in nodes)
-
-
-def _program(
-    nodes: Sequence[Node], roots: Sequence[tuple[Edge, Any]]
-) -> Callable[[Sequence[Node], Sequence[Any]], None] | None:
-    """Return what walks such a graph, or None when it is the first of its structure."""
-    place: dict[Any, int] = {node: i for i, node in enumerate(nodes)}
-    leaves: list[Tensor] = []
-
-    def number(edge: Edge) -> tuple[int, int]:
-        source, k = edge
-        if source not in place:
-            place[source] = -1 - len(leaves)
-            leaves.append(source)
-        return place[source], k
-
-    steps = tuple(
-        (node.rule, tuple([None if edge is None else number(edge) for edge in node.edges]))  # type: ignore[attr-defined]
-        for node in nodes
-    )
-    starts = tuple([number(edge) for edge, _ in roots])
-    if any(leaf._hooks or leaf._after for leaf in leaves):
-        return None
-    key = steps, starts
-    if key not in _seen:
-        _seen[key] = None
-        return None
-    program = _seen[key]
-    if program is None:
-        program = _seen[key] = _Program(steps, starts, len(leaves))
-
-    def walk(nodes: Sequence[Node], seeds: Sequence[Any]) -> None:
-        saved = [node.arrays() for node in nodes]  # type: ignore[attr-defined]
-        before = [leaf._grad for leaf in leaves]
-        found = program.run(saved, seeds, [None if g is None else g.value for g in before])
-        for leaf, summed, new in zip(leaves, before, found, strict=True):
-            if summed is not None:
-                summed._put(new)
-            elif new is not None:
-                leaf._grad = Tensor(new)
-
-    return walk
-
-
-__all__ = ["mode", "run_backward"]

@@ -6,13 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from ..ir.errors import AutogradError
 from ..ir.types import is_inexact
 from .anomaly import trace_of
-from .modes import enable_grad, mode, no_grad
+from .modes import mode, no_grad
 from .node import Edge, Node, SavedInput
 from .tensor import Tensor
 
@@ -225,15 +224,14 @@ def once_differentiable(fun: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(fun)
     def backward(ctx: Any, *cts: Any) -> Any:
+        recording = mode.grad
         with no_grad():
             found = fun(ctx, *cts)
-        if not (mode.grad and any(isinstance(ct, Tensor) and ct._requires for ct in cts)):
-            if not mode.grad:
-                return found
-        many = found if isinstance(found, tuple) else (found,)
-        with enable_grad():
-            marked = tuple(_refusing(x) if isinstance(x, Tensor) else x for x in many)
-        return marked if isinstance(found, tuple) else marked[0]
+        if not recording:
+            return found
+        if isinstance(found, tuple):
+            return tuple(map(_refusing, found))
+        return _refusing(found)
 
     return backward
 
@@ -254,8 +252,5 @@ class _RefusingNode(Node):
     pull_recorded = pull
 
 
-def _refusing(x: Tensor) -> Tensor:
-    return Tensor._of(x.value, _RefusingNode([]), 0)
-
-
-__all__ = ["Context", "Function", "jax", "once_differentiable"]
+def _refusing(x: Any) -> Any:
+    return Tensor._of(x.value, _RefusingNode([]), 0) if isinstance(x, Tensor) else x

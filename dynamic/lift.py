@@ -27,8 +27,9 @@ from .anomaly import trace_of
 from .modes import mode
 from .node import Edge, Node, OpNode, SavedInput
 from .rule import Operation, Saved
-from .tensor import Storage, Tensor
+from .tensor import Tensor
 
+MOST = 8192  # operations that are remembered; the oldest is forgotten first
 _known: dict[Hashable, Operation] = {}
 _OPERANDS = (Tensor, jax.Array, np.ndarray, np.generic)
 _NUMBERS = (bool, int, float, complex)
@@ -77,6 +78,8 @@ def apply(fun: Callable[..., Any], args: Sequence[Any]) -> Any:
     key = (fun, active)
     known = _known.get(key)
     if known is None:
+        if len(_known) >= MOST:
+            del _known[next(iter(_known))]
         known = _known[key] = Operation(_name(fun), _AS_PYTORCH.get(fun, fun), active)
     try:
         found = known(*arrays)
@@ -278,6 +281,3 @@ def bound(fun: Callable[..., Any], *settings: Any) -> Callable[..., Any]:
 
 def _name(fun: Any) -> str:
     return getattr(fun, "__name__", type(fun).__name__)
-
-
-__all__ = ["Storage", "apply", "bound", "lifted"]

@@ -503,6 +503,19 @@ class Tensor:
         view.array, view.version = array, self._storage.version
 
 
+def accumulate_into(leaf: Tensor, ct: Any, record: bool) -> None:
+    """Sum a cotangent into `.grad`, the same tensor if there is one, and run the hooks after."""
+    if leaf._grad is None:
+        leaf._grad = ct if isinstance(ct, Tensor) else Tensor(ct)
+    elif record:
+        leaf._grad = leaf._grad + ct
+    else:
+        with no_grad():
+            leaf._grad._put(jnp.add(leaf._grad.value, _plain(ct)))
+    for hook in tuple(leaf._after or ()):
+        hook(leaf)
+
+
 def _check_float(dtype: Any) -> None:
     if not (is_inexact(dtype) or is_complex(dtype)):
         raise AutogradError(

@@ -225,3 +225,12 @@ def test_ops_are_timed_by_themselves(load_benchmark):
     product = parse(text.replace("OP", dot)).nodes[0]
     assert roofline.alone(product, spec) == spec.seconds(product)
     assert roofline.timed(neg) > 0
+
+
+def test_contrast(load_benchmark, capsys):
+    """All arms train alike; each is a row."""
+    rows = load_benchmark("tiny").main(["--tiny"])
+    assert {"jax ops", "jax.jit", "dynamic", "compiled"} <= {row.arm for row in rows}
+    told = capsys.readouterr()
+    assert told.err.count("ten losses within") == len(rows)
+    assert "dynamic" in told.out

@@ -12,8 +12,8 @@ import pytest
 
 import backpass as bp
 from backpass import dynamic as dyn
-from backpass.dynamic import engine
 from backpass.dynamic import numpy as dnp
+from backpass.dynamic import whole
 from backpass.dynamic.nn import functional as F
 
 POINT = np.array([[0.3, -0.7, 1.2], [0.9, 0.1, -0.4]], np.float32)
@@ -59,9 +59,8 @@ def test_functions_of_jax_numpy(name):
 
 def test_functions_that_ask_for_values():
     x = dyn.tensor(POINT, requires_grad=True)
-    (kept,) = [dnp.unique(x)]
-    (kept**2).sum().backward()
-    np.testing.assert_allclose(x.grad.value, 2 * POINT, rtol=1e-6)
+    (dnp.extract(x > 0, x) ** 2).sum().backward()
+    np.testing.assert_allclose(x.grad.value, np.where(POINT > 0, 2 * POINT, 0), rtol=1e-6)
     assert [int(i) for i in dnp.nonzero(x > 1)[0]] == [0]
 
 
@@ -143,12 +142,12 @@ def test_ten_thousand_steps_leak_nothing():
     for _ in range(100):
         step()
     gc.collect()
-    before = len(gc.get_objects()), len(engine._seen)
+    before = len(gc.get_objects()), len(whole._seen)
     for _ in range(10_000):
         step()
     gc.collect()
     assert len(gc.get_objects()) - before[0] < 100
-    assert len(engine._seen) == before[1]
+    assert len(whole._seen) == before[1]
 
 
 def test_a_deep_chain():
@@ -248,7 +247,7 @@ def test_autocast_runs_products_in_the_narrow_type():
 @pytest.mark.parametrize("kind", ["SGD", "Momentum", "Adam", "AdamW", "RMSprop", "Lion"])
 def test_optimisers_train_and_go_back(kind):
     model, x = network(), dyn.tensor(np.ones((4, 8), np.float32))
-    opt = getattr(dyn.optim, kind)(model.parameters(), lr=1e-2)
+    opt = getattr(dyn.optim, kind)(model.parameters(), lr=1e-3)
 
     def step():
         opt.zero_grad()
