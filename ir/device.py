@@ -66,7 +66,8 @@ class DeviceSpec:
         if name == "scan":
             start, end = node.attrs["num_consts"] + node.attrs["num_carry"], node.attrs["num_carry"]
             stacks = (*node.inputs[start:], *node.outputs[end:])
-            copies = SLICED * sum(v.type.nbytes for v in stacks) / self.bytes_per_s
+            size = sum(v.type.on_host(False).nbytes for v in stacks)
+            copies = SLICED * size / self.bytes_per_s
             return copies + int(node.attrs["length"]) * self.total(node.regions[0].nodes)
         if name == "cond":
             return max(self.total(region.nodes) for region in node.regions)

@@ -53,7 +53,8 @@ def _lower(
 
     options = {"length": attrs["length"], "reverse": attrs["reverse"], "unroll": attrs["unroll"]}
     types = [value.type for value in regions[0].outputs[k:]]
-    if attrs.get("late") and all(map(_numeric, types)) and not manual_axes():
+    late = attrs.get("late") and attrs["length"]
+    if late and all(map(_numeric, types)) and not manual_axes():
         return _lower_late(body, init, xs, types, options)
     carry, ys = lax.scan(body, list(init), list(xs), **options)
     return [*carry, *ys]

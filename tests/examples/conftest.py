@@ -1,6 +1,7 @@
 """How the tests reach the examples, which are scripts and not part of the package."""
 
 import importlib.util
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -18,14 +19,18 @@ def load_example() -> Iterator[Callable[[str], ModuleType]]:
     Tests of a file share the module, and so what it has compiled.
     """
 
-    @cache
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(f"examples_{name}", EXAMPLES / f"{name}.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
     with pytest.MonkeyPatch.context() as patch:
+
+        @cache
+        def load(name: str) -> ModuleType:
+            spec = importlib.util.spec_from_file_location(
+                f"examples_{name}", EXAMPLES / f"{name}.py"
+            )
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            patch.setitem(sys.modules, spec.name, module)  # where dataclasses look
+            spec.loader.exec_module(module)
+            return module
+
         patch.syspath_prepend(EXAMPLES)
         yield load

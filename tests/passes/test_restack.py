@@ -83,6 +83,20 @@ def test_what_is_dear_stays():
     assert Restack()(graph) is graph
 
 
+def test_a_scan_of_no_steps():
+    params, x = arguments()
+    empty = [p[:0] for p in (np.stack(params),)]
+
+    def loss(w, x):
+        h, ys = lax.scan(lambda h, w: (jnp.sqrt(1 + (h @ w) ** 2) / 2, h), x, w)
+        return (h**2).mean() + ys.sum()
+
+    ours = bp.compile(bp.grad(loss, (0, 1)))(*empty, x)
+    theirs = jax.grad(loss, (0, 1))(*empty, x)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
 def test_no_scan_no_change():
     graph = joint(sgd(lambda params, x: jnp.sin(x @ params[0]).sum()), *arguments())
     assert Restack()(graph) is graph
