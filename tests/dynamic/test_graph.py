@@ -130,7 +130,15 @@ def test_backward_frees_what_was_saved():
     assert array() is None
 
 
-def test_ten_thousand_steps_leak_nothing():
+@pytest.fixture
+def small_heap():
+    """Collections within look at what the test makes, and not at what other tests have left."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def test_ten_thousand_steps_leak_nothing(small_heap):
     w = dyn.tensor(np.ones(4, np.float32), requires_grad=True)
     opt = dyn.optim.SGD([w], lr=1e-3)
 
@@ -150,7 +158,7 @@ def test_ten_thousand_steps_leak_nothing():
     assert len(whole._seen) == before[1]
 
 
-def test_a_deep_chain():
+def test_a_deep_chain(small_heap):
     x = dyn.tensor(1.0, requires_grad=True)
     y = x
     for _ in range(100_000):
