@@ -35,6 +35,7 @@ from .ir.errors import (
     ParseError,
     ShapeError,
     TraceError,
+    TrainingWarning,
     ZeroGradientWarning,
 )
 
@@ -63,6 +64,7 @@ __all__ = [
     "ShapeError",
     "TraceError",
     "Traced",
+    "TrainingWarning",
     "ZeroGradientWarning",
     "__version__",
     "checkpoint",

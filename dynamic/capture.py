@@ -27,7 +27,7 @@ from .tensor import Storage, Tensor
 class Capture:
     """State that a step reads or changes, as it is met; `restore` puts all of it back."""
 
-    storages: dict[Storage, tuple[Any, int]] = field(default_factory=dict)
+    storages: dict[Storage, tuple[Any, int, int]] = field(default_factory=dict)
     tensors: dict[Tensor, tuple[Any, ...]] = field(default_factory=dict)
     numbers: dict[tuple[int, str], tuple[dict[str, Any], str]] = field(default_factory=dict)
     settings: dict[tuple[int, str], tuple[Any, str, Any]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Capture:
                 )
             state = state._storage
         if state not in self.storages:
-            self.storages[state] = state.array, state.version
+            self.storages[state] = state.array, state.version, state.spent
 
     def number(self, holder: dict[str, Any], name: str) -> Any:
         """A setting that may change from call to call: an input of the program."""
@@ -60,8 +60,8 @@ class Capture:
 
     def restore(self) -> None:
         """Put everything back as it was."""
-        for storage, (array, version) in self.storages.items():
-            storage.array, storage.version = array, version
+        for storage, (array, version, spent) in self.storages.items():
+            storage.array, storage.version, storage.spent = array, version, spent
         for tensor, before in self.tensors.items():
             node, index, requires, retains, grad = before
             tensor._node, tensor._index, tensor._requires = node, index, requires
@@ -70,11 +70,15 @@ class Capture:
 
 @dataclass(eq=False)
 class _Found:
-    """What one run changed: storages with their new arrays, and tensors with a new `.grad`."""
+    """What one run changed: storages with their new arrays, and tensors with a new `.grad`.
+
+    `spent` tells which of both hold gradients that an optimiser's step has used.
+    """
 
     out: Any
     written: dict[Storage, Any]
     grads: dict[Tensor, Tensor | None]
+    spent: dict[Storage | Tensor, bool]
 
 
 def _run(fun: Callable[..., Any], capture: Capture, args: Any) -> _Found:
@@ -83,7 +87,7 @@ def _run(fun: Callable[..., Any], capture: Capture, args: Any) -> _Found:
     try:
         args, kwargs = args
         out = fun(*args, **kwargs)
-        for storage, (array, _) in capture.storages.items():
+        for storage, (array, *_) in capture.storages.items():
             before.setdefault(storage, array)
         written = {s: s.array for s, array in before.items() if s.array is not array}
         grads = {
@@ -91,7 +95,11 @@ def _run(fun: Callable[..., Any], capture: Capture, args: Any) -> _Found:
             for tensor, state in capture.tensors.items()
             if tensor._held_grad is not state[-1]
         }
-        return _Found(out, written, grads)
+        spent: dict[Storage | Tensor, bool] = {
+            s: s.spent >= 0 for s, was in capture.storages.items() if s.spent != was[-1]
+        }
+        spent |= {t: g._storage.spent >= 0 for t, g in grads.items() if g is not None}
+        return _Found(out, written, grads, spent)
     finally:
         capture.restore()
 
@@ -143,6 +151,7 @@ class _Variant:
     kept: list[Storage]
     capture: Capture
     grads: list[tuple[Tensor, bool]]  # whose .grad is set, and whether to a tensor
+    spent: dict[Storage | Tensor, bool]
     changed: list[int]  # tensors among the arguments whose values change
     got: list[int]  # those that get a gradient
     out: Any
@@ -173,6 +182,9 @@ class _Variant:
         rest = iter(grads)
         for tensor, is_there in self.grads:
             tensor._held_grad = Tensor(next(rest)) if is_there else None
+        for state, is_spent in self.spent.items():
+            storage = state if isinstance(state, Storage) else state._held_grad._storage  # type: ignore[union-attr]
+            storage.spent = storage.version if is_spent else -1
         for i, array in zip(self.changed, changed, strict=True):
             arguments.leaves[i]._put(array)
         for i, array in zip(self.got, got, strict=True):
@@ -271,7 +283,9 @@ class CompiledStep:
 
         step.__name__ = getattr(fun, "__name__", "step")
         compiled = self._function.of_state(step)
-        return _Variant(given, kept, capture, grads, changed, got, out_tree, compiled)
+        return _Variant(
+            given, kept, capture, grads, found[0].spent, changed, got, out_tree, compiled
+        )
 
 
 def _staged(fun: Callable[..., Any], look: Callable[..., Any], arrays: Sequence[Any]) -> None:

@@ -26,15 +26,17 @@ from .node import Edge, Handle, Node
 class Storage:
     """An array, or a tree of arrays, that may be replaced; `version` counts how often it was.
 
-    `owner` is who traced when it was made: for any other tracer it is state from outside.
+    `owner` is who traced when it was made: for any other tracer it is state from outside. `spent`
+    is for gradients: the version that an optimiser's step used, or -1 (`mistakes.py`).
     """
 
-    __slots__ = ("__weakref__", "array", "owner", "version")
+    __slots__ = ("__weakref__", "array", "owner", "spent", "version")
 
     def __init__(self, array: Any) -> None:
         """At version 0."""
         self.array = array
         self.version = 0
+        self.spent = -1
         self.owner = watching.owner
 
     def read(self) -> Any:
@@ -443,6 +445,7 @@ class Tensor:
                     f"an operation in place can't put {new.dtype} into a tensor of {self.dtype}"
                 )
             new = new.astype(self.dtype)
+        self._storage.spent = -1
         if self._view is not None:
             base = self._view.base
             base._become(apply(written(self._view.steps), (base, new)))
