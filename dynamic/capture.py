@@ -7,8 +7,8 @@
 rate. The step is run once on abstract arrays to find them (`Capture` takes in what was made before
 the trace and is read within), and once more as a function of them.
 
-A program holds as long as the structure of the state does: which `.grad`s are there, which
-modules are in training; else another is made. Python's other values are read when it is traced.
+A program holds as long as the structure of the state does: which of the `.grad`s that it reads are
+there, which modules are in training; else another is made. Python's other values are read when it is traced.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ class Capture:
     numbers: dict[tuple[int, str], tuple[dict[str, Any], str]] = field(default_factory=dict)
     settings: dict[tuple[int, str], tuple[Any, str, Any]] = field(default_factory=dict)
     values: dict[tuple[int, str], Any] = field(default_factory=dict)
+    grads: dict[Tensor, str] = field(default_factory=dict)  # what came first: "read" or "set"
 
-    def take(self, state: Storage | Tensor) -> None:
+    def take(self, state: Storage | Tensor, grad: str = "") -> None:
         """Note what is met for the first time, as it was."""
         if isinstance(state, Tensor):
+            if grad:
+                self.grads.setdefault(state, grad)
             if state not in self.tensors:
                 self.tensors[state] = (
                     state._node,
@@ -93,7 +96,7 @@ def _run(fun: Callable[..., Any], capture: Capture, args: Any) -> _Found:
         grads = {
             tensor: tensor._held_grad
             for tensor, state in capture.tensors.items()
-            if tensor._held_grad is not state[-1]
+            if tensor._held_grad is not state[-1] or capture.grads.get(tensor) == "set"
         }
         spent: dict[Storage | Tensor, bool] = {
             s: s.spent >= 0 for s, was in capture.storages.items() if s.spent != was[-1]
@@ -160,9 +163,11 @@ class _Variant:
     @property
     def holds(self) -> bool:
         """True while the state has the structure that the program was made for."""
-        same = all(
-            (tensor._requires, tensor._held_grad is None) == (was[2], was[-1] is None)
-            for tensor, was in self.capture.tensors.items()
+        tensors, grads = self.capture.tensors, self.capture.grads
+        same = all(tensor._requires == was[2] for tensor, was in tensors.items()) and all(
+            (tensor._held_grad is None) == (tensors[tensor][-1] is None)
+            for tensor, first in grads.items()
+            if first == "read"
         )
         return same and all(_get(h, n) == v for h, n, v in self.capture.settings.values())
 

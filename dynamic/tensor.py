@@ -53,8 +53,11 @@ class Storage:
         self.version += 1
 
 
-def meet(state: Storage | Tensor) -> None:
-    """Tell who traces of state from outside that is about to be read or changed."""
+def meet(state: Storage | Tensor, grad: str = "") -> None:
+    """Tell who traces of state from outside that is about to be read or changed.
+
+    `grad` is what is done with a tensor's `.grad`, "read" or "set".
+    """
     owner = watching.owner
     storage = state if isinstance(state, Storage) else state._storage
     if storage.owner is owner:
@@ -63,7 +66,7 @@ def meet(state: Storage | Tensor) -> None:
 
     if not isinstance(owner, Capture):
         raise Stateful(CompiledStep)
-    owner.take(state)
+    owner.take(state, grad)
 
 
 class View:
@@ -210,13 +213,13 @@ class Tensor:
     def _grad(self) -> Tensor | None:
         """`.grad` without a warning."""
         if watching.owner is not None:
-            meet(self)
+            meet(self, "read")
         return self._held_grad
 
     @_grad.setter
     def _grad(self, value: Tensor | None) -> None:
         if watching.owner is not None:
-            meet(self)
+            meet(self, "set")
         self._held_grad = value
 
     @property

@@ -185,6 +185,34 @@ def test_gradients_accumulate_over_calls():
         np.testing.assert_array_equal(w.grad.value, np.array([1.0, 10.0]) * (i + 1))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_gradients_that_are_dropped_unread_choose_no_program(first):
+    """Before the first step there are none, later there are: one program is for both."""
+    w = dyn.tensor([1.0, 2.0], requires_grad=True)
+    traced = []
+
+    @bp.compile
+    def step():
+        traced.append(None)
+        if first:
+            w.grad = None
+        (w * w).sum().backward()
+        if not first:
+            w.grad = None
+
+    for _ in range(3):
+        step()
+    assert len(traced) == 3  # to see that there is state, to find it, and to make the program
+    w.grad = dyn.tensor([5.0, 5.0])
+    step()
+    if first:
+        assert len(traced) == 3
+        np.testing.assert_array_equal(w.grad.value, 2 * w.value)
+    else:
+        assert len(traced) == 5  # backward adds to what is there
+        assert w.grad is None
+
+
 def test_random_numbers_move_on():
     @bp.compile
     def draw():
