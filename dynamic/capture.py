@@ -8,7 +8,8 @@ rate. The step is run once on abstract arrays to find them (`Capture` takes in w
 the trace and is read within), and once more as a function of them.
 
 A program holds as long as the structure of the state does: which of the `.grad`s that it reads are
-there, which modules are in training; else another is made. Python's other values are read when it is traced.
+there, which modules are in training; else another is made. Python's other values are read when
+it is traced.
 """
 
 from __future__ import annotations
