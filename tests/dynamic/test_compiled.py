@@ -319,7 +319,9 @@ def test_donating_is_ours():
         bp.compile(lambda x: w * x, donate_argnums=0)(np.ones(1, np.float32))
 
 
-def test_the_page_runs():
+def test_the_page_runs(capsys):
     text = (Path(__file__).parents[2] / "docs" / "dynamic.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    exec(compile(block, "dynamic.md", "exec"), {})
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile("\n".join(blocks), "dynamic.md", "exec"), {})
+    told = capsys.readouterr().out
+    assert "epoch  training  validation" in told and "0.weight" in told
