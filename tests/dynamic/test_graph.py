@@ -1,6 +1,8 @@
 """The recorded graph: how it is walked, freed and shared, and that it is what the rules say."""
 
 import gc
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
@@ -62,6 +64,16 @@ def test_functions_that_ask_for_values():
     (dnp.extract(x > 0, x) ** 2).sum().backward()
     np.testing.assert_allclose(x.grad.value, np.where(POINT > 0, 2 * POINT, 0), rtol=1e-6)
     assert [int(i) for i in dnp.nonzero(x > 1)[0]] == [0]
+
+
+def test_the_package_has_it_when_asked():
+    """Who does not use the dynamic mode does not import it."""
+    program = (
+        "import sys, backpass as bp; before = 'backpass.dynamic' in sys.modules; "
+        "print(before, bp.dynamic.tensor(2.0).item(), hasattr(bp, 'nothing'))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "2.0", "False"], done.stderr
 
 
 def network(width=8, layers=3):
