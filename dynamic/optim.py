@@ -104,6 +104,11 @@ class Optimizer:
             if jax.tree.leaves(state):
                 self.state[p].write(state)
 
+    def storages(self) -> list[Storage]:
+        """All that a step may change: parameters and states."""
+        params = [p._storage for group in self.param_groups for p in group["params"]]
+        return [*params, *self.state.values()]
+
     def state_dict(self) -> dict[str, Any]:
         """Settings and states, by the parameters' places."""
         place: dict[Tensor, int] = {}
@@ -313,6 +318,10 @@ class Optax(Optimizer):
         for p, x in zip(params, new, strict=True):
             if p._grad is not None:
                 p._put(x)
+
+    def storages(self) -> list[Storage]:
+        """With the transformation's state."""
+        return [*super().storages(), self._held]
 
     def state_dict(self) -> dict[str, Any]:
         """The transformation's state."""

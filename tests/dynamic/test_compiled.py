@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 import backpass as bp
@@ -211,6 +213,62 @@ def test_gradients_that_are_dropped_unread_choose_no_program(first):
     else:
         assert len(traced) == 5  # backward adds to what is there
         assert w.grad is None
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "Optax"])
+def test_a_scaler_skips_steps_that_overflow(kind):
+    """As the dynamic mode: neither parameters nor moments move, and the scale follows."""
+
+    def trained(wrap):
+        dyn.manual_seed(0)
+        model = mlp()
+        if kind == "Optax":
+            opt = dyn.optim.Optax(model.parameters(), optax.adam(1e-2))
+        else:
+            opt = dyn.optim.AdamW(model.parameters(), lr=1e-2)
+        scaler = dyn.amp.GradScaler(init_scale=64.0, growth_interval=2)
+
+        def step(x, y, factor):
+            opt.zero_grad()
+            scaler.scale(F.cross_entropy(model(x), y) * factor).backward()
+            scaler.unscale_(opt)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(opt)
+            scaler.update()
+            return norm
+
+        run, seen = wrap(step), []
+        x, y = dyn.tensor(X), dyn.tensor(np.arange(16) % 5)
+        for factor in (1, 1, np.inf, 1, np.inf, 1, 1, 1):
+            run(x, y, dyn.tensor(np.float32(factor)))
+            seen.append((scaler.get_scale(), scaler.state_dict()["good"]))
+        moments = jax.tree.leaves(opt.state_dict()["state" if kind == "AdamW" else "held"])
+        return seen, [np.asarray(p.value) for p in model.parameters()], moments
+
+    seen, params, moments = trained(lambda f: f)
+    assert seen == [(64, 1), (128, 0), (64, 0), (64, 1), (32, 0), (32, 1), (64, 0), (64, 1)]
+    seen2, params2, moments2 = trained(bp.compile)
+    assert seen2 == seen
+    for a, b in zip([*params, *moments], [*params2, *moments2], strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_scaler_goes_as_a_whole_into_a_compiled_step():
+    w = dyn.tensor([1.0], requires_grad=True)
+    opt, scaler = dyn.optim.SGD([w], lr=0.1), dyn.amp.GradScaler()
+
+    @bp.compile
+    def move():
+        scaler.step(opt)
+
+    scaler.scale(w * 2).sum().backward()
+    move()
+    with pytest.raises(bp.AutogradError, match="in the same compiled step"):
+        scaler.update()
+    scaler.unscale_(opt)
+    with pytest.raises(bp.AutogradError, match="outside of the compiled step"):
+        bp.compile(lambda: scaler.step(opt))()
 
 
 def test_random_numbers_move_on():
