@@ -14,7 +14,8 @@ import numpy as np
 from ..compiler.state import watching
 from ..ir.errors import AutogradError
 from .modes import mode
-from .tensor import Storage, Tensor
+from .storage import Storage
+from .tensor import Tensor
 
 # What runs in the narrow type, and what in float32, by name; the rest takes what comes.
 NARROW = frozenset(

@@ -21,7 +21,8 @@ from typing import Any
 import jax
 
 from ..compiler.state import watched
-from .tensor import Storage, Tensor
+from .storage import Storage
+from .tensor import Tensor
 
 
 @dataclass(eq=False)

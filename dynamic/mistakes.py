@@ -27,7 +27,8 @@ from ..compiler.state import watching
 from ..ir.errors import TrainingWarning
 
 if TYPE_CHECKING:
-    from .tensor import Storage, Tensor
+    from .storage import Storage
+    from .tensor import Tensor
 
 Groups: TypeAlias = Sequence[dict[str, Any]]
 

@@ -13,7 +13,8 @@ from .capture import Capture
 from .mistakes import Watch
 from .modes import enable_grad
 from .nn.module import zero_grads
-from .tensor import Storage, Tensor
+from .storage import Storage
+from .tensor import Tensor
 
 try:
     import optax
