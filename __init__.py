@@ -8,6 +8,9 @@ loss, grads = bp.value_and_grad(loss_fn)(params, batch)
 return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
 """
 
+import importlib
+from typing import Any
+
 from . import ir
 from .compiler.compile import CompiledFunction, compile
 from .compiler.derivatives import jvp, linearize, vjp
@@ -35,6 +38,7 @@ from .ir.errors import (
     ParseError,
     ShapeError,
     TraceError,
+    TrainingWarning,
     ZeroGradientWarning,
 )
 
@@ -63,6 +67,7 @@ __all__ = [
     "ShapeError",
     "TraceError",
     "Traced",
+    "TrainingWarning",
     "ZeroGradientWarning",
     "__version__",
     "checkpoint",
@@ -83,3 +88,10 @@ __all__ = [
     "value_and_grad",
     "vjp",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`dynamic` is imported when it is asked for."""
+    if name == "dynamic":
+        return importlib.import_module(f"{__name__}.dynamic")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

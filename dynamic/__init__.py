@@ -11,7 +11,7 @@ w.grad                      # tensor([2., 4.])
 import importlib
 from typing import Any
 
-from . import amp, autograd, nn, numpy, ops
+from . import amp, autograd, diagnostics, nn, numpy, ops
 from .modes import (
     enable_grad,
     inference_mode,
@@ -29,6 +29,7 @@ __all__ = [
     "amp",
     "autograd",
     "checkpoint",
+    "diagnostics",
     "enable_grad",
     "get_rng_state",
     "inference_mode",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ContextDecorator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -10,8 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..compiler.state import watching
 from ..ir.errors import AutogradError
 from .modes import mode
+from .storage import Storage
 from .tensor import Tensor
 
 # What runs in the narrow type, and what in float32, by name; the rest takes what comes.
@@ -65,6 +68,18 @@ def casting(fun: Any, name: str, dtype: Any) -> Any:
     return cast
 
 
+@dataclass
+class _Seen:
+    """What happened since the last update: whether gradients overflowed, and who stepped.
+
+    By the identities of optimisers; `owner` is who traced, or None.
+    """
+
+    owner: Any
+    overflow: dict[int, Any] = field(default_factory=dict)
+    stepped: set[int] = field(default_factory=set)
+
+
 class GradScaler:
     """Scale the loss so that small gradients survive in float16; skip steps that overflow.
 
@@ -89,11 +104,10 @@ class GradScaler:
         if growth_factor <= 1 or not 0 < backoff_factor < 1:
             raise ValueError("GradScaler wants growth_factor > 1 and 0 < backoff_factor < 1")
         self._scale = Tensor(jnp.float32(init_scale))
-        self._good = 0
+        self._good = Storage(jnp.int32(0))
         self.growth_factor, self.backoff_factor = growth_factor, backoff_factor
         self.growth_interval, self._enabled = growth_interval, enabled
-        self._overflow: dict[int, Any] = {}  # by optimiser, since the last update
-        self._stepped: set[int] = set()
+        self._seen = _Seen(None)
 
     def is_enabled(self) -> bool:
         """False: everything passes unchanged."""
@@ -115,9 +129,10 @@ class GradScaler:
         """Divide the gradients by the scale, once between updates."""
         if not self._enabled:
             return
-        if id(optimizer) in self._stepped:
+        seen = self._since_update()
+        if id(optimizer) in seen.stepped:
             raise AutogradError("unscale_ was called after step; call update() first")
-        if id(optimizer) in self._overflow:
+        if id(optimizer) in seen.overflow:
             raise AutogradError("unscale_ was called a second time since the last update()")
         grads = [
             p._grad for g in optimizer.param_groups for p in g["params"] if p._grad is not None
@@ -125,46 +140,75 @@ class GradScaler:
         new, bad = _unscaled([g.value for g in grads], self._scale.value)
         for g, x in zip(grads, new, strict=True):
             g._put(x)
-        self._overflow[id(optimizer)] = bad
+        seen.overflow[id(optimizer)] = bad
 
     def step(self, optimizer: Any, *args: Any) -> Any:
-        """`optimizer.step()`, unless a gradient is not finite."""
+        """`optimizer.step()`, unless a gradient is not finite.
+
+        In a compiled step, which knows no values yet, what is changed is chosen afterwards.
+        """
         if not self._enabled:
             return optimizer.step(*args)
-        if id(optimizer) in self._stepped:
+        seen = self._since_update()
+        if id(optimizer) in seen.stepped:
             raise AutogradError("step was called a second time since the last update()")
-        if id(optimizer) not in self._overflow:
+        if id(optimizer) not in seen.overflow:
             self.unscale_(optimizer)
-        self._stepped.add(id(optimizer))
-        return None if bool(self._overflow[id(optimizer)]) else optimizer.step(*args)
+        seen.stepped.add(id(optimizer))
+        bad = seen.overflow[id(optimizer)]
+        if watching.owner is None:
+            return None if bool(bad) else optimizer.step(*args)
+        before = [(storage, storage.read()) for storage in optimizer.storages()]
+        out = optimizer.step(*args)
+        for storage, old in before:
+            new = storage.read()
+            if new is not old:
+                storage.write(jax.tree.map(lambda x, y: jnp.where(bad, x, y), old, new))
+        return out
 
     def update(self, new_scale: float | None = None) -> None:
         """Adapt the scale to how the steps went, or set it."""
         if not self._enabled:
             return
+        seen = self._since_update()
         if new_scale is not None:
             self._scale._put(jnp.float32(new_scale))
-        elif not self._overflow:
-            raise AutogradError("update wants a step, or an unscale_, since the last one")
-        elif any(map(bool, self._overflow.values())):
-            self._scale._put(self._scale.value * self.backoff_factor)
-            self._good = 0
+        elif not seen.overflow:
+            raise AutogradError(
+                "update wants a step, or an unscale_, since the last one\n"
+                "  under bp.compile: in the same compiled step"
+            )
         else:
-            self._good += 1
-            if self._good == self.growth_interval:
-                self._scale._put(self._scale.value * self.growth_factor)
-                self._good = 0
-        self._overflow, self._stepped = {}, set()
+            factors = self.growth_factor, self.backoff_factor
+            found = list(seen.overflow.values())
+            scale, good = _adapted(
+                self._scale.value, self._good.read(), found, *factors, self.growth_interval
+            )
+            self._scale._put(scale)
+            self._good.write(good)
+        self._seen = _Seen(watching.owner)
+
+    def _since_update(self) -> _Seen:
+        """What happened since the last update, by who runs or traces now."""
+        seen = self._seen
+        if seen.owner is not watching.owner:
+            if seen.owner is None and seen.overflow:
+                raise AutogradError(
+                    "the gradients were unscaled outside of the compiled step\n"
+                    "  unscale_, step and update belong into one step"
+                )
+            seen = self._seen = _Seen(watching.owner)
+        return seen
 
     def state_dict(self) -> dict[str, Any]:
         """Scale and count of good steps."""
-        return {"scale": self.get_scale(), "good": self._good} if self._enabled else {}
+        return {"scale": self.get_scale(), "good": int(self._good.read())} if self._enabled else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state."""
         if self._enabled:
             self._scale._put(jnp.float32(state["scale"]))
-            self._good = state["good"]
+            self._good.write(jnp.int32(state["good"]))
 
 
 @jax.jit
@@ -172,3 +216,14 @@ def _unscaled(grads: list[Any], scale: Any) -> tuple[list[Any], Any]:
     new = [(g.astype(np.float32) / scale).astype(g.dtype) for g in grads]
     finite = [jnp.isfinite(g).all() for g in new]
     return new, ~jnp.stack(finite).all() if finite else jnp.bool_(False)
+
+
+@jax.jit
+def _adapted(
+    scale: Any, good: Any, overflow: list[Any], growth: Any, backoff: Any, interval: Any
+) -> tuple[Any, Any]:
+    """The next scale, and the number of good steps since it last changed."""
+    bad, good = jnp.stack(overflow).any(), good + 1
+    grows = ~bad & (good == interval)
+    scale = jnp.where(bad, scale * backoff, jnp.where(grows, scale * growth, scale))
+    return scale, jnp.where(bad | grows, 0, good)

@@ -179,7 +179,8 @@ def _one(shape: tuple[int, ...], dtype: Any) -> Any:
     """A cached array of ones."""
     key = shape, dtype
     if key not in _ones:
-        _ones[key] = jnp.ones(shape, dtype)
+        with jax.ensure_compile_time_eval():  # no tracer, whoever asks first
+            _ones[key] = jnp.ones(shape, dtype)
     return _ones[key]
 
 

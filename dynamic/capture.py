@@ -7,8 +7,9 @@
 rate. The step is run once on abstract arrays to find them (`Capture` takes in what was made before
 the trace and is read within), and once more as a function of them.
 
-A program holds as long as the structure of the state does: which `.grad`s are there, which
-modules are in training; else another is made. Python's other values are read when it is traced.
+A program holds as long as the structure of the state does: which of the `.grad`s that it reads are
+there, which modules are in training; else another is made. Python's other values are read when
+it is traced.
 """
 
 from __future__ import annotations
@@ -20,22 +21,26 @@ from typing import Any
 import jax
 
 from ..compiler.state import watched
-from .tensor import Storage, Tensor
+from .storage import Storage
+from .tensor import Tensor
 
 
 @dataclass(eq=False)
 class Capture:
     """State that a step reads or changes, as it is met; `restore` puts all of it back."""
 
-    storages: dict[Storage, tuple[Any, int]] = field(default_factory=dict)
+    storages: dict[Storage, tuple[Any, int, int]] = field(default_factory=dict)
     tensors: dict[Tensor, tuple[Any, ...]] = field(default_factory=dict)
     numbers: dict[tuple[int, str], tuple[dict[str, Any], str]] = field(default_factory=dict)
     settings: dict[tuple[int, str], tuple[Any, str, Any]] = field(default_factory=dict)
     values: dict[tuple[int, str], Any] = field(default_factory=dict)
+    grads: dict[Tensor, str] = field(default_factory=dict)  # what came first: "read" or "set"
 
-    def take(self, state: Storage | Tensor) -> None:
+    def take(self, state: Storage | Tensor, grad: str = "") -> None:
         """Note what is met for the first time, as it was."""
         if isinstance(state, Tensor):
+            if grad:
+                self.grads.setdefault(state, grad)
             if state not in self.tensors:
                 self.tensors[state] = (
                     state._node,
@@ -46,7 +51,7 @@ class Capture:
                 )
             state = state._storage
         if state not in self.storages:
-            self.storages[state] = state.array, state.version
+            self.storages[state] = state.array, state.version, state.spent
 
     def number(self, holder: dict[str, Any], name: str) -> Any:
         """A setting that may change from call to call: an input of the program."""
@@ -60,8 +65,8 @@ class Capture:
 
     def restore(self) -> None:
         """Put everything back as it was."""
-        for storage, (array, version) in self.storages.items():
-            storage.array, storage.version = array, version
+        for storage, (array, version, spent) in self.storages.items():
+            storage.array, storage.version, storage.spent = array, version, spent
         for tensor, before in self.tensors.items():
             node, index, requires, retains, grad = before
             tensor._node, tensor._index, tensor._requires = node, index, requires
@@ -70,11 +75,15 @@ class Capture:
 
 @dataclass(eq=False)
 class _Found:
-    """What one run changed: storages with their new arrays, and tensors with a new `.grad`."""
+    """What one run changed: storages with their new arrays, and tensors with a new `.grad`.
+
+    `spent` tells which of both hold gradients that an optimiser's step has used.
+    """
 
     out: Any
     written: dict[Storage, Any]
     grads: dict[Tensor, Tensor | None]
+    spent: dict[Storage | Tensor, bool]
 
 
 def _run(fun: Callable[..., Any], capture: Capture, args: Any) -> _Found:
@@ -83,15 +92,19 @@ def _run(fun: Callable[..., Any], capture: Capture, args: Any) -> _Found:
     try:
         args, kwargs = args
         out = fun(*args, **kwargs)
-        for storage, (array, _) in capture.storages.items():
+        for storage, (array, *_) in capture.storages.items():
             before.setdefault(storage, array)
         written = {s: s.array for s, array in before.items() if s.array is not array}
         grads = {
             tensor: tensor._held_grad
             for tensor, state in capture.tensors.items()
-            if tensor._held_grad is not state[-1]
+            if tensor._held_grad is not state[-1] or capture.grads.get(tensor) == "set"
         }
-        return _Found(out, written, grads)
+        spent: dict[Storage | Tensor, bool] = {
+            s: s.spent >= 0 for s, was in capture.storages.items() if s.spent != was[-1]
+        }
+        spent |= {t: g._storage.spent >= 0 for t, g in grads.items() if g is not None}
+        return _Found(out, written, grads, spent)
     finally:
         capture.restore()
 
@@ -143,6 +156,7 @@ class _Variant:
     kept: list[Storage]
     capture: Capture
     grads: list[tuple[Tensor, bool]]  # whose .grad is set, and whether to a tensor
+    spent: dict[Storage | Tensor, bool]
     changed: list[int]  # tensors among the arguments whose values change
     got: list[int]  # those that get a gradient
     out: Any
@@ -151,9 +165,11 @@ class _Variant:
     @property
     def holds(self) -> bool:
         """True while the state has the structure that the program was made for."""
-        same = all(
-            (tensor._requires, tensor._held_grad is None) == (was[2], was[-1] is None)
-            for tensor, was in self.capture.tensors.items()
+        tensors, grads = self.capture.tensors, self.capture.grads
+        same = all(tensor._requires == was[2] for tensor, was in tensors.items()) and all(
+            (tensor._held_grad is None) == (tensors[tensor][-1] is None)
+            for tensor, first in grads.items()
+            if first == "read"
         )
         return same and all(_get(h, n) == v for h, n, v in self.capture.settings.values())
 
@@ -173,6 +189,9 @@ class _Variant:
         rest = iter(grads)
         for tensor, is_there in self.grads:
             tensor._held_grad = Tensor(next(rest)) if is_there else None
+        for state, is_spent in self.spent.items():
+            storage = state if isinstance(state, Storage) else state._held_grad._storage  # type: ignore[union-attr]
+            storage.spent = storage.version if is_spent else -1
         for i, array in zip(self.changed, changed, strict=True):
             arguments.leaves[i]._put(array)
         for i, array in zip(self.got, got, strict=True):
@@ -271,7 +290,9 @@ class CompiledStep:
 
         step.__name__ = getattr(fun, "__name__", "step")
         compiled = self._function.of_state(step)
-        return _Variant(given, kept, capture, grads, changed, got, out_tree, compiled)
+        return _Variant(
+            given, kept, capture, grads, found[0].spent, changed, got, out_tree, compiled
+        )
 
 
 def _staged(fun: Callable[..., Any], look: Callable[..., Any], arrays: Sequence[Any]) -> None:

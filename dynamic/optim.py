@@ -10,14 +10,19 @@ import jax
 from ..compiler.state import watching
 from ..ir.errors import ArgumentError
 from .capture import Capture
+from .mistakes import Watch
 from .modes import enable_grad
 from .nn.module import zero_grads
-from .tensor import Storage, Tensor
+from .storage import Storage
+from .tensor import Tensor
 
 try:
     import optax
 except ModuleNotFoundError as error:  # pragma: no cover
     raise ModuleNotFoundError("backpass.dynamic.optim needs Optax: pip install optax") from error
+
+
+_NO_SETTINGS = ("params", "param_names", "lr")  # what no program is chosen by
 
 
 class Optimizer:
@@ -28,7 +33,7 @@ class Optimizer:
     """
 
     def __init__(self, params: Iterable[Any], defaults: Mapping[str, Any]) -> None:
-        """Tensors, or dicts with `params` and settings of their own."""
+        """Tensors, pairs of a name and a tensor, or dicts with `params` and own settings."""
         groups = list(params)
         if not groups:
             raise ValueError(f"{type(self).__name__} wants parameters, got none")
@@ -38,6 +43,9 @@ class Optimizer:
         for group in groups:
             many = group["params"]
             listed = [many] if isinstance(many, Tensor) else list(many)
+            if all(isinstance(p, tuple) for p in listed):
+                names, listed = [name for name, _ in listed], [p for _, p in listed]
+                group = {**group, "param_names": names}
             for p in listed:
                 if not isinstance(p, Tensor):
                     raise TypeError(f"{type(self).__name__} wants tensors, got {type(p).__name__}")
@@ -45,6 +53,7 @@ class Optimizer:
                     raise ValueError(f"{type(self).__name__} wants leaves, got a computed tensor")
             self.param_groups.append({**defaults, **group, "params": listed})
         self._programs: dict[Any, Any] = {}
+        self._watch = Watch(type(self).__name__)
         self.state: dict[Tensor, Storage] = {
             p: Storage(self._program(group).init(p.value))
             for group in self.param_groups
@@ -66,13 +75,15 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        self._watch.check(self.param_groups)
         for group in self.param_groups:
             self._move(group)
+        self._watch.note(self.param_groups)
         return loss
 
     def _program(self, group: Mapping[str, Any]) -> Any:
         """The compiled move of a group with such settings."""
-        settings = tuple((k, v) for k, v in group.items() if k not in ("params", "lr"))
+        settings = tuple((k, v) for k, v in group.items() if k not in _NO_SETTINGS)
         capture = watching.owner
         for name, value in settings if isinstance(capture, Capture) else ():
             capture.setting(group, name, value)
@@ -93,6 +104,11 @@ class Optimizer:
             p._put(x)
             if jax.tree.leaves(state):
                 self.state[p].write(state)
+
+    def storages(self) -> list[Storage]:
+        """All that a step may change: parameters and states."""
+        params = [p._storage for group in self.param_groups for p in group["params"]]
+        return [*params, *self.state.values()]
 
     def state_dict(self) -> dict[str, Any]:
         """Settings and states, by the parameters' places."""
@@ -303,6 +319,10 @@ class Optax(Optimizer):
         for p, x in zip(params, new, strict=True):
             if p._grad is not None:
                 p._put(x)
+
+    def storages(self) -> list[Storage]:
+        """With the transformation's state."""
+        return [*super().storages(), self._held]
 
     def state_dict(self) -> dict[str, Any]:
         """The transformation's state."""

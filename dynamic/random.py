@@ -18,7 +18,9 @@ _state: list[Tensor] = []
 def state() -> Tensor:
     """The tensor that holds the key of the stream."""
     if not _state:
-        _state.append(Tensor(jax.random.key(0)))
+        with jax.ensure_compile_time_eval():
+            _state.append(Tensor(jax.random.key(0)))
+        _state[0]._storage.owner = None  # nobody's, though a step that is traced asks first
     return _state[0]
 
 

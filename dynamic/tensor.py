@@ -1,8 +1,6 @@
 """`Tensor`: an array that knows where it came from.
 
-The array lies in a `Storage`, which counts the times it was changed. `detach()` and views share
-it: JAX's arrays never change, so a change puts a new array into the storage, and a view computes
-itself anew when its storage has changed.
+The array lies in a `Storage`, which `detach()` and views share.
 """
 
 from __future__ import annotations
@@ -16,63 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..compiler.state import Stateful, watching
+from ..compiler.state import watching
 from ..ir.errors import ArgumentError, AutogradError
 from ..ir.types import is_complex, is_inexact
 from .modes import mode, no_grad
 from .node import Edge, Handle, Node
-
-
-class Storage:
-    """An array, or a tree of arrays, that may be replaced; `version` counts how often it was.
-
-    `owner` is who traced when it was made: for any other tracer it is state from outside.
-    """
-
-    __slots__ = ("__weakref__", "array", "owner", "version")
-
-    def __init__(self, array: Any) -> None:
-        """At version 0."""
-        self.array = array
-        self.version = 0
-        self.owner = watching.owner
-
-    def read(self) -> Any:
-        """What it holds."""
-        if watching.owner is not None:
-            meet(self)
-        return self.array
-
-    def write(self, array: Any) -> None:
-        """Replace what it holds."""
-        if watching.owner is not None:
-            meet(self)
-        self.array = array
-        self.version += 1
-
-
-def meet(state: Storage | Tensor) -> None:
-    """Tell who traces of state from outside that is about to be read or changed."""
-    owner = watching.owner
-    storage = state if isinstance(state, Storage) else state._storage
-    if storage.owner is owner:
-        return
-    from .capture import Capture, CompiledStep
-
-    if not isinstance(owner, Capture):
-        raise Stateful(CompiledStep)
-    owner.take(state)
-
-
-class View:
-    """How a view comes from its base: functions one after the other; what it was when computed."""
-
-    __slots__ = ("array", "base", "steps", "version")
-
-    def __init__(self, base: Tensor, steps: tuple[Callable[..., Any], ...], array: Any) -> None:
-        """Computed at the base's present version."""
-        self.base, self.steps, self.array = base, steps, array
-        self.version = base._storage.version
+from .storage import Storage, View, meet
 
 
 class Tensor:
@@ -208,13 +155,13 @@ class Tensor:
     def _grad(self) -> Tensor | None:
         """`.grad` without a warning."""
         if watching.owner is not None:
-            meet(self)
+            meet(self, "read")
         return self._held_grad
 
     @_grad.setter
     def _grad(self, value: Tensor | None) -> None:
         if watching.owner is not None:
-            meet(self)
+            meet(self, "set")
         self._held_grad = value
 
     @property
@@ -443,6 +390,7 @@ class Tensor:
                     f"an operation in place can't put {new.dtype} into a tensor of {self.dtype}"
                 )
             new = new.astype(self.dtype)
+        self._storage.spent = -1
         if self._view is not None:
             base = self._view.base
             base._become(apply(written(self._view.steps), (base, new)))

@@ -8,7 +8,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .tensor import Tensor, View
+from .storage import View
+from .tensor import Tensor
 
 
 def view_of(base: Tensor, step: Callable[..., Any]) -> Tensor:

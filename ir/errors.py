@@ -96,3 +96,7 @@ class AutogradError(BackpassError, RuntimeError):
 
 class ZeroGradientWarning(UserWarning):
     """A gradient is zero everywhere, as an op such as `round` or `>` cuts the only ways to it."""
+
+
+class TrainingWarning(UserWarning):
+    """A training loop of the dynamic mode does what is most often a mistake."""

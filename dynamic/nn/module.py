@@ -220,6 +220,7 @@ def zero_grads(parameters: Iterable[Tensor], set_to_none: bool) -> None:
         elif p._grad is not None:
             p._grad = p._grad.detach()
             p._grad._put(p._grad.value * 0)
+            p._grad._storage.spent = -1
 
 
 class ModuleList(Module):

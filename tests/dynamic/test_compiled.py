@@ -3,7 +3,9 @@
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 import backpass as bp
@@ -84,7 +86,7 @@ def trained(name, wrap, steps=10):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_ten_steps_are_the_same(name):
+def test_ten_steps_are_the_same(name, quick):
     losses, grads, state, _ = trained(name, lambda step: step)
     losses2, grads2, state2, _ = trained(name, bp.compile)
     np.testing.assert_allclose(losses, losses2, rtol=1e-4)
@@ -185,6 +187,90 @@ def test_gradients_accumulate_over_calls():
         np.testing.assert_array_equal(w.grad.value, np.array([1.0, 10.0]) * (i + 1))
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_gradients_that_are_dropped_unread_choose_no_program(first):
+    """Before the first step there are none, later there are: one program is for both."""
+    w = dyn.tensor([1.0, 2.0], requires_grad=True)
+    traced = []
+
+    @bp.compile
+    def step():
+        traced.append(None)
+        if first:
+            w.grad = None
+        (w * w).sum().backward()
+        if not first:
+            w.grad = None
+
+    for _ in range(3):
+        step()
+    assert len(traced) == 3  # to see that there is state, to find it, and to make the program
+    w.grad = dyn.tensor([5.0, 5.0])
+    step()
+    if first:
+        assert len(traced) == 3
+        np.testing.assert_array_equal(w.grad.value, 2 * w.value)
+    else:
+        assert len(traced) == 5  # backward adds to what is there
+        assert w.grad is None
+
+
+@pytest.mark.parametrize("kind", ["AdamW", "Optax"])
+def test_a_scaler_skips_steps_that_overflow(kind):
+    """As the dynamic mode: neither parameters nor moments move, and the scale follows."""
+
+    def trained(wrap):
+        dyn.manual_seed(0)
+        model = mlp()
+        if kind == "Optax":
+            opt = dyn.optim.Optax(model.parameters(), optax.adam(1e-2))
+        else:
+            opt = dyn.optim.AdamW(model.parameters(), lr=1e-2)
+        scaler = dyn.amp.GradScaler(init_scale=64.0, growth_interval=2)
+
+        def step(x, y, factor):
+            opt.zero_grad()
+            scaler.scale(F.cross_entropy(model(x), y) * factor).backward()
+            scaler.unscale_(opt)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            scaler.step(opt)
+            scaler.update()
+            return norm
+
+        run, seen = wrap(step), []
+        x, y = dyn.tensor(X), dyn.tensor(np.arange(16) % 5)
+        for factor in (1, 1, np.inf, 1, np.inf, 1, 1, 1):
+            run(x, y, dyn.tensor(np.float32(factor)))
+            seen.append((scaler.get_scale(), scaler.state_dict()["good"]))
+        moments = jax.tree.leaves(opt.state_dict()["state" if kind == "AdamW" else "held"])
+        return seen, [np.asarray(p.value) for p in model.parameters()], moments
+
+    seen, params, moments = trained(lambda f: f)
+    assert seen == [(64, 1), (128, 0), (64, 0), (64, 1), (32, 0), (32, 1), (64, 0), (64, 1)]
+    seen2, params2, moments2 = trained(bp.compile)
+    assert seen2 == seen
+    for a, b in zip([*params, *moments], [*params2, *moments2], strict=True):
+        assert np.isfinite(a).all()
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_scaler_goes_as_a_whole_into_a_compiled_step():
+    w = dyn.tensor([1.0], requires_grad=True)
+    opt, scaler = dyn.optim.SGD([w], lr=0.1), dyn.amp.GradScaler()
+
+    @bp.compile
+    def move():
+        scaler.step(opt)
+
+    scaler.scale(w * 2).sum().backward()
+    move()
+    with pytest.raises(bp.AutogradError, match="in the same compiled step"):
+        scaler.update()
+    scaler.unscale_(opt)
+    with pytest.raises(bp.AutogradError, match="outside of the compiled step"):
+        bp.compile(lambda: scaler.step(opt))()
+
+
 def test_random_numbers_move_on():
     @bp.compile
     def draw():
@@ -196,6 +282,26 @@ def test_random_numbers_move_on():
     theirs = [dyn.rand(3).numpy(), dyn.rand(3).numpy()]
     np.testing.assert_array_equal(ours, theirs)
     assert not np.array_equal(ours[0], ours[1])
+
+
+def test_a_compiled_step_may_be_the_first_of_all(monkeypatch):
+    """What is made once, and kept, is made of values and not of what a trace has in their place."""
+    monkeypatch.setattr(dyn.autograd, "_ones", {})
+    monkeypatch.setattr(dyn.random, "_state", [])
+    w = dyn.tensor([1.0, 2.0], requires_grad=True)
+
+    @bp.compile
+    def step():
+        w.grad = None
+        (w * dyn.rand(2)).sum().backward()
+
+    step()
+    first = np.asarray(w.grad.value)
+    step()
+    assert not np.array_equal(first, w.grad.value)
+    (w * 2).sum().backward()
+    dyn.manual_seed(0)
+    np.testing.assert_array_equal(first, dyn.rand(2).value)
 
 
 def test_tensors_given_as_arguments():
@@ -271,7 +377,9 @@ def test_donating_is_ours():
         bp.compile(lambda x: w * x, donate_argnums=0)(np.ones(1, np.float32))
 
 
-def test_the_page_runs():
+def test_the_page_runs(capsys):
     text = (Path(__file__).parents[2] / "docs" / "dynamic.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    exec(compile(block, "dynamic.md", "exec"), {})
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile("\n".join(blocks), "dynamic.md", "exec"), {})
+    told = capsys.readouterr().out
+    assert "epoch  training  validation" in told and "0.weight" in told

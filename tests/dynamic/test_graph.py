@@ -1,6 +1,8 @@
 """The recorded graph: how it is walked, freed and shared, and that it is what the rules say."""
 
 import gc
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
@@ -62,6 +64,16 @@ def test_functions_that_ask_for_values():
     (dnp.extract(x > 0, x) ** 2).sum().backward()
     np.testing.assert_allclose(x.grad.value, np.where(POINT > 0, 2 * POINT, 0), rtol=1e-6)
     assert [int(i) for i in dnp.nonzero(x > 1)[0]] == [0]
+
+
+def test_the_package_has_it_when_asked():
+    """Who does not use the dynamic mode does not import it."""
+    program = (
+        "import sys, backpass as bp; before = 'backpass.dynamic' in sys.modules; "
+        "print(before, bp.dynamic.tensor(2.0).item(), hasattr(bp, 'nothing'))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "2.0", "False"], done.stderr
 
 
 def network(width=8, layers=3):
@@ -130,7 +142,15 @@ def test_backward_frees_what_was_saved():
     assert array() is None
 
 
-def test_ten_thousand_steps_leak_nothing():
+@pytest.fixture
+def small_heap():
+    """Collections within look at what the test makes, and not at what other tests have left."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def test_ten_thousand_steps_leak_nothing(small_heap):
     w = dyn.tensor(np.ones(4, np.float32), requires_grad=True)
     opt = dyn.optim.SGD([w], lr=1e-3)
 
@@ -150,7 +170,7 @@ def test_ten_thousand_steps_leak_nothing():
     assert len(whole._seen) == before[1]
 
 
-def test_a_deep_chain():
+def test_a_deep_chain(small_heap):
     x = dyn.tensor(1.0, requires_grad=True)
     y = x
     for _ in range(100_000):

@@ -1,0 +1,72 @@
+"""Where tensors keep their arrays: storages that count changes, and views that follow them.
+
+JAX's arrays never change. A change puts a new array into the storage, and a view computes itself
+anew when its storage has changed. Both are what a compiled step finds as its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..compiler.state import Stateful, watching
+
+if TYPE_CHECKING:
+    from .tensor import Tensor
+
+
+class Storage:
+    """An array, or a tree of arrays, that may be replaced; `version` counts how often it was.
+
+    `owner` is who traced when it was made: for any other tracer it is state from outside. `spent`
+    is for gradients: the version that an optimiser's step used, or -1 (`mistakes.py`).
+    """
+
+    __slots__ = ("__weakref__", "array", "owner", "spent", "version")
+
+    def __init__(self, array: Any) -> None:
+        """At version 0."""
+        self.array = array
+        self.version = 0
+        self.spent = -1
+        self.owner = watching.owner
+
+    def read(self) -> Any:
+        """What it holds."""
+        if watching.owner is not None:
+            meet(self)
+        return self.array
+
+    def write(self, array: Any) -> None:
+        """Replace what it holds."""
+        if watching.owner is not None:
+            meet(self)
+        self.array = array
+        self.version += 1
+
+
+def meet(state: Storage | Tensor, grad: str = "") -> None:
+    """Tell who traces of state from outside that is about to be read or changed.
+
+    `grad` is what is done with a tensor's `.grad`, "read" or "set".
+    """
+    owner = watching.owner
+    storage = state if isinstance(state, Storage) else state._storage
+    if storage.owner is owner:
+        return
+    from .capture import Capture, CompiledStep
+
+    if not isinstance(owner, Capture):
+        raise Stateful(CompiledStep)
+    owner.take(state, grad)
+
+
+class View:
+    """How a view comes from its base: functions one after the other; what it was when computed."""
+
+    __slots__ = ("array", "base", "steps", "version")
+
+    def __init__(self, base: Tensor, steps: tuple[Callable[..., Any], ...], array: Any) -> None:
+        """Computed at the base's present version."""
+        self.base, self.steps, self.array = base, steps, array
+        self.version = base._storage.version
