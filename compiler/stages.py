@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.graph import Graph
-from ..passes import Stage
+from ..passes import Fusion, Stage
 from .dump import write_stages
 from .fallback import Fallback, fallbacks
 from .memory_plan import MemoryPlan
@@ -66,10 +66,16 @@ class Lowered:
         """Where JAX's own derivative of one primitive stands in for a rule that we lack."""
         return fallbacks(self.graph)
 
+    @cached_property
+    def fusions(self) -> tuple[Fusion, ...]:
+        """What the rewrites of `fuse` matched, and near misses with their reasons."""
+        return tuple(fusion for stage in self.stages for fusion in stage.report())
+
     def __str__(self) -> str:
-        """One line for each stage, then the fallbacks."""
-        listed = [f"  fallback to JAX's derivative: {each}" for each in self.fallbacks]
+        """One line for each stage, then the rewrites and the fallbacks."""
         stages = [f"  {s.name}: {len(s.graph.nodes)} nodes, {s.seconds:.3f} s" for s in self.stages]
+        listed = [f"  {each}" for each in self.fusions]
+        listed += [f"  fallback to JAX's derivative: {each}" for each in self.fallbacks]
         return "\n".join([f"{self._program.name}, lowered", *stages, *listed])
 
     @property

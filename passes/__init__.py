@@ -9,6 +9,7 @@ from .canonicalise import Canonicalise
 from .cse import Cse
 from .dce import Dce
 from .fold import Fold
+from .fuse import Fuse, Fusion
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
 from .rematerialise import Rematerialise, Restack
 from .simplify import Simplify
@@ -17,13 +18,26 @@ from .sink import Sink
 PASSES: Mapping[str, type[Any]] = MappingProxyType(
     {
         each.name: each
-        for each in (Canonicalise, Sink, Autodiff, Fold, Simplify, Cse, Dce, Restack, Rematerialise)
+        for each in (
+            Canonicalise,
+            Sink,
+            Fuse,
+            Autodiff,
+            Fold,
+            Simplify,
+            Cse,
+            Dce,
+            Restack,
+            Rematerialise,
+        )
     }
 )
 DEFAULT: tuple[Pass, ...] = (
     Canonicalise(),
     Sink(),
     Cse(),
+    Dce(),
+    Fuse(),
     Autodiff(),
     Fold(),
     Simplify(),
@@ -39,6 +53,8 @@ __all__ = [
     "Cse",
     "Dce",
     "Fold",
+    "Fuse",
+    "Fusion",
     "Pass",
     "Rematerialise",
     "Restack",

@@ -9,8 +9,9 @@ The same spelling serves Python, the command line and cache keys: `autodiff,cse,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -32,11 +33,15 @@ class Pass(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """The program after one step: `traced`, then each pass by its name; `seconds` it took."""
+    """The program after one step: `traced`, then each pass by its name; `seconds` it took.
+
+    `report` tells, when it is called, what the pass did and did not do, where it can tell.
+    """
 
     name: str
     graph: Graph
     seconds: float
+    report: Callable[[], tuple[Any, ...]] = tuple
 
     def __repr__(self) -> str:
         """Name, size and time."""
@@ -54,9 +59,11 @@ def run_passes(
     if check:
         verify(graph)
     for each in passes:
-        start = perf_counter()
-        graph = each(graph)
-        stages.append(Stage(each.name, graph, perf_counter() - start))
+        start, before = perf_counter(), graph
+        graph = each(before)
+        seconds = perf_counter() - start
+        tells = getattr(each, "report", None)
+        stages.append(Stage(each.name, graph, seconds, partial(tells, before) if tells else tuple))
         if check:
             verify(graph)
     return tuple(stages)

@@ -45,3 +45,20 @@ def substituted(node: Node, env: dict[Value, Value]) -> Node:
     if not env or env.keys().isdisjoint(node.inputs):
         return node
     return replace(node, inputs=tuple(env.get(value, value) for value in node.inputs))
+
+
+class Producers:
+    """The producers of the values that a rewrite has come by."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.producer: dict[Value, Node] = {}
+
+    def remember(self, nodes: Sequence[Node]) -> None:
+        """Take note of what makes the outputs of `nodes`."""
+        self.producer.update((value, node) for node in nodes for value in node.outputs)
+
+    def made_by(self, value: Value, op: str) -> Node | None:
+        """Return the producer of `value` if it is an `op`."""
+        node = self.producer.get(value)
+        return node if node is not None and node.op.name == op else None

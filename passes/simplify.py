@@ -11,7 +11,7 @@ from jax import lax
 
 from ..ir.builder import Builder
 from ..ir.graph import Graph, Literal, Node, Value
-from .rewriter import rewrite
+from .rewriter import Producers, rewrite
 from .sink import picks_from_rows
 
 Rule = Callable[["Known", Builder, Node], Value | None]
@@ -28,12 +28,8 @@ class Simplify:
         return rewrite(graph, Known())
 
 
-class Known:
+class Known(Producers):
     """The rule for `rewrite`: looks up each op's rules, with the producers seen so far."""
-
-    def __init__(self) -> None:
-        """Start with no producers."""
-        self.producer: dict[Value, Node] = {}
 
     def __call__(self, b: Builder, node: Node) -> Sequence[Value] | None:
         """Return the simpler value, or None."""
@@ -41,19 +37,11 @@ class Known:
             start = len(b.nodes)
             value = rule(self, b, node)
             if value is not None:
-                self._remember(b.nodes[start:])
+                self.remember(b.nodes[start:])
                 return [value]
             del b.nodes[start:]
-        self._remember([node])
+        self.remember([node])
         return None
-
-    def _remember(self, nodes: Sequence[Node]) -> None:
-        self.producer.update((value, node) for node in nodes for value in node.outputs)
-
-    def made_by(self, value: Value, op: str) -> Node | None:
-        """Return the producer of `value` if it is an `op`."""
-        node = self.producer.get(value)
-        return node if node is not None and node.op.name == op else None
 
     def number(self, value: Value) -> Any:
         """Return the number that fills `value`, or None where it is not one known number."""

@@ -1,4 +1,4 @@
-"""Pick first, compute after: gathers move in front of element-wise work."""
+"""Pick first, compute after: gathers and slices move in front of the work on what they read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from ..ir.builder import Builder
 from ..ir.graph import Graph, Node, Value
+from .picks import own_rows
 from .rewriter import rewrite
+from .slices import early
 
 UNARY = frozenset("neg exp log log1p expm1 tanh logistic sqrt rsqrt square".split())
 BINARY = frozenset("add sub mul div".split())
@@ -31,7 +33,7 @@ class Sink:
 
     def __call__(self, graph: Graph) -> Graph:
         """Return the rewritten graph, or `graph` itself when nothing moves."""
-        return rewrite(graph, _Sinking())
+        return rewrite(early(own_rows(graph)), _Sinking())
 
 
 @dataclass(frozen=True)

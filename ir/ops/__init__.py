@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 from ..op import Op
 from . import (
+    chunked,
     collectives,
     contraction,
     control,
@@ -52,6 +53,7 @@ ALL: tuple[Op, ...] = (
     *fourier.OPS,
     *random.OPS,
     *control.OPS,
+    *chunked.OPS,
     *collectives.OPS,
     *shard_map.OPS,
     *solves.OPS,

@@ -45,8 +45,8 @@ class Replay:
     """Emits the rest of `joint` in the order of a schedule.
 
     `have` maps forward values that are in memory to their present copies, `now` those of the
-    rest. `done` are results that nothing but the caller reads: they pass the next fence, so that
-    they are made before what follows.
+    rest. `done` are results of a part that a later one or the caller reads: they pass the next
+    fence, so that they are made before what follows, if that waits for nothing else.
     """
 
     joint: Joint
@@ -153,7 +153,7 @@ class Replay:
             self.b.phase = node.phase
             copy = self.b.clone(node, [self.now.get(v, local.get(v, v)) for v in node.inputs])
             self.now.update(zip(node.outputs, copy.outputs, strict=True))
-        self.done = [v for node in nodes for v in node.outputs if v in self._returned]
+        self.done = [v for node in nodes for v in node.outputs if self._reader.get(v, at) < at]
 
     def _tied(
         self, again: Sequence[Node], read: Sequence[Value], cts: Sequence[Value]
@@ -169,8 +169,13 @@ class Replay:
         return [v for v in inputs if v in self.now]
 
     @cached_property
-    def _returned(self) -> frozenset[Value]:
-        return frozenset(self.joint.outputs)
+    def _reader(self) -> dict[Value, int]:
+        """The last segment whose backward part reads a value; the caller comes after all."""
+        found = dict.fromkeys(self.joint.outputs, -1)
+        for at, segment in enumerate(self.chain.segments):
+            for value in (v for node in segment.rest for v in node.inputs):
+                found.setdefault(value, at)
+        return found
 
     def _fence(self, values: Sequence[Value], cts: Sequence[Value]) -> Sequence[Value]:
         """Pass values and cotangents through a barrier; the cotangents' copies are the new ones."""

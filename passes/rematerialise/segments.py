@@ -82,7 +82,7 @@ def _cuts(joint: Joint, local: Sequence[dict[Value, int]]) -> list[int]:
     taken: set[int] = set()
     for i in sorted(range(len(local) - 1), key=lambda i: (total[i], i)):
         gap = bisect_left(kernels, i + 1)
-        if not 0 < gap < len(kernels) or gap in taken or not total[i]:
+        if not 0 < gap < len(kernels) or gap in taken:
             continue
         at = bisect_left(chosen, i)
         near = [local[k] for k in chosen[max(0, at - 1) : at + 1]]

@@ -19,6 +19,7 @@ ELSEWHERE: dict[str, str] = {
     **dict.fromkeys("custom_jvp_call custom_vjp_call".split(), "custom rules: tests/compiler"),
     **{op.name: "named axes: test_collectives" for op in collectives.OPS},
     "shard_map": "named axes: test_collectives, and tests/compiler/test_sharding",
+    "chunked": "regions: tests/passes/test_fuse_losses",
     "reshard": "meshes of explicit axes: tests/compiler/test_sharding",
     "custom_linear_solve": "regions: test_solves",
     "linear_call": "regions: test_calls",

@@ -1,0 +1,6 @@
+"""Rewrites of the forward graph that XLA does not do."""
+
+from .fuse import Fuse
+from .report import Fusion
+
+__all__ = ["Fuse", "Fusion"]

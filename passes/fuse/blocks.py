@@ -1,0 +1,188 @@
+"""Attention under a mask that is known: queries in blocks, each with the keys that it can see.
+
+    o = softmax(where(mask, q k^T, low)) v
+    ->  o_i = softmax(where(mask_i, q_i k[lo:hi]^T, low)) v[lo:hi] for each block of queries q_i
+
+Whatever is computed between the two products, it has to work row by row, and what the mask hides
+has to be zero where columns are summed (`columns.py`): causal masks, windows, static biases, any
+order of dimensions, grouped queries. Half of a causal attention's products are never computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ...ir.builder import Builder
+from ...ir.graph import Graph, Node, Origin, Value
+from ...ir.ops import OPS
+from ...ir.ops.contraction import free_dims
+from ..rewriter import substituted
+from .body import Body, Cut, needed
+from .columns import NotCut, cut
+from .rows import Rows
+from .statics import Statics
+
+# The share of the scores that blocks must leave out.
+GAIN = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A row-wise part with wide values inside and narrow ones at its ends."""
+
+    seed: Node
+    row: int
+    column: int
+    cut: Cut
+    outputs: tuple[Value, ...]
+    gone: frozenset[Node]
+
+
+def candidates(node: Node, block: int, least: int) -> Iterator[tuple[int, int]]:
+    """Dimensions of queries and keys in a product of scores, either way round."""
+    if node.op.name != "dot_general" or node.output.type.nbytes < least:
+        return
+    if not node.output.type.is_inexact:
+        return
+    (xc, yc), (xn, yn) = node.attrs["dimension_numbers"]
+    x, y = node.inputs
+    left, right = free_dims(x, xc, xn), free_dims(y, yc, yn)
+    first = range(len(xn), len(xn) + len(left))
+    second = range(first.stop, first.stop + len(right))
+    shape = node.output.shape
+    pairs = [(i, j) for i in first for j in second if min(shape[i], shape[j]) >= 2 * block]
+    yield from pairs
+    yield from ((j, i) for i, j in pairs)
+
+
+def match(graph: Graph, seed: Node, row: int, column: int) -> Match | str:
+    """Find what is computed of the scores until it is narrow again, or tell why that can't be."""
+    (xc, yc), (xn, yn) = seed.attrs["dimension_numbers"]
+    body = Body(graph, seed.output.shape[row])
+    operand, dim = _operand(seed, row)
+    body.entries[operand] = Rows(dim, dim + 1)
+    if body.carry(seed) is None:
+        return "its operands have no rows in one piece"
+    body.grow(seed)
+    wide = {v for v in body.own if 2 * v.type.size >= seed.output.type.size}
+    for node in body.outside:
+        for value in node.inputs:
+            if value in wide:
+                return f"{value.type} as a whole is read by {node.op.name} at {_line(node)}"
+    if not wide.isdisjoint(graph.outputs):
+        return "the scores are returned"
+    kept = _between(body, wide)
+    inside = {v for node in kept for v in node.outputs}
+    outputs = tuple(
+        v
+        for v in inside - wide
+        if v in graph.outputs or any(n not in kept for n in graph.users.get(v, ()))
+    )
+    if not outputs:
+        return "nothing reads it"
+    found = needed(body, outputs)
+    return Match(seed, row, column, found, outputs, frozenset(kept))
+
+
+def _operand(seed: Node, dim: int) -> tuple[Value, int]:
+    """The operand that has a dimension of the product, and where."""
+    (xc, yc), (xn, yn) = seed.attrs["dimension_numbers"]
+    x, y = seed.inputs
+    left = free_dims(x, xc, xn)
+    place = dim - len(xn)
+    if place < len(left):
+        return x, left[place]
+    return y, free_dims(y, yc, yn)[place - len(left)]
+
+
+def _between(body: Body, wide: set[Value]) -> set[Node]:
+    """Nodes that make wide values, or read them, or stand between such."""
+    kept: set[Node] = set()
+    needed_for = set(wide)
+    for node, _ in reversed(body.steps):
+        if body.own.isdisjoint(node.outputs):
+            continue
+        if not needed_for.isdisjoint(node.outputs) or not wide.isdisjoint(node.inputs):
+            kept.add(node)
+            needed_for.update(v for v in node.inputs if v in body.own)
+    return kept
+
+
+def _line(node: Node) -> str:
+    return node.source or "unknown line"
+
+
+def blocked(graph: Graph, found: Match, block: int, statics: Statics) -> Graph | str:
+    """Return the graph with the match in blocks of about `block` queries, or why not."""
+    size = found.seed.output.shape[found.row]
+    keys = found.seed.output.shape[found.column]
+    count = max(2, min(8, size // block))
+    edges = [size * i // count for i in range(count + 1)]
+    b = Builder(OPS, found.seed.origin)
+    parts: list[Sequence[Value]] = []
+    area = 0
+    shared: Sequence[Value] = found.cut.shared
+    for start, stop in zip(edges, edges[1:], strict=False):
+        # Backward nodes name forward nodes by origin: each block has its own.
+        b.origin = found.seed.origin.under(Origin("", f"rows {start} to {stop}"))
+        try:
+            part, (lo, hi) = _block(b, found, shared, start, stop, statics)
+        except NotCut as reason:
+            return str(reason)
+        area += (stop - start) * (hi - lo)
+        parts.append(part)
+    if area > (1 - GAIN) * size * keys:
+        return f"its mask leaves out only {1 - area / (size * keys):.0%} of the scores"
+    b.origin = found.seed.origin.under(Origin("", "rows"))
+    outs = [
+        b.concatenate(each, found.cut.rows[v].start)
+        for each, v in zip(zip(*parts, strict=True), found.outputs, strict=True)
+    ]
+    env = dict(zip(found.outputs, outs, strict=True))
+    place = {v: i for i, node in enumerate(graph.nodes) for v in node.outputs}
+    at = max(place[v] for v in (*found.cut.entries, *found.cut.shared) if v in place) + 1
+    rest = [substituted(node, env) for node in graph.nodes[at:] if node not in found.gone]
+    early = [node for node in graph.nodes[:at] if node not in found.gone]
+    if any(v in env for node in early for v in node.inputs):
+        return "what it gives is read before all that it reads is there"
+    outputs = tuple(env.get(v, v) for v in graph.outputs)
+    return Graph(graph.name, graph.inputs, (*early, *b.nodes, *rest), outputs)
+
+
+def _block(
+    b: Builder, found: Match, shared: Sequence[Value], start: int, stop: int, statics: Statics
+) -> tuple[list[Value], tuple[int, int]]:
+    """Emit one block; returns its outputs, and the columns that it reads."""
+    cut_rows, count = found.cut, stop - start
+    sub = b.nested()
+    common = [sub.value(v.type.strong()) for v in cut_rows.shared]
+    entries = [
+        sub.value(v.type.strong().with_shape(cut_rows.rows[v].cut(v.shape, count)))
+        for v in cut_rows.entries
+    ]
+    given = dict(zip((*cut_rows.shared, *cut_rows.entries), (*common, *entries), strict=True))
+    env = cut_rows.emitted(sub, given, count)
+    region = sub.graph("block", (*common, *entries), [env[v] for v in found.outputs])
+    known = {
+        inner: _some(statics(v), cut_rows.rows.get(v), start, stop)
+        for v, inner in given.items()
+        if statics(v) is not None
+    }
+    seed = next(n for n in region.nodes if n.outputs[0] is env[found.seed.output])
+    operand, dim = _operand(found.seed, found.column)
+    thin, span = cut(region, seed, Rows(dim, dim + 1), found.column, known)
+    slices = [b.slice_in_dim(v, start, stop, cut_rows.rows[v].start) for v in cut_rows.entries]
+    within = Origin("", f"rows {start} to {stop}")
+    outputs, _ = b.inline(thin, [*shared, *slices], within)
+    return list(outputs), span
+
+
+def _some(known: Any, rows: Rows | None, start: int, stop: int) -> Any:
+    """What is known of some of the rows."""
+    if rows is None or known.shape[rows.start] == 1:
+        return known
+    index = [slice(None)] * known.ndim
+    index[rows.start] = slice(start, stop)
+    return known[tuple(index)]

@@ -1,0 +1,102 @@
+"""The pass: rewrites that XLA does not do, on the forward graph, before autodiff."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from ...ir.graph import Graph, Node, Value
+from . import blocks, chunk
+from .report import Fusion
+from .statics import Statics
+
+_ENTERED = frozenset("gradients scan while cond remat2".split())
+
+
+@dataclass(frozen=True)
+class Fuse:
+    """Wide products whose rows come to a few numbers are computed some rows at a time.
+
+    A chunk has at least `chunk` rows and `least` bytes of the product (`chunk.py`). Attention under
+    a known mask is computed in blocks of `block` queries or more, and at most eight, where its
+    scores take `scores` bytes (`blocks.py`).
+    """
+
+    chunk: int = 512
+    least: int = 1 << 24
+    block: int = 256
+    scores: int = 1 << 24
+
+    name: ClassVar[str] = "fuse"
+
+    def __call__(self, graph: Graph) -> Graph:
+        """Return the rewritten graph, or `graph` itself when nothing matches."""
+        return self._fused(graph, (), [])
+
+    def report(self, graph: Graph) -> tuple[Fusion, ...]:
+        """Tell what the pass does to `graph`, near misses with their reasons."""
+        notes: list[Fusion] = []
+        self._fused(graph, (), notes)
+        return tuple(notes)
+
+    def _fused(self, graph: Graph, returned: tuple[Value, ...], notes: list[Fusion]) -> Graph:
+        """Rewrite regions first; `returned` are the outputs that may be differentiated."""
+        nodes = tuple(self._entered(node, notes) for node in graph.nodes)
+        if any(new is not old for new, old in zip(nodes, graph.nodes, strict=True)):
+            graph = replace(graph, nodes=nodes)
+        for node in sorted(graph.nodes, key=_bytes, reverse=True):
+            graph = self._chunked(graph, node, returned, notes)
+        statics = Statics(graph)
+        for node in graph.nodes:
+            graph = self._blocked(graph, node, statics, notes)
+        return graph
+
+    def _chunked(
+        self, graph: Graph, node: Node, returned: tuple[Value, ...], notes: list[Fusion]
+    ) -> Graph:
+        tries: list[Graph | str] = []
+        for rows, size in chunk.candidates(node, self.chunk, self.least):
+            found = chunk.match(graph, node, rows, returned)
+            tries.append(found if isinstance(found, str) else chunk.chunked(graph, found, size))
+            if isinstance(tries[-1], Graph):
+                break
+        return _outcome("rows in chunks", graph, node, tries, notes)
+
+    def _blocked(self, graph: Graph, node: Node, statics: Statics, notes: list[Fusion]) -> Graph:
+        tries: list[Graph | str] = []
+        for row, column in blocks.candidates(node, self.block, self.scores):
+            found: Graph | str | blocks.Match = blocks.match(graph, node, row, column)
+            if isinstance(found, blocks.Match):
+                found = blocks.blocked(graph, found, self.block, statics)
+            tries.append(found)
+            if isinstance(tries[-1], Graph):
+                break
+        return _outcome("queries in blocks", graph, node, tries, notes)
+
+    def _entered(self, node: Node, notes: list[Fusion]) -> Node:
+        if node.op.name not in _ENTERED:
+            return node
+        regions = []
+        for region in node.regions:
+            loss = node.op.name == "gradients"
+            regions.append(self._fused(region, region.outputs[: 1 if loss else None], notes))
+        if all(new is old for new, old in zip(regions, node.regions, strict=True)):
+            return node
+        return replace(node, regions=tuple(regions))
+
+
+def _bytes(node: Node) -> int:
+    return node.outputs[0].type.nbytes if node.op.name == "dot_general" else 0
+
+
+def _outcome(
+    what: str, graph: Graph, node: Node, tries: Sequence[Graph | str], notes: list[Fusion]
+) -> Graph:
+    """Take note of what was tried, the last of which may have been made; return the graph."""
+    if not tries:
+        return graph
+    made, reason = tries[-1], tries[0]
+    told = "" if isinstance(made, Graph) or isinstance(reason, Graph) else reason
+    notes.append(Fusion(what, node.source, node.scope, node.output.type.nbytes, told))
+    return made if isinstance(made, Graph) else graph

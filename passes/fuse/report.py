@@ -1,0 +1,33 @@
+"""What a rewrite did or did not do, for people to read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ...ir.tables import bytes_text
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A match of a rewrite, or a near miss.
+
+    `what` names the rewrite, `source` the user's line and `scope` the name stack. `reason` tells
+    why a near miss is none; it is empty for a match. `nbytes` is what need not be there at once
+    any more.
+    """
+
+    what: str
+    source: str
+    scope: str
+    nbytes: int
+    reason: str = ""
+
+    @property
+    def matched(self) -> bool:
+        """True when the rewrite was made."""
+        return not self.reason
+
+    def __str__(self) -> str:
+        """One line."""
+        where = f"{self.what} at {self.source or 'unknown line'}"
+        return f"{where}: {self.reason or f'{bytes_text(self.nbytes)} never there as a whole'}"
