@@ -162,14 +162,14 @@ def _block(
         sub.value(v.type.strong().with_shape(cut_rows.rows[v].cut(v.shape, count)))
         for v in cut_rows.entries
     ]
-    given = dict(zip((*cut_rows.shared, *cut_rows.entries), (*common, *entries), strict=True))
-    env = cut_rows.emitted(sub, given, count)
+    given = dict(zip(cut_rows.entries, entries, strict=True))
+    whole = dict(zip(cut_rows.shared, common, strict=True))
+    env = cut_rows.emit(sub, given, whole, count)
     region = sub.graph("block", (*common, *entries), [env[v] for v in found.outputs])
-    known = {
-        inner: _some(statics(v), cut_rows.rows.get(v), start, stop)
-        for v, inner in given.items()
-        if statics(v) is not None
-    }
+    known = {inner: x for v, inner in whole.items() if (x := statics(v)) is not None}
+    for value, inner in given.items():
+        if (x := statics(value)) is not None:
+            known[inner] = _some(x, cut_rows.rows[value], start, stop)
     seed = next(n for n in region.nodes if n.outputs[0] is env[found.seed.output])
     operand, dim = _operand(found.seed, found.column)
     thin, span = cut(region, seed, Rows(dim, dim + 1), found.column, known)
@@ -179,9 +179,9 @@ def _block(
     return list(outputs), span
 
 
-def _some(known: Any, rows: Rows | None, start: int, stop: int) -> Any:
+def _some(known: Any, rows: Rows, start: int, stop: int) -> Any:
     """What is known of some of the rows."""
-    if rows is None or known.shape[rows.start] == 1:
+    if known.shape[rows.start] == 1:
         return known
     index = [slice(None)] * known.ndim
     index[rows.start] = slice(start, stop)

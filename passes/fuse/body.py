@@ -81,7 +81,7 @@ class Body:
         )
 
     def _is_shared(self, value: Value) -> bool:
-        return value not in self.rows and value not in self.after
+        return value not in self.own and value not in self.after
 
     def _take(self, value: Value, rows: Rows) -> bool:
         """See to it that the body has `value` with these rows."""
@@ -118,33 +118,32 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A program of some of the rows: entries and shared values -> outputs."""
+    """A program of some of the rows: entries and shared values -> outputs.
+
+    A value may be both: the keys of an attention and the residual that is added to its result.
+    """
 
     entries: tuple[Value, ...]
     shared: tuple[Value, ...]
     steps: tuple[tuple[Node, Carry], ...]
     rows: Mapping[Value, Rows]
 
-    def emitted(self, b: Builder, given: Mapping[Value, Value], count: int) -> dict[Value, Value]:
-        """Emit the steps for `count` rows from `given` values; returns values by the whole ones."""
+    def emit(
+        self, b: Builder, given: Mapping[Value, Value], shared: Mapping[Value, Value], count: int
+    ) -> dict[Value, Value]:
+        """Emit the steps for `count` rows of what is `given`; returns values by the whole ones."""
         env = dict(given)
 
         def read(value: Value, rows: Rows | None) -> Value:
-            found = env.get(value, value)
-            return found if rows is None else b.reshape(found, rows.cut(value.shape, count))
+            if rows is None:
+                return shared.get(value, value)
+            return b.reshape(env[value], rows.cut(value.shape, count))
 
         for node, carry in self.steps:
             b.origin, b.phase = node.origin, node.phase
             operands = [read(v, r) for v, r in zip(node.inputs, carry.operands, strict=True)]
             env.update(zip(node.outputs, carry.emit(b, operands, count), strict=True))
         return env
-
-    def emit(
-        self, b: Builder, given: Mapping[Value, Value], count: int, wanted: Sequence[Value]
-    ) -> list[Value]:
-        """Emit the steps; returns what is `wanted`."""
-        env = self.emitted(b, given, count)
-        return [env[value] for value in wanted]
 
 
 def needed(body: Body, wanted: Sequence[Value]) -> Cut:
@@ -153,15 +152,21 @@ def needed(body: Body, wanted: Sequence[Value]) -> Cut:
     steps = []
     for node, carry in reversed(body.steps):
         if not alive.isdisjoint(node.outputs):
-            alive.update(node.inputs)
+            pairs = zip(node.inputs, carry.operands, strict=True)
+            alive.update(v for v, rows in pairs if rows is not None)
             steps.append((node, carry))
     steps.reverse()
     made = {v for node, _ in steps for v in node.outputs}
-    read = dict.fromkeys(v for node, _ in steps for v in node.inputs)
-    free = [v for v in read if v not in made and not isinstance(v, Literal)]
-    entries = tuple(v for v in free if v in body.entries)
-    shared = tuple(v for v in free if v not in body.entries)
-    return Cut(entries, shared, tuple(steps), {**body.rows, **body.entries})
+    entries: dict[Value, None] = {}
+    shared: dict[Value, None] = {}
+    for node, carry in steps:
+        for value, rows in zip(node.inputs, carry.operands, strict=True):
+            if rows is None and not isinstance(value, Literal):
+                shared[value] = None
+            elif rows is not None and value not in made:
+                entries[value] = None
+    places = {**body.rows, **body.entries}
+    return Cut(tuple(entries), tuple(shared), tuple(steps), places)
 
 
 def custom_call(node: Node, known: Where, *, nested: bool) -> Carry | None:
@@ -239,8 +244,10 @@ class _Region:
                     return None
         if not body.entries.keys() <= set(region.inputs):
             return None
-        rows = {**body.rows, **body.entries}
         cut = needed(body, [v for v in region.outputs if v in body.rows])
+        rows = cut.rows
+        if any(v in where for v in cut.shared):
+            return None
         ins, outs = ([rows.get(v) for v in vs] for vs in (region.inputs, region.outputs))
         return _Region(region, ins, outs, cut)
 
@@ -260,9 +267,9 @@ class _Region:
             if not any(v in self.cut.rows for v in node.outputs):  # shared by all rows
                 copy = b.clone(node, [env.get(v, v) for v in node.inputs])
                 env.update(zip(node.outputs, copy.outputs, strict=True))
-        made = [v for v in self.region.outputs if v in self.cut.rows and v not in env]
-        env.update(zip(made, self.cut.emit(b, env, count, made), strict=True))
-        return b.graph(self.region.name, ins, [env.get(v, v) for v in self.region.outputs])
+        given = {v: env[v] for v in self.cut.entries}
+        made = {**env, **self.cut.emit(b, given, env, count)}
+        return b.graph(self.region.name, ins, [made.get(v, v) for v in self.region.outputs])
 
 
 _Regions = list[_Region]

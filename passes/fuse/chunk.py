@@ -191,11 +191,11 @@ def _region(b: Builder, found: Match, inputs: Sequence[Value], size: int) -> Gra
         sub.value((v.type if i < n else v.type.with_shape((size, *v.shape[1:]))).strong())
         for i, v in enumerate(inputs)
     ]
-    given = dict(zip(cut.shared, ins[:n], strict=True))
-    for value, x in zip(cut.entries, ins[n:m], strict=True):
-        given[value] = _to_place(sub, x, cut.rows[value])
+    entries = zip(cut.entries, ins[n:m], strict=True)
+    given = {value: _to_place(sub, x, cut.rows[value]) for value, x in entries}
     rows = tail.rows if tail else ()
-    made = cut.emit(sub, given, size, [*rows, *found.escapes])
+    env = cut.emit(sub, given, dict(zip(cut.shared, ins[:n], strict=True)), size)
+    made = [env[v] for v in (*rows, *found.escapes)]
     outs = []
     sub.origin = found.seed.origin
     if tail is not None:

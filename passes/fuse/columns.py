@@ -27,6 +27,9 @@ from .statics import Statics
 # A number that is this low hides a column from the softmax of numbers of an ordinary size.
 LOW = -1e4
 
+ZERO, ORDINARY, WILD = "zero", "ordinary", "wild"
+Held = float | str  # a bound, at most LOW, below which all numbers are; or one of the three above
+
 
 class NotCut(Exception):
     """Why no column can be left out."""
@@ -34,186 +37,203 @@ class NotCut(Exception):
 
 @dataclass
 class Columns(Body):
-    """The part of a region that has columns, from the product `seed` to where they are summed.
+    """The part of a region that has columns, from the product of scores to where they are summed.
 
-    `bound` tells of the columns left out: an upper bound of what a value holds there, 0 for
-    zeros, infinity for anything.
+    `held` tells what values hold in the columns left out, those outside of `span`. What is known
+    of nothing is ordinary: finite, and far from LOW.
     """
 
     statics: Statics = field(kw_only=True)
     span: tuple[int, int] = field(kw_only=True)
-    bound: dict[Value, float] = field(default_factory=dict)
-    zero: set[Value] = field(default_factory=set)
+    held: dict[Value, Held] = field(default_factory=dict)
 
     def _carried(self, node: Node, known: Where) -> Carry | None:
-        return super()._carried(node, known) or self._closed(node, known)
+        return super()._carried(node, known) or self._summed(node, known)
 
-    def _closed(self, node: Node, known: Where) -> Carry | None:
-        """An op after which there are no columns."""
-        name = node.op.name
-        if name in ("reduce_max", "reduce_sum"):
-            rows, axes = known[0], node.attrs["axes"]
-            if rows is None or rows.start not in axes:
+    def _summed(self, node: Node, known: Where) -> Carry | None:
+        """An op after which there are no columns, those left out being neutral."""
+        if node.op.name in ("reduce_max", "reduce_sum"):
+            rows, what = known[0], self.of(node.inputs[0])
+            if rows is None or rows.start not in node.attrs["axes"]:
                 return None
-            x = node.inputs[0]
-            neutral = x in self.zero if name == "reduce_sum" else self.bound.get(x, np.inf) <= LOW
+            neutral = what == ZERO if node.op.name == "reduce_sum" else isinstance(what, float)
             return Carry([rows], (None,), _as_it_is(node)) if neutral else None
-        if name == "dot_general":
-            contract = node.attrs["dimension_numbers"][0]
-            side = 0 if known[0] is not None else 1
-            rows = known[side]
-            if rows is None or rows.start not in contract[side]:
-                return None
-            there = contract[1 - side][contract[side].index(rows.start)]
-            wanted: list[Rows | None] = [rows, rows]
-            wanted[1 - side] = Rows(there, there + 1)
-            neutral = node.inputs[side] in self.zero
-            return Carry(wanted, (None,), _as_it_is(node)) if neutral else None
-        return None
+        if node.op.name != "dot_general":
+            return None
+        contract = node.attrs["dimension_numbers"][0]
+        side = 0 if known[0] is not None else 1
+        rows = known[side]
+        if rows is None or rows.start not in contract[side]:
+            return None
+        there = contract[1 - side][contract[side].index(rows.start)]
+        wanted: list[Rows | None] = [rows, rows]
+        wanted[1 - side] = Rows(there, there + 1)
+        neutral = _times(*map(self.of, node.inputs)) == ZERO
+        return Carry(wanted, (None,), _as_it_is(node)) if neutral else None
 
     def _add(self, node: Node, found: Carry) -> None:
         super()._add(node, found)
-        if found.outputs[0] is None:
-            return
-        bound = self._bound(node)
-        for value in node.outputs:
-            self.bound[value] = bound
-            if bound == 0 and self._is_zero(node):
-                self.zero.add(value)
+        if found.outputs[0] is not None:
+            self.held.update(dict.fromkeys(node.outputs, self._holds(node)))
 
-    def _of(self, value: Value) -> float:
-        """Upper bound of a value in the columns left out."""
+    def of(self, value: Value) -> Held:
+        """What a value holds in the columns left out."""
         known = self.statics(value)
         if known is None or known.dtype.kind not in "fV":
-            return self.bound.get(value, np.inf)
-        left = self._left_out(known, self._known(value))
-        return float(np.max(left, initial=-np.inf))
+            return self.held.get(value, ORDINARY)
+        left = self._left_out(np.asarray(known, np.float64), self._known(value))
+        if (left <= LOW).all():
+            return float(left.max(initial=-np.inf))
+        if not left.any():
+            return ZERO
+        return ORDINARY if (abs(left) < -LOW).all() else WILD
 
     def _left_out(self, known: Any, rows: Rows | None) -> Any:
-        known = np.asarray(known, np.float64) if known.dtype != bool else known
         if rows is None or known.shape[rows.start] == 1:
             return known
         lo, hi = self.span
         return np.delete(known, np.s_[lo:hi], axis=rows.start)
 
-    def _bound(self, node: Node) -> float:
-        name = node.op.name
-        if name == "select_n" and len(node.inputs) == 3:
-            return self._selected(node)
+    def _holds(self, node: Node) -> Held:
+        """What the output of an op holds."""
+        name, inputs = node.op.name, node.inputs
+        if name == "select_n" and len(inputs) == 3:
+            return _either([self.of(v) for v in self._cases(node)])
         if name in _SAME:
-            return self._of(node.inputs[0])
+            return self.of(inputs[0])
+        held = [self.of(v) for v in inputs]
         if name in ("exp", "exp2"):
-            return 0.0 if self._of(node.inputs[0]) <= LOW else np.inf
+            return ZERO if isinstance(held[0], float) else _plain(held)
         if name in ("add", "add_any", "sub"):
-            return self._added(node)
-        if name in ("mul", "div"):
-            return self._scaled(node)
+            self._check_added(node)
+            return _plus(*held) if name != "sub" else _minus(*held)
+        if name == "mul":
+            return self._scaled(inputs[0], inputs[1], 1) or _times(*held)
+        if name == "div":
+            return self._scaled(inputs[0], inputs[1], -1) or (
+                ZERO if held == [ZERO, ORDINARY] else _plain(held)
+            )
         if name == "max":
-            return max(map(self._of, node.inputs))
-        return np.inf
-
-    def _is_zero(self, node: Node) -> bool:
-        """Told of a node whose bound is 0: it is zero, not only not above."""
-        name = node.op.name
-        if name == "select_n":
-            return all(self._zero(v) for v in self._cases(node))
-        if name in ("mul", "div"):
-            return self._zero(node.inputs[0]) or (name == "mul" and self._zero(node.inputs[1]))
-        return name in ("exp", "exp2") or (name in _SAME and self._zero(node.inputs[0]))
-
-    def _zero(self, value: Value) -> bool:
-        known = self.statics(value)
-        return value in self.zero or (known is not None and not known.any())
+            lows = [h for h in held if isinstance(h, float)]
+            others = [h for h in held if not isinstance(h, float)]
+            return _either(others) if others else max(lows)
+        if name == "dot_general":
+            return _times(*held)
+        if name in _ODD and held == [ZERO]:
+            return ZERO
+        return _plain(held)
 
     def _cases(self, node: Node) -> Sequence[Value]:
         """The cases of a select that are chosen in the columns left out."""
         which, off, on = node.inputs
         known = self.statics(which)
         if known is None:
+            if any(v not in self.own and isinstance(self.of(v), float) for v in (off, on)):
+                raise NotCut("a mask that is known only when it runs may hide all of a row")
             return (off, on)
         left = self._left_out(known, self._known(which))
         return tuple(v for v, used in ((off, not left.all()), (on, left.any())) if used)
 
-    def _selected(self, node: Node) -> float:
-        which, *cases = node.inputs
-        hides = any(v not in self.rows and self._low(v) for v in cases)
-        if hides and self.statics(which) is None:
-            raise NotCut("a mask that is known only when it runs may hide all of a row")
-        return max(map(self._of, self._cases(node)), default=-np.inf)
-
-    def _low(self, value: Value) -> bool:
-        known = self.statics(value)
-        return known is not None and known.dtype.kind in "fV" and bool((known <= LOW).any())
-
-    def _added(self, node: Node) -> float:
-        x, y = node.inputs
-        for v in (x, y):
-            has_columns = v.ndim and self._known(v) is not None
-            if has_columns and v not in self.rows and self.statics(v) is None:
+    def _check_added(self, node: Node) -> None:
+        for value in () if self.own.isdisjoint(node.inputs) else node.inputs:
+            columns = value.ndim and self._known(value) is not None
+            if columns and value not in self.own and self.statics(value) is None:
                 raise NotCut("what is added to the scores may hide all of a row")
-        a, b = self._of(x), self._of(y)
-        low = a if node.op.name == "sub" else min(a, b)
-        return low if low <= LOW else np.inf
 
-    def _scaled(self, node: Node) -> float:
-        x, y = node.inputs
-        if self._is_zero(node):
-            return 0.0
-        a, scale = self._of(x), self.statics(y)
-        if scale is None or not (scale > 0).all() or a > LOW:
-            return np.inf
-        return a * float(scale.min() if node.op.name == "mul" else 1 / scale.max())
+    def _scaled(self, x: Value, y: Value, power: int) -> Held | None:
+        """Low numbers times a positive one that is known."""
+        held, scale = self.of(x), self.statics(y)
+        if not isinstance(held, float) or scale is None or not (scale > 0).all():
+            return None
+        bound = held * float(np.asarray(scale, np.float64).min() if power > 0 else 1 / scale.max())
+        return bound if bound <= LOW else WILD
+
+
+def _plain(held: Sequence[Held]) -> Held:
+    """Any function of ordinary numbers is one."""
+    return ORDINARY if all(h in (ZERO, ORDINARY) for h in held) else WILD
+
+
+def _either(held: Sequence[Held]) -> Held:
+    lows = [h for h in held if isinstance(h, float)]
+    if len(lows) == len(held):
+        return max(lows, default=-np.inf)
+    return held[0] if len(set(held)) == 1 else _plain(held)
+
+
+def _plus(a: Held, b: Held) -> Held:
+    if isinstance(a, float) and isinstance(b, float):
+        return a + b
+    low, other = (a, b) if isinstance(a, float) else (b, a)
+    if isinstance(low, float):
+        return low if other in (ZERO, ORDINARY) else WILD
+    return ZERO if a == b == ZERO else _plain([a, b])
+
+
+def _minus(a: Held, b: Held) -> Held:
+    return WILD if isinstance(b, float) else _plus(a, b)
+
+
+def _times(a: Held, b: Held) -> Held:
+    return ZERO if ZERO in (a, b) and _plain([a, b]) == ORDINARY else _plain([a, b])
 
 
 _SAME = frozenset(
     "convert_element_type stop_gradient copy name reduce_precision broadcast_in_dim reshape squeeze"
-    " expand_dims transpose".split()
+    " expand_dims transpose reduce_max reduce_sum slice rev".split()
 )
+_ODD = frozenset("neg abs sign sqrt square tanh sin erf integer_pow".split())
 
 
 def _as_it_is(node: Node) -> Any:
     return lambda b, xs, rows: b.emit(node.op, xs, node.attrs)
 
 
-def visible(region: Graph, statics: Statics, seed: Node, column: int) -> tuple[int, int]:
-    """First and last column, the latter excluded, that a known mask of the region shows.
+def visible(region: Graph, statics: Statics, columns: Body) -> tuple[int, int]:
+    """First and last column, the latter excluded, that the region's known masks show.
 
-    Raises `NotCut` where a row may be hidden as a whole, or nothing is hidden.
+    `columns` is what works column by column. Raises `NotCut` where all of a row may be hidden.
     """
-    size = seed.output.shape[column]
-    shown = np.ones(size, bool)
+    kept = np.ones(columns.count, bool)
+    shown: Any = None
     for node in region.nodes:
-        found = _shown(node, statics, size)
-        if found is None:
+        if len(node.outputs) != 1 or node.outputs[0] not in columns.own:
             continue
-        if not found.any(-1).all():
-            raise NotCut("its mask hides all of a row")
-        shown &= found.reshape(-1, found.shape[-1]).any(0)
-    where = np.flatnonzero(shown)
+        mask, low = _mask(node, statics)
+        if mask is None:
+            continue
+        mask = np.moveaxis(mask, columns.rows[node.output].start, -1)
+        kept &= mask.reshape(-1, mask.shape[-1]).any(0)
+        if low and shown is not None and shown.ndim != mask.ndim:
+            raise NotCut("its masks are of several shapes")
+        if low:
+            shown = mask if shown is None else shown & mask
+    if shown is not None and not shown.any(-1).all():
+        raise NotCut("its mask hides all of a row")
+    where = np.flatnonzero(kept)
     if not where.size:
-        raise NotCut("its masks together hide all of a row")
+        raise NotCut("its masks together hide all")
     return int(where[0]), int(where[-1]) + 1
 
 
-def _shown(node: Node, statics: Statics, size: int) -> Any:
-    """What a mask shows, columns last; None for a node that is no known mask."""
-    name = node.op.name
-    if name not in ("select_n", "add") or not node.output.ndim or node.output.shape[-1] != size:
-        return None
-    if name == "add":
-        known = [statics(v) for v in node.inputs]
-        masks = [x for x in known if x is not None and x.ndim and x.dtype.kind in "fV"]
-        return masks[0] > LOW if masks and masks[0].shape[-1] == size else None
-    which, *cases = node.inputs
-    mask = statics(which)
-    if mask is None or len(cases) != 2 or mask.ndim == 0 or mask.shape[-1] != size:
-        return None
-    low = [
-        (x := statics(v)) is not None and x.dtype.kind in "fV" and (x <= LOW).all() for v in cases
-    ]
-    if low == [True, False]:
-        return mask.astype(bool)
-    return ~mask.astype(bool) if low == [False, True] else None
+def _mask(node: Node, statics: Statics) -> tuple[Any, bool]:
+    """What a mask shows, None for a node that is no known mask; and if it hides by low numbers."""
+    if node.op.name == "add":
+        known = [x for v in node.inputs if (x := statics(v)) is not None and x.dtype.kind in "fV"]
+        fits = known and known[0].ndim == node.output.ndim
+        return (known[0] > LOW, True) if fits else (None, False)
+    if node.op.name != "select_n" or len(node.inputs) != 3:
+        return None, False
+    mask = statics(node.inputs[0])
+    if mask is None or mask.ndim != node.output.ndim:
+        return None, False
+    for case, shows in zip(node.inputs[1:], (mask.astype(bool), ~mask.astype(bool)), strict=True):
+        x = statics(case)
+        if x is not None and x.dtype.kind in "fV":
+            low = bool((x <= LOW).all())
+            if low or not x.any():
+                return shows, low
+    return None, False
 
 
 def cut(
@@ -225,9 +245,16 @@ def cut(
     product, `given` what is known of the region's inputs. Raises `NotCut`.
     """
     statics = Statics(region, given)
-    span = visible(region, statics, seed, column)
-    body = Columns(region, seed.output.shape[column], statics=statics, span=span)
-    side = 0 if column < _split(seed) else 1
+    side, count = 0 if column < _split(seed) else 1, seed.output.shape[column]
+    free = Body(region, count)
+    free.entries[seed.inputs[side]] = y
+    for node in region.nodes:
+        if not free.rows.keys().isdisjoint(node.inputs) or node is seed:
+            free.carry(node)
+    span = visible(region, statics, free)
+    if span == (0, count):
+        return region, span
+    body = Columns(region, count, statics=statics, span=span)
     body.entries[seed.inputs[side]] = y
     if body.carry(seed) is None:
         raise NotCut("its keys have no columns in one piece")

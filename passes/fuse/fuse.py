@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ...ir.graph import Graph, Node, Value
 from . import blocks, chunk
 from .report import Fusion
 from .statics import Statics
 
+Known = Mapping[Value, Any]
 _ENTERED = frozenset("gradients scan while cond remat2".split())
 
 
@@ -32,28 +33,34 @@ class Fuse:
 
     def __call__(self, graph: Graph) -> Graph:
         """Return the rewritten graph, or `graph` itself when nothing matches."""
-        return self._fused(graph, (), [])
+        return self._fused(graph, (), [], {})
 
     def report(self, graph: Graph) -> tuple[Fusion, ...]:
         """Tell what the pass does to `graph`, near misses with their reasons."""
         notes: list[Fusion] = []
-        self._fused(graph, (), notes)
+        self._fused(graph, (), notes, {})
         return tuple(notes)
 
-    def _fused(self, graph: Graph, returned: tuple[Value, ...], notes: list[Fusion]) -> Graph:
-        """Rewrite regions first; `returned` are the outputs that may be differentiated."""
-        nodes = tuple(self._entered(node, notes) for node in graph.nodes)
+    def _fused(
+        self, graph: Graph, returned: Sequence[Value], notes: list[Fusion], known: Known
+    ) -> Graph:
+        """Rewrite regions first.
+
+        `returned` are the outputs that may be differentiated, `known` are inputs' known values.
+        """
+        statics = Statics(graph, known)
+        nodes = tuple(self._entered(node, notes, statics) for node in graph.nodes)
         if any(new is not old for new, old in zip(nodes, graph.nodes, strict=True)):
             graph = replace(graph, nodes=nodes)
         for node in sorted(graph.nodes, key=_bytes, reverse=True):
             graph = self._chunked(graph, node, returned, notes)
-        statics = Statics(graph)
+        statics = Statics(graph, known)
         for node in graph.nodes:
             graph = self._blocked(graph, node, statics, notes)
         return graph
 
     def _chunked(
-        self, graph: Graph, node: Node, returned: tuple[Value, ...], notes: list[Fusion]
+        self, graph: Graph, node: Node, returned: Sequence[Value], notes: list[Fusion]
     ) -> Graph:
         tries: list[Graph | str] = []
         for rows, size in chunk.candidates(node, self.chunk, self.least):
@@ -74,16 +81,25 @@ class Fuse:
                 break
         return _outcome("queries in blocks", graph, node, tries, notes)
 
-    def _entered(self, node: Node, notes: list[Fusion]) -> Node:
+    def _entered(self, node: Node, notes: list[Fusion], statics: Statics) -> Node:
         if node.op.name not in _ENTERED:
             return node
         regions = []
         for region in node.regions:
             loss = node.op.name == "gradients"
-            regions.append(self._fused(region, region.outputs[: 1 if loss else None], notes))
+            returned = region.outputs[: 1 if loss else None]
+            regions.append(self._fused(region, returned, notes, _passed(node, region, statics)))
         if all(new is old for new, old in zip(regions, node.regions, strict=True)):
             return node
         return replace(node, regions=tuple(regions))
+
+
+def _passed(node: Node, region: Graph, statics: Statics) -> Known:
+    """Known values that a region is given as they are."""
+    count = {"gradients": None, "remat2": None, "scan": node.attrs.get("num_consts")}
+    same = zip(region.inputs, node.inputs[: count.get(node.op.name, 0)], strict=False)
+    found = ((inner, statics(outer)) for inner, outer in same)
+    return {inner: value for inner, value in found if value is not None}
 
 
 def _bytes(node: Node) -> int:
