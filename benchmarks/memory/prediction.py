@@ -4,8 +4,9 @@
     python benchmarks/memory/prediction.py --models gpt12 lstm --budgets 8
 
 For each budget the plan that should fit is compiled, and `first` is how far its predicted peak is
-off. Its peak calibrates the prediction; the plan that should fit by that, where it is another one,
-is compiled too, and `second` is how far its expected peak is off. Peaks have no noise, so that
+off. Its peak calibrates the prediction for plans that are alike, with fences or without; the plan
+that should fit by that, where it is another one, is compiled too, and `second` is how far its
+expected peak is off. Peaks have no noise, so that
 other processes may run meanwhile. Parts of XLA's peaks: medians, and the worst in brackets.
 """
 
@@ -78,10 +79,10 @@ def measure(name: str, build: Callable[..., Any], budgets: int) -> Result:
     for budget in np.linspace(planner.leanest.bytes, planner.plain.bytes, budgets):
         planned = planner.fastest(budget)
         first[planned] = planned.bytes / peak(planned) - 1
-        calibration = Calibration(((planned.live, peak(planned)),))
+        calibration = Calibration([(planned, peak(planned))])
         other = planner.fastest(calibration.predicted(budget))
-        if other is not None and other is not planned:
-            second[planned, other] = calibration.expected(other.live) / peak(other) - 1
+        if other is not None and other is not planned and other.fenced == planned.fenced:
+            second[planned, other] = calibration.expected(other) / peak(other) - 1
         note(f"  {budget / 2**20:.1f} MiB: {first[planned]:+.3f}")
     return Result(name, list(first.values()), list(second.values()))
 
