@@ -110,6 +110,19 @@ def test_a_lower_budget_never_leads_to_a_higher_peak():
         assert peaks == sorted(peaks)
 
 
+def test_plans_with_fences_that_are_too_large_do_not_rule_out_the_program_as_it_is():
+    graph, donated = planned("mlp", 1 << 30).joint(arguments(), {})
+    plain = Planning(1 << 30).fitting(graph, donated).planner.plain.bytes
+    budget = plain * 15 // 16
+    fitting = Planning(budget, options="fences cost memory").fitting(graph, donated)
+    assert fitting.candidate.fenced
+    while not fitting.settled:
+        scale = 1.3 if fitting.candidate.fenced else 0.9
+        fitting.measure(int(fitting.candidate.bytes * scale))
+    assert not fitting.candidate.fenced
+    assert len(fitting.measured) == 2
+
+
 def copied(tree):
     return jax.tree.map(jnp.array, tree)
 
