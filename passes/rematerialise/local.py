@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .stages import Run, Stages, State, bits
+from .units import Units
 
 MOST = 64  # values: the time grows with the square of them and with the stages
 LEVELS = (12, 48)  # between the plain peak and the least
@@ -36,9 +37,9 @@ def _front(states: Iterable[State]) -> list[State]:
     return front[::-1]
 
 
-def is_small(stages: Stages) -> bool:
+def is_small(units: Units) -> bool:
     """True for a program that may be searched."""
-    return bool(stages.units.stages) and 0 < len(stages.sizes) <= MOST
+    return 0 < len(units.values) <= MOST and bool(units.stages)
 
 
 class Span(NamedTuple):
@@ -78,6 +79,15 @@ class Local:
             front = _front([*front, *fine._levels()])
         front = _front(map(Local(self.stages)._kicked, front))
         return _front([*front, *map(fine._kicked, front[-LEAN:])])
+
+    def bare(self) -> list[State]:
+        """Return schedules from the one that holds nothing, on the way to faster ones.
+
+        XLA makes what runs again inside the loop of its reader where it can, so that these may
+        take less memory than is counted here.
+        """
+        least = self.stages.state([0] * len(self.stages.reads))
+        return self._way(least, least.peak) if np.isfinite(least.peak) else []
 
     def _levels(self) -> list[State]:
         plain = self.stages.plain
@@ -127,7 +137,13 @@ class Local:
 
     def _faster(self, state: State, budget: float) -> State:
         """Take back seconds where memory is left."""
+        return self._way(state, budget)[-1]
+
+    def _way(self, state: State, budget: float) -> list[State]:
+        """The schedules on the way to that."""
+        found = [state]
         while True:
+            state = found[-1]
             best, least = None, -1e-15
             for span in self._gains(state):
                 inner = state.runs[span.start + 1 : span.end]
@@ -138,8 +154,8 @@ class Local:
                 if move.seconds < least and self._excess(state, move, budget) <= 0:
                     best, least = move, move.seconds
             if best is None:
-                return state
-            state = self._moved(state, best)
+                return found
+            found.append(self._moved(state, best))
 
     def _kicked(self, state: State) -> State:
         """Win seconds by moves for which there is no room within the peak, and make room."""
