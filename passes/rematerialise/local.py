@@ -87,7 +87,10 @@ class Local:
         take less memory than is counted here.
         """
         least = self.stages.state([0] * len(self.stages.reads))
-        return self._way(least, least.peak) if np.isfinite(least.peak) else []
+        if not np.isfinite(least.peak):
+            return []
+        way = self._way(least, least.peak)
+        return way + Local(self.stages, fine=True)._way(way[-1], least.peak)[1:]
 
     def _levels(self) -> list[State]:
         plain = self.stages.plain
