@@ -66,7 +66,7 @@ def mixed(size: int) -> tuple[Callable[..., Any], Any]:
             x = x + h @ down
         return jnp.mean(x**2)
 
-    widths = [64 + (37 * i) % 251 for i in range(size // 40)]
+    widths = [64 + (37 * i) % 251 for i in range(size // 28)]
     return loss, ([(shape(64, n), shape(n, 64)) for n in widths], shape(512, 64))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 from time import perf_counter
@@ -17,11 +17,11 @@ from ..ir.graph import Graph
 from ..ir.tables import bytes_text
 from ..passes.rematerialise import Planned, Planner
 from ..runtime.device import live_spec
+from .calibration import Calibration
 from .memory_plan import MemoryPlan, choice_of, plan_of
 from .settled import Settled, settled
 
 ROUNDS = 6
-MARGIN = 0.99  # of the budget, for a candidate that is chosen by the peak of another
 HOPE = 1.1  # over the prediction, while nothing has turned out too large
 WORTH = 0.01  # of the time, that another round must be expected to gain
 
@@ -129,33 +129,31 @@ class Fitting:
         """
         tried = {id(c) for c, _ in self.measured}
         seconds = min((c.seconds for c, p in self.measured if p <= budget), default=inf)
-        low = max((c.bytes for c, p in self.measured if p <= budget), default=0)
-        high = min((c.bytes for c, p in self.measured if p > budget), default=inf)
         if len(self.measured) < ROUNDS:
-            hope = HOPE if high == inf else 1.0
-            found = self.planner.fastest(min(self._target(budget) * hope, high - 1))
-            faster = found is not None and found.seconds < seconds * (1 - WORTH)
-            if found is not None and faster and found.bytes > low and id(found) not in tried:
-                return found
+            for found in self._promising(budget):
+                if found.seconds < seconds * (1 - WORTH) and id(found) not in tried:
+                    return found
         last = [c for c in self.planner.leanest_of_each if id(c) not in tried]
         return None if seconds < inf or not last else last[0]
 
-    def _target(self, budget: int) -> float:
-        """The predicted peak that should turn out as `budget`, by the peaks read so far.
+    def _promising(self, budget: int) -> Iterator[Planned]:
+        """The program as it is and the fastest other plan, where they should fit."""
+        plain = self.planner.plain
+        if plain.bytes <= self._limit(budget, fenced=False):
+            yield plain
+        failed = {id(c) for c, p in self.measured if p > budget}
+        found = self.planner.fastest(self._limit(budget, fenced=True))
+        while found is not None and id(found) in failed:
+            found = self.planner.fastest(found.bytes - 1)
+        if found is not None:
+            yield found
 
-        Between one that fits and one that does not, in proportion; else as the nearest tells.
-        """
-        fits = [(p, c) for c, p in self.measured if p <= budget]
-        fails = [(p, c) for c, p in self.measured if p > budget]
-        if fits and fails:
-            low, least = max(fits, key=lambda pair: pair[0])
-            high, most = min(fails, key=lambda pair: pair[0])
-            return least.bytes + (budget - low) / (high - low) * (most.bytes - least.bytes)
-        peak, candidate = min([*fits, *fails], key=lambda pair: abs(pair[0] - budget))
-        live = candidate.live
-        fixed = live.argument_bytes + live.output_bytes - live.donated_bytes
-        ratio = max(peak - fixed, 1) / max(candidate.bytes - fixed, 1)
-        return fixed + (budget - fixed) * MARGIN / ratio
+    def _limit(self, budget: int, *, fenced: bool) -> float:
+        """The predicted peak up to which plans with fences, or without, should fit."""
+        alike = [(c, p) for c, p in self.measured if c.fenced == fenced]
+        high = min((c.bytes for c, p in alike if p > budget), default=inf)
+        target = Calibration(alike).predicted(budget)
+        return min(target * (HOPE if high == inf else 1.0), high - 1)
 
     def _error(self, budget: int) -> BudgetError:
         candidate, minimum = min(self.measured, key=lambda pair: pair[1])

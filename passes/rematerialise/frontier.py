@@ -20,8 +20,8 @@ from .replay import Replay
 from .scans import Scans
 from .schedule import SLOTS, Held, Link, Option, Schedules, Step
 from .segments import Chain, Segment, chain
-from .stages import Stages
-from .units import units_of
+from .stages import Stages, State
+from .units import Units, units_of
 
 STEPS = 33  # numbers of slots that are tried
 STRIDE = 8  # of these, for a schedule whose values may be offloaded besides
@@ -116,8 +116,8 @@ class Frontier:
 
     @cached_property
     def leanest_of_each(self) -> list[Candidate]:
-        """A few of the lowest predicted peaks, of as many treatments of the scans."""
-        found = [t.leanest for t in self.treatments]
+        """A few of the lowest predicted peaks, of several treatments of the scans."""
+        found = [c for t in self.treatments for c in {t.leanest: 0, t.steady: 0}]
         if self.spec.host_bytes_per_s:
             found += self.hosted.lightest([*found, *(t.plain for t in self.treatments)])
         return sorted(found, key=lambda c: (c.bytes, c.seconds))[:3]
@@ -265,21 +265,40 @@ class Treatment:
     @cached_property
     def leanest(self) -> Candidate:
         """The candidate of the lowest peak among the smallest schedules, and the plain one."""
+        return min([self.steady, *self.bare], key=lambda c: (c.bytes, c.seconds))
+
+    @cached_property
+    def steady(self) -> Candidate:
+        """The same, without those that rely on what XLA makes inside loops."""
         found = [self.candidate(n) for n in self.sizes[:6]]
         return min([*found, *self.searched, self.plain], key=lambda c: (c.bytes, c.seconds))
 
     @cached_property
     def stages(self) -> Stages:
         """All schedules by stages."""
+        return Stages(self.units)
+
+    @cached_property
+    def units(self) -> Units:
+        """What these schedules decide about."""
         clock, donated = self.frontier.clock, self.frontier.donated
-        return Stages(units_of(self.joint, self.chain, clock.seconds, donated))
+        return units_of(self.joint, self.chain, clock.seconds, donated)
 
     @cached_property
     def searched(self) -> list[Candidate]:
         """Where the program is small, what a local search finds."""
-        if len(self.joint.forward) > LONGEST or not is_small(self.stages):
-            return []
-        states = Local(self.stages).states()
+        return self._written(Local(self.stages).states()) if self._is_small else []
+
+    @cached_property
+    def bare(self) -> list[Candidate]:
+        """Where the program is small, schedules that hold little."""
+        return self._written(Local(self.stages).bare()) if self._is_small else []
+
+    @property
+    def _is_small(self) -> bool:
+        return len(self.joint.forward) <= LONGEST and is_small(self.units)
+
+    def _written(self, states: Sequence[State]) -> list[Candidate]:
         return [self.under(self.stages.schedule(state)) for state in states]
 
     @cached_property
@@ -298,7 +317,8 @@ class Treatment:
             else:
                 high = middle - 1
         near = [self.candidate(n) for n in self.sizes[low : low + 3]]
-        able = [c for c in (*near, *self.searched, self.plain) if c.bytes <= budget]
+        every = (*near, *self.searched, *self.bare, self.plain)
+        able = [c for c in every if c.bytes <= budget]
         if not able and self.leanest.bytes <= budget:
             able = [self.leanest]
         return min(able, key=lambda c: (c.seconds, c.bytes), default=None)

@@ -48,8 +48,7 @@ def ladder(
     """
     wanted = list(required)
     network = Network(joint, nodes, wanted, spec.seconds)
-    hull = [network.kept(price) for price in prices(spec)]
-    hull = list(dict.fromkeys([*hull, frozenset()]))
+    hull = list(dict.fromkeys([*network.hull(prices(spec)), frozenset()]))
     own = {v for node in nodes for v in node.outputs}
 
     def cost(keep: frozenset[Value]) -> tuple[int, float]:
@@ -145,6 +144,20 @@ class Network:
             return frozenset()
         near = _source_side(*self._ends, np.where(self._priced, price, 1.0) * self._weights)
         return frozenset(v for v, (a, b) in self._vertices.items() if near[a] and not near[b])
+
+    def hull(self, falling: Sequence[float]) -> list[frozenset[Value]]:
+        """Sets for prices in their order: what is best at two of them is best between them."""
+        found = {0: self.kept(falling[0]), len(falling) - 1: self.kept(falling[-1])}
+
+        def between(low: int, high: int) -> None:
+            middle = (low + high) // 2
+            if low < middle and found[low] != found[high]:
+                found[middle] = self.kept(falling[middle])
+                between(low, middle)
+                between(middle, high)
+
+        between(0, len(falling) - 1)
+        return [found[at] for at in sorted(found)]
 
     @cached_property
     def _own(self) -> dict[Value, Node]:

@@ -3,7 +3,8 @@
 A move holds one value between two stages in succession that touch it, or drops it there. From
 the plain program memory goes down level by level: the moves that free most bytes for their seconds
 come first, and those that win seconds back within the level follow. Then the levels are gone
-through upwards.
+through upwards. Where no move helps any more, one for which there is no room is made all the same,
+and room for it by others.
 """
 
 from __future__ import annotations
@@ -11,15 +12,20 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
 from .stages import Run, Stages, State, bits
+from .units import Units
 
 MOST = 64  # values: the time grows with the square of them and with the stages
 LEVELS = (12, 48)  # between the plain peak and the least
 FINE = 24  # the same, for moves that start and end anywhere
 FEW = 24  # values: more are not gone down with such moves, only up
+KICKS = 6  # moves without room that are tried
+LEAN = 3  # schedules of the lowest peaks, for which room is made by moves that end anywhere
 
 
 def _front(states: Iterable[State]) -> list[State]:
@@ -31,9 +37,17 @@ def _front(states: Iterable[State]) -> list[State]:
     return front[::-1]
 
 
-def is_small(stages: Stages) -> bool:
+def is_small(units: Units) -> bool:
     """True for a program that may be searched."""
-    return bool(stages.units.stages) and 0 < len(stages.sizes) <= MOST
+    return 0 < len(units.values) <= MOST and bool(units.stages)
+
+
+class Span(NamedTuple):
+    """A value between two stages that touch it."""
+
+    value: int
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +77,20 @@ class Local:
         front = _front([*front, *fine._upward(front)])
         if len(self.stages.sizes) <= FEW:
             front = _front([*front, *fine._levels()])
-        return front
+        front = _front(map(Local(self.stages)._kicked, front))
+        return _front([*front, *map(fine._kicked, front[-LEAN:])])
+
+    def bare(self) -> list[State]:
+        """Return schedules from the one that holds nothing, on the way to faster ones.
+
+        XLA makes what runs again inside the loop of its reader where it can, so that these may
+        take less memory than is counted here.
+        """
+        least = self.stages.state([0] * len(self.stages.reads))
+        if not np.isfinite(least.peak):
+            return []
+        way = self._way(least, least.peak)
+        return way + Local(self.stages, fine=True)._way(way[-1], least.peak)[1:]
 
     def _levels(self) -> list[State]:
         plain = self.stages.plain
@@ -96,9 +123,10 @@ class Local:
         while state.peak > budget:
             over = [t for t, run in enumerate(state.runs) if run.peak > budget]
             best, least = None, np.inf
-            for move in self._moves(state):
-                if bisect_left(over, move.start) == bisect_right(over, move.end):
+            for span in self._spans(state):
+                if bisect_left(over, span.start) == bisect_right(over, span.end):
                     continue
+                move = self._move(state, span)
                 freed = -self._excess(state, move, budget)
                 if freed > 0:
                     cost = move.seconds / freed if move.seconds > 0 else move.seconds
@@ -112,36 +140,66 @@ class Local:
 
     def _faster(self, state: State, budget: float) -> State:
         """Take back seconds where memory is left."""
+        return self._way(state, budget)[-1]
+
+    def _way(self, state: State, budget: float) -> list[State]:
+        """The schedules on the way to that."""
+        found = [state]
         while True:
+            state = found[-1]
             best, least = None, -1e-15
-            for move in self._moves(state):
+            for span in self._gains(state):
+                inner = state.runs[span.start + 1 : span.end]
+                room = budget - self.stages.sizes[span.value]
+                if any(run.peak > room for run in inner):
+                    continue
+                move = self._move(state, span)
                 if move.seconds < least and self._excess(state, move, budget) <= 0:
                     best, least = move, move.seconds
             if best is None:
-                return state
-            state = self._moved(state, best)
+                return found
+            found.append(self._moved(state, best))
 
-    def _moves(self, state: State) -> Iterator[Move]:
+    def _kicked(self, state: State) -> State:
+        """Win seconds by moves for which there is no room within the peak, and make room."""
+        budget = state.peak
+        tight = [
+            (move.seconds / over, move.value, move.start, move)
+            for move in (self._move(state, span) for span in self._gains(state))
+            if move.seconds < 0 and (over := self._excess(state, move, budget)) > 0
+        ]
+        for *_, move in sorted(tight, key=itemgetter(0, 1, 2))[:KICKS]:
+            lower = self._lower(self._moved(state, move), budget)
+            if lower.peak <= budget:
+                found = self._faster(lower, budget)
+                if found.seconds < state.seconds - 1e-15:
+                    return self._kicked(found)
+        return state
+
+    def _spans(self, state: State) -> Iterator[Span]:
         last: dict[int, int] = {}
         for t, run in enumerate(state.runs):
             touched = run.touches
             if self.fine and t + 1 < len(state.held):
                 touched |= state.held[t + 1]
             while touched:
-                bit = touched & -touched
-                touched ^= bit
-                if bit in last:
-                    move = self._move(state, bit, last[bit], t)
-                    if move.seconds < np.inf:
-                        yield move
-                last[bit] = t
+                value = (touched & -touched).bit_length() - 1
+                touched &= touched - 1
+                if value in last:
+                    yield Span(value, last[value], t)
+                last[value] = t
 
-    def _move(self, state: State, bit: int, a: int, b: int) -> Move:
-        held, run = state.held, self.stages.run
+    def _gains(self, state: State) -> Iterator[Span]:
+        """Where a value is not held."""
+        return (s for s in self._spans(state) if not state.held[s.end] >> s.value & 1)
+
+    def _move(self, state: State, span: Span) -> Move:
+        held, run, (value, a, b) = state.held, self.stages.run, span
+        bit = 1 << value
         first = run(a, held[a], held[a + 1] ^ bit)
         last = run(b, held[b] ^ bit, held[b + 1] if b + 1 < len(held) else 0)
         seconds = first.seconds + last.seconds - state.runs[a].seconds - state.runs[b].seconds
-        return Move(bit.bit_length() - 1, a, b, seconds, (first, last))
+        return Move(*span, seconds, (first, last))
 
     def _excess(self, state: State, move: Move, budget: float) -> float:
         """Change of the bytes above `budget`, summed over the stages."""

@@ -40,6 +40,11 @@ class Planned:
         return self.live.peak_bytes
 
     @cached_property
+    def fenced(self) -> bool:
+        """True where barriers give XLA an order: its peak is closer to the predicted one."""
+        return any(node.op.name == "optimization_barrier" for node in self.graph.nodes)
+
+    @cached_property
     def choice(self) -> Choices:
         """What tells this plan from others of its program."""
         return Choices(

@@ -10,9 +10,12 @@ not fill the length, are a pair by themselves, as without segments.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 
 from ...ir.builder import Builder
 from ...ir.device import SLICED, DeviceSpec
@@ -21,12 +24,13 @@ from ...ir.ops import OPS
 from ..dce import Dce
 from ..rewriter import substituted
 from .joint import Joint
-from .keep import closure, kept, ladder
+from .keep import closure, kept, ladder, prices
 from .nested import Kept, Nested
 from .pairs import Pair, pairs
 from .replay import Replay
 from .segments import chain
 
+LEVELS = 64  # of what all pairs stack; where their ladders have more rungs, one for each price
 NEAR = 1.5  # a segment's length that needs no copies of slices may be off by so much
 
 
@@ -43,14 +47,33 @@ class Scans:
         return pairs(self.graph)
 
     @cached_property
-    def ladders(self) -> list[list[frozenset[Value]]]:
-        """For each pair what it may stack, from most to least."""
-        return [_ladder(pair, self.spec) for pair in self.pairs]
+    def sets(self) -> list[tuple[frozenset[Value], ...]]:
+        """What the pairs stack at each level, from most to least.
+
+        The pairs go down their ladders together, first where a second frees most bytes: at some
+        level each stacks what `quickest` has it stack.
+        """
+        ladders = [_ladder(pair, self.spec) for pair in self.pairs]
+        moves = [
+            (slope, at, rung)
+            for at, (pair, ladder) in enumerate(zip(self.pairs, ladders, strict=True))
+            for rung, slope in enumerate(_slopes(pair, ladder, self.spec), 1)
+        ]
+        if len(moves) > LEVELS:
+            grid = [1 / price for price in prices(self.spec)]
+            moves = [(float(bisect(grid, slope)), at, rung) for slope, at, rung in moves]
+        now = [0] * len(ladders)
+        found = [tuple(ladder[0] for ladder in ladders)] if ladders else []
+        for _, group in groupby(sorted(moves), key=itemgetter(0)):
+            for _, at, rung in group:
+                now[at] = rung
+            found.append(tuple(ladder[at] for ladder, at in zip(ladders, now, strict=True)))
+        return found
 
     @property
     def levels(self) -> int:
-        """How many rungs the longest ladder has."""
-        return max(map(len, self.ladders), default=0)
+        """How many sets there are to choose from."""
+        return len(self.sets)
 
     @property
     def longest(self) -> int:
@@ -73,10 +96,9 @@ class Scans:
         With a `segment` the forward scans run again, so many steps of the longest one at a time,
         fewer in proportion to the square roots in shorter ones.
         """
-        sets = [rungs[min(level, len(rungs) - 1)] for rungs in self.ladders]
         lean = [
             _lean(pair, self.spec, keep, self._segment(pair, segment))
-            for pair, keep in zip(self.pairs, sets, strict=True)
+            for pair, keep in zip(self.pairs, self.sets[level], strict=True)
         ]
         return _late(_rewritten(self.graph, lean))
 
@@ -129,6 +151,23 @@ def _ladder(pair: Pair, spec: DeviceSpec) -> list[frozenset[Value]]:
     joint = pair.joint
     sets = ladder(joint, joint.forward, joint.required, spec)
     return list(dict.fromkeys(_possible(joint, keep) for keep in sets))
+
+
+def _slopes(pair: Pair, ladder: Sequence[frozenset[Value]], spec: DeviceSpec) -> list[float]:
+    """Seconds for a byte on the way to each rung but the first, on the lower hull."""
+    joint = pair.joint
+    costs = []
+    for keep in ladder:
+        again, _ = closure(joint, joint.required, keep)
+        costs.append((_size(pair, keep), sum(map(spec.seconds, again))))
+    found: list[float] = []
+    while len(found) + 1 < len(ladder):
+        at = len(found)
+        size, seconds = costs[at]
+        slopes = [(t - seconds) / max(size - s, 1) for s, t in costs[at + 1 :]]
+        least = min(slopes)
+        found += [least] * (slopes.index(least) + 1)
+    return found
 
 
 def _kept(pair: Pair, spec: DeviceSpec, price: float) -> frozenset[Value]:

@@ -98,6 +98,7 @@ class Schedules:
     most: int
     _known: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     _moved: dict[int, np.ndarray] = field(default_factory=dict)
+    _best: dict[int, tuple[np.ndarray, ...]] = field(default_factory=dict)
 
     @cached_property
     def unit(self) -> int:
@@ -171,29 +172,44 @@ class Schedules:
     def _inner(self, s: int, t: int, first: bool) -> tuple[np.ndarray, np.ndarray]:
         kept = self._kept(s, t, first)
         dropped = self._dropped(s, t, first)
-        every = np.concatenate([kept, dropped])
-        marks = every.argmin(0)
-        count = len(kept)
-        return every[marks, _ALL], np.where(marks < count, ~marks, marks - count + 1)
+        keep, drop = kept.argmin(0), dropped.argmin(0)
+        seconds, others = kept[keep, _ALL], dropped[drop, _ALL]
+        choice = np.where(seconds <= others, ~self._options(s)[-1][keep], drop + 1)
+        return np.minimum(seconds, others), choice
 
     def _kept(self, s: int, t: int, first: bool) -> np.ndarray:
         """Extra seconds with each option of segment `s`, by slots."""
-        options, rest = self.links[s].options, self._table(s + 1, t)[0]
-        entry = self._slots(self.links[s + 1].entry)
-        held = np.array([self._slots(option.bytes) + entry for option in options])
-        needs = np.array([self._slots(option.bytes + option.working) for option in options])
-        left = _ALL - held[:, None]
+        held, needs, seconds, _ = self._options(s)
+        rest = self._table(s + 1, t)[0]
+        left = _ALL - held[:, None] - self._slots(self.links[s + 1].entry)
         found = np.where(left < 0, np.inf, rest[np.maximum(left, 0)])
-        found += 0.0 if first else self.links[s].seconds
-        found += np.array([option.seconds for option in options])[:, None]
+        found += seconds[:, None] + (0.0 if first else self.links[s].seconds)
         found[needs[:, None] > _ALL] = np.inf
         return found
+
+    def _options(self, s: int) -> tuple[np.ndarray, ...]:
+        """Slots held and needed, seconds and numbers of the options that are best for some."""
+        key = self._names[s][0]
+        if key not in self._best:
+            rows = [
+                (option.seconds, self._slots(option.bytes), self._slots(total), i)
+                for i, option in enumerate(self.links[s].options)
+                for total in [option.bytes + option.working]
+            ]
+            best: list[tuple[float, int, int, int]] = []
+            for row in sorted(rows):
+                if not any(held <= row[1] and needs <= row[2] for _, held, needs, _ in best):
+                    best.append(row)
+            seconds, held, needs, numbers = zip(*best, strict=True)
+            self._best[key] = tuple(map(np.array, (held, needs, seconds, numbers)))
+        return self._best[key]
 
     def _dropped(self, s: int, t: int, first: bool) -> np.ndarray:
         """Extra seconds with a run from `s` to each later segment, of which the entry is kept."""
         passed, ends = self.links[s:t], range(s + 1, t + 1)
-        found = np.stack([self._after_entry(k, t) for k in ends])
-        found += np.stack([self._table(s, k - 1)[0] for k in ends])
+        found = np.concatenate([self._after_entry(k, t) for k in ends])
+        found += np.concatenate([self._table(s, k - 1)[0] for k in ends])
+        found = found.reshape(-1, SLOTS + 1)
         if not first:
             found += np.cumsum([each.seconds for each in passed])[:, None]
         needs = np.maximum.accumulate([self._slots(each.working) for each in passed])

@@ -31,6 +31,8 @@ class Run:
     peak: float
 
 
+CHUNK = 12  # values, of which the bytes of every set are known
+_CHUNK = (1 << CHUNK) - 1
 _UNABLE = Run(0, 0, np.inf, np.inf)
 
 
@@ -69,6 +71,11 @@ class Stages:
         self.inputs = [bits(unit.reads) for unit in units]
         self.reads = [0, *(bits(stage.reads) for stage in self.units.stages)]
         self.sizes = self.units.sizes.tolist()
+        self._fixed = bits(u for u, unit in enumerate(units) if unit.fixed)
+        # The unit that makes a value, by the value's number and one; they rise together.
+        self._maker = [-1, *(u for u, unit in enumerate(units) for _ in unit.makes)]
+        chunks = (self.sizes[i : i + CHUNK] for i in range(0, len(self.sizes), CHUNK))
+        self._sums = [_sums(chunk) for chunk in chunks]
 
     @property
     def plain(self) -> State:
@@ -99,22 +106,23 @@ class Stages:
         return self._known[key]
 
     def _run(self, t: int, before: int, after: int) -> Run:
-        units = self.units.units
+        units, size = self.units.units, self.size
         needed, touches = after | self.reads[t], self.reads[t]
         wanted, ran, seconds, peak = needed & ~before, 0, 0.0, 0
+        fixed = 0 if t else self._fixed
         if t:
             stage = self.units.stages[t - 1]
-            peak = max(stage.during + self.size(needed), stage.after + self.size(after))
-        for u in reversed(range(len(units))):
+            peak = max(stage.during + size(needed), stage.after + size(after))
+        while wanted or fixed:  # the last unit first
+            u = max(self._maker[wanted.bit_length()], fixed.bit_length() - 1)
             unit, makes, inputs = units[u], self.makes[u], self.inputs[u]
-            if not makes & wanted and (t or not unit.fixed):
-                continue
             if t and unit.fixed:
                 return _UNABLE
             base = stage.before + unit.inside if t else unit.first
-            peak = max(peak, base + self.size(needed | makes | inputs))
+            peak = max(peak, base + size(needed | makes | inputs))
             needed = (needed & ~makes) | inputs
-            wanted |= inputs & ~before
+            wanted = (wanted | inputs & ~before) & ~makes
+            fixed &= ~(1 << u)
             touches |= makes | inputs
             ran |= 1 << u
             seconds += unit.seconds
@@ -122,11 +130,12 @@ class Stages:
 
     def size(self, values: int) -> int:
         """Bytes of some values."""
-        total, sizes = 0, self.sizes
-        while values:
-            low = values & -values
-            total += sizes[low.bit_length() - 1]
-            values ^= low
+        total = 0
+        for sums in self._sums:
+            if not values:
+                break
+            total += sums[values & _CHUNK]
+            values >>= CHUNK
         return total
 
     def schedule(self, state: State) -> Held:
@@ -150,6 +159,14 @@ class Stages:
             parts[-1] += stage.nodes
         chain = Chain(tuple(Segment((), (), tuple(part)) for part in parts), frozenset())
         return Dce()(Replay(units.joint, chain, ()).staged(name, again, held))
+
+
+def _sums(sizes: Sequence[int]) -> list[int]:
+    """Bytes of every set of some values, by its bits."""
+    found = [0]
+    for size in sizes:
+        found += [total + size for total in found]
+    return found
 
 
 def bits(values: Iterable[int]) -> int:

@@ -199,6 +199,13 @@ def test_memory(load_benchmark, tmp_path, capsys):
     assert [row["model"] for row in json.loads(path.read_text())["results"]] == ["mlp"] * 3
 
 
+def test_prediction(load_benchmark, capsys):
+    """Predicted peaks are near XLA's."""
+    (result,) = load_benchmark("prediction").main(["--tiny", "--budgets", "2"])
+    assert len(result.first) == 2 and all(abs(error) < 0.25 for error in result.first)
+    assert "calibrated" in capsys.readouterr().out
+
+
 def test_roofline(load_benchmark, tmp_path, capsys):
     """Steps, then ops by what the planner gives them; each is predicted and measured."""
     path = tmp_path / "roofline.json"

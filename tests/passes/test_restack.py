@@ -8,8 +8,11 @@ from jax import lax
 
 import backpass as bp
 from backpass import ir
+from backpass.ir.device import device_named
 from backpass.passes import DEFAULT, Restack
-from backpass.passes.rematerialise.scans import Scans
+from backpass.passes.rematerialise import Choice, scans
+from backpass.passes.rematerialise.frontier import Frontier
+from backpass.passes.rematerialise.scans import LEVELS, Scans
 from passes.joints import STEPS, joint, parameters, rows, sgd
 
 LAYERS, WIDTH, BATCH = 6, 512, 16
@@ -142,3 +145,21 @@ def test_it_applies_to_what_the_planner_gets(name):
     ours, theirs = (ir.evaluate(g, *leaves) for g in (Restack()(graph), graph))
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
+
+
+def two(params, x):
+    """Two scans of which the one has much to make again, the other little."""
+    first = activations(params, x)
+    h, _ = lax.scan(lambda h, w: (jnp.tanh(h @ w) * 2, None), x + first, jnp.stack(params[:4]))
+    return (h**2).mean()
+
+
+@pytest.mark.parametrize("levels", [LEVELS, 1])
+@pytest.mark.parametrize("loss", [activations, products, drawn, two])
+def test_the_planner_knows_of_what_takes_the_least_time(loss, levels, monkeypatch):
+    monkeypatch.setattr(scans, "LEVELS", levels)
+    graph = joint(sgd(loss), *arguments())
+    frontier = Frontier(graph, device_named("cpu"))
+    quickest = frontier.candidate(Choice(None, 0, None), graph, Restack()(graph))
+    found = frontier.fastest(quickest.bytes)
+    assert found.seconds <= quickest.seconds * (1 + 1e-9)
