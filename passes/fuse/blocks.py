@@ -58,7 +58,10 @@ def candidates(node: Node, block: int, least: int) -> Iterator[tuple[int, int]]:
 
 
 def match(graph: Graph, seed: Node, row: int, column: int) -> Match | str:
-    """Find what is computed of the scores until it is narrow again, or tell why that can't be."""
+    """Find what is computed of the scores until it is narrow again, or tell why that can't be.
+
+    What is no softmax of any kind, in blocks of known masks, is no near miss: its reason is empty.
+    """
     (xc, yc), (xn, yn) = seed.attrs["dimension_numbers"]
     body = Body(graph, seed.output.shape[row])
     operand, dim = _operand(seed, row)
@@ -66,6 +69,8 @@ def match(graph: Graph, seed: Node, row: int, column: int) -> Match | str:
     if body.carry(seed) is None:
         return "its operands have no rows in one piece"
     body.grow(seed)
+    if not any(node.op.name in ("exp", "select_n") for node, _ in body.steps):
+        return ""
     wide = {v for v in body.own if 2 * v.type.size >= seed.output.type.size}
     for node in body.outside:
         for value in node.inputs:
@@ -74,11 +79,10 @@ def match(graph: Graph, seed: Node, row: int, column: int) -> Match | str:
     if not wide.isdisjoint(graph.outputs):
         return "the scores are returned"
     kept = _between(body, wide)
-    inside = {v for node in kept for v in node.outputs}
+    made = [v for node, _ in body.steps if node in kept for v in node.outputs if v not in wide]
+    returned = set(graph.outputs)
     outputs = tuple(
-        v
-        for v in inside - wide
-        if v in graph.outputs or any(n not in kept for n in graph.users.get(v, ()))
+        v for v in made if v in returned or any(n not in kept for n in graph.users.get(v, ()))
     )
     if not outputs:
         return "nothing reads it"
@@ -118,7 +122,7 @@ def blocked(graph: Graph, found: Match, block: int, statics: Statics) -> Graph |
     """Return the graph with the match in blocks of about `block` queries, or why not."""
     size = found.seed.output.shape[found.row]
     keys = found.seed.output.shape[found.column]
-    count = max(2, min(8, size // block))
+    count = min(size // block, max(4, size // (2 * block)), 8)
     edges = [size * i // count for i in range(count + 1)]
     b = Builder(OPS, found.seed.origin)
     parts: list[Sequence[Value]] = []
@@ -133,6 +137,8 @@ def blocked(graph: Graph, found: Match, block: int, statics: Statics) -> Graph |
             return str(reason)
         area += (stop - start) * (hi - lo)
         parts.append(part)
+    if area == size * keys:
+        return "no mask that is known leaves out any of the scores"
     if area > (1 - GAIN) * size * keys:
         return f"its mask leaves out only {1 - area / (size * keys):.0%} of the scores"
     b.origin = found.seed.origin.under(Origin("", "rows"))

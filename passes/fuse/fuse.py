@@ -20,14 +20,14 @@ class Fuse:
     """Wide products whose rows come to a few numbers are computed some rows at a time.
 
     A chunk has at least `chunk` rows and `least` bytes of the product (`chunk.py`). Attention under
-    a known mask is computed in blocks of `block` queries or more, and at most eight, where its
-    scores take `scores` bytes (`blocks.py`).
+    a known mask is computed in two to eight blocks, of `block` queries or more, where its scores
+    take `scores` bytes (`blocks.py`).
     """
 
     chunk: int = 512
     least: int = 1 << 24
-    block: int = 256
-    scores: int = 1 << 24
+    block: int = 128
+    scores: int = 1 << 22
 
     name: ClassVar[str] = "fuse"
 
@@ -110,9 +110,8 @@ def _outcome(
     what: str, graph: Graph, node: Node, tries: Sequence[Graph | str], notes: list[Fusion]
 ) -> Graph:
     """Take note of what was tried, the last of which may have been made; return the graph."""
-    if not tries:
-        return graph
-    made, reason = tries[-1], tries[0]
-    told = "" if isinstance(made, Graph) or isinstance(reason, Graph) else reason
-    notes.append(Fusion(what, node.source, node.scope, node.output.type.nbytes, told))
-    return made if isinstance(made, Graph) else graph
+    made = next((each for each in tries if isinstance(each, Graph)), None)
+    reason = "" if made else next((each for each in tries if isinstance(each, str) and each), "")
+    if made or reason:
+        notes.append(Fusion(what, node.source, node.scope, node.output.type.nbytes, reason))
+    return made or graph

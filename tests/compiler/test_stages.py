@@ -51,7 +51,10 @@ def test_lowered(step):
     lowered = step.lower(PARAMS, X)
     assert isinstance(lowered, bp.Lowered)
     names = [stage.name for stage in lowered.stages]
-    assert names == "traced canonicalise sink cse autodiff fold simplify cse dce restack".split()
+    assert (
+        names
+        == "traced canonicalise sink cse dce fuse autodiff fold simplify cse dce restack".split()
+    )
     assert lowered.stages[0].graph == step.trace(PARAMS, X).graph
     assert lowered.stages[-1].graph is lowered.graph
     assert all(stage.seconds >= 0 for stage in lowered.stages)

@@ -59,7 +59,7 @@ def test_near_misses_tell_why():
     reasons = {
         "causal_then_unknown": "a mask that is known only when it runs may hide all of a row",
         "strictly_causal": "its mask hides all of a row",
-        "every_other_key": "its mask leaves out only",
+        "every_other_key": "no mask that is known leaves out any",
         "cumulative": "cumsum at tests/passes/attentions.py",
         "weights_returned": "as a whole is read by",
     }
