@@ -12,7 +12,7 @@ import jax
 
 from ..ir.errors import ArgumentError, BudgetError
 from ..ir.graph import Graph
-from ..passes import DEFAULT, PASSES, Pass, Restack, Stage, parse_pipeline
+from ..passes import DEFAULT, PASSES, Fuse, Pass, Restack, Stage, parse_pipeline
 from ..passes.rematerialise import Planned
 from ..runtime.device import row_of
 from ..runtime.lower import lowered
@@ -273,9 +273,14 @@ class CompiledFunction:
     @property
     def _pipeline(self) -> Sequence[Pass]:
         """The passes; by default what scans stack is chosen for speed, or else by the planner."""
-        if self._passes is not None:
-            return self._passes
-        return DEFAULT if self._planning.active else (*DEFAULT, Restack(row_of(jax.devices()[0])))
+        passes = self._passes
+        if passes is None:
+            passes = DEFAULT
+            if not self._planning.active:
+                passes = (*DEFAULT, Restack(row_of(jax.devices()[0])))
+        if self._debug != "verify-fusions":
+            return passes
+        return tuple(replace(p, verify=True) if isinstance(p, Fuse) else p for p in passes)
 
     def _donated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
         """Positions of the array leaves whose buffers the outputs may take over."""
@@ -335,7 +340,8 @@ def compile(
         passes: a pipeline such as `"canonicalise,autodiff,cse"` or a sequence of passes, in
             place of the default one.
         debug: verify the graph after every pass; `"strict"` also forbids `Lowered.fallbacks`,
-            derivatives that are JAX's own for want of a rule.
+            derivatives that are JAX's own for want of a rule, and `"verify-fusions"` compares each
+            of `Lowered.fusions` with what it takes the place of, on random inputs.
         max_traces: warn when the function has been traced more often than this.
         static_argnums: positions of arguments that are hashable settings of the program.
         static_argnames: their names.
@@ -352,9 +358,11 @@ def compile(
         ArgumentError: `fun` is no function, or an option is unknown.
         BudgetError: at the first call, when no schedule fits; `.minimum_bytes` would.
         MissingRuleError: at the first call, with `debug="strict"`.
+        FusionError: at the first call, with `debug="verify-fusions"`.
     """
-    if debug not in (None, True, False, "strict"):
-        raise ArgumentError(f"debug wants a boolean or 'strict', got {debug!r}")
+    if debug not in (None, True, False, "strict", "verify-fusions"):
+        wanted = "a boolean, 'strict' or 'verify-fusions'"
+        raise ArgumentError(f"debug wants {wanted}, got {debug!r}")
     unknown = sorted(shardings.keys() - {"in_shardings", "out_shardings"})
     if unknown:
         raise ArgumentError(f"compile has no option {unknown[0]!r}")

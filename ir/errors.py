@@ -90,6 +90,10 @@ class GradcheckError(BackpassError, AssertionError):
     """A derivative is not what finite differences say."""
 
 
+class FusionError(BackpassError, AssertionError):
+    """A rewrite gives other values than what it took the place of: a fault of ours."""
+
+
 class AutogradError(BackpassError, RuntimeError):
     """The graph that a dynamic program recorded does not allow what was asked for."""
 

@@ -52,6 +52,11 @@ def dtype_from_name(name: str) -> Any:
     return _BY_NAME[name]
 
 
+def key_implementation(dtype: Any) -> str:
+    """Name of the generator of a key's dtype, as `jax.random.key(impl=...)` takes it."""
+    return _KEY_IMPLEMENTATIONS[str(dtype)[4:-1]]
+
+
 @dataclass(frozen=True, slots=True)
 class ArrayType:
     """The type of a value: `dtype[shape]`, a star when weak, and the memory that it is in."""

@@ -16,7 +16,7 @@ from jax import lax
 
 from ..ir.builder import Builder
 from ..ir.graph import Graph, Literal, Node, Value
-from .rewriter import Producers, rewrite
+from .rewriter import Producers, known_array, rewrite
 
 
 def own_rows(graph: Graph) -> Graph:
@@ -62,7 +62,9 @@ class _Rule(Producers):
         if name == "iota":
             return bool(node.attrs["dimension"] == dim)
         if name == "constant":
-            here = np.asarray(node.attrs["value"])
+            here = known_array(node.attrs["value"])
+            if here is None:
+                return False
             along = [n if i == dim else 1 for i, n in enumerate(here.shape)]
             return bool((here == np.arange(here.shape[dim]).reshape(along)).all())
         if name == "convert_element_type":

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ..ir.builder import Builder
 from ..ir.graph import Graph, Node, Value
@@ -62,3 +67,10 @@ class Producers:
         """Return the producer of `value` if it is an `op`."""
         node = self.producer.get(value)
         return node if node is not None and node.op.name == op else None
+
+
+def known_array(x: Any) -> Any:
+    """Return a constant, or None where it is a tracer, keys, or partly on other machines."""
+    if isinstance(x, jax.core.Tracer) or not getattr(x, "is_fully_addressable", True):
+        return None
+    return None if jnp.issubdtype(x.dtype, jax.dtypes.extended) else np.asarray(x)

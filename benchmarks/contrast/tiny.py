@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     args = options.parse_args(argv)
     stamp = environment()
     steps = arms(not (args.no_torch_compile or args.tiny))
-    losses = {name: [float(step()) for _ in range(10)] for name, step in steps.items()}
+    losses = {name: [step().item() for _ in range(10)] for name, step in steps.items()}
     first = next(iter(losses.values()))
     for name, found in losses.items():
         apart = max(abs(a - b) for a, b in zip(first, found, strict=True))

@@ -87,6 +87,8 @@ def match(graph: Graph, seed: Node, row: int, column: int) -> Match | str:
     if not outputs:
         return "nothing reads it"
     found = needed(body, outputs)
+    if any(len(found.rows[v].bare(v.shape).dims) > 1 for v in (*found.entries, *outputs)):
+        return ""
     return Match(seed, row, column, found, outputs, frozenset(kept))
 
 
@@ -143,7 +145,7 @@ def blocked(graph: Graph, found: Match, block: int, statics: Statics) -> Graph |
         return f"its mask leaves out only {1 - area / (size * keys):.0%} of the scores"
     b.origin = found.seed.origin.under(Origin("", "rows"))
     outs = [
-        b.concatenate(each, found.cut.rows[v].start)
+        b.reshape(b.concatenate(each, found.cut.rows[v].start), v.shape)
         for each, v in zip(zip(*parts, strict=True), found.outputs, strict=True)
     ]
     env = dict(zip(found.outputs, outs, strict=True))
@@ -175,20 +177,27 @@ def _block(
     known = {inner: x for v, inner in whole.items() if (x := statics(v)) is not None}
     for value, inner in given.items():
         if (x := statics(value)) is not None:
-            known[inner] = _some(x, cut_rows.rows[value], start, stop)
+            known[inner] = _some(x, value.shape, cut_rows.rows[value], start, stop)
     seed = next(n for n in region.nodes if n.outputs[0] is env[found.seed.output])
     operand, dim = _operand(found.seed, found.column)
     thin, span = cut(region, seed, Rows(dim, dim + 1), found.column, known)
-    slices = [b.slice_in_dim(v, start, stop, cut_rows.rows[v].start) for v in cut_rows.entries]
+    slices = [_slice(b, v, cut_rows.rows[v], start, stop) for v in cut_rows.entries]
     within = Origin("", f"rows {start} to {stop}")
     outputs, _ = b.inline(thin, [*shared, *slices], within)
     return list(outputs), span
 
 
-def _some(known: Any, rows: Rows, start: int, stop: int) -> Any:
-    """What is known of some of the rows."""
-    if known.shape[rows.start] == 1:
-        return known
+def _slice(b: Builder, x: Value, rows: Rows, start: int, stop: int) -> Value:
+    """Some rows, which are one dimension and perhaps others of one element."""
+    part = b.slice_in_dim(x, start, stop, rows.bare(x.shape).start)
+    return b.reshape(part, rows.cut(x.shape, stop - start))
+
+
+def _some(known: Any, shape: Sequence[int], rows: Rows, start: int, stop: int) -> Any:
+    """What is known of some of the rows, in the shape that they have then."""
+    (dim,) = rows.bare(shape).dims
     index = [slice(None)] * known.ndim
-    index[rows.start] = slice(start, stop)
-    return known[tuple(index)]
+    if known.shape[dim] > 1:
+        index[dim] = slice(start, stop)
+    part = known[tuple(index)]
+    return part.reshape(rows.cut(part.shape, rows.count(part.shape)))

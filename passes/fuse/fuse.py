@@ -10,6 +10,7 @@ from ...ir.graph import Graph, Node, Value
 from . import blocks, chunk
 from .report import Fusion
 from .statics import Statics
+from .verify import compare
 
 Known = Mapping[Value, Any]
 _ENTERED = frozenset("gradients scan while cond remat2".split())
@@ -21,13 +22,17 @@ class Fuse:
 
     A chunk has at least `chunk` rows and `least` bytes of the product (`chunk.py`). Attention under
     a known mask is computed in two to eight blocks, of `block` queries or more, where its scores
-    take `scores` bytes (`blocks.py`).
+    take `scores` bytes (`blocks.py`). With `verify` each rewrite is compared with what it takes the
+    place of, on random inputs.
+
+    Raises `FusionError` when they differ.
     """
 
     chunk: int = 512
     least: int = 1 << 24
     block: int = 128
     scores: int = 1 << 22
+    verify: bool = False
 
     name: ClassVar[str] = "fuse"
 
@@ -53,11 +58,18 @@ class Fuse:
         if any(new is not old for new, old in zip(nodes, graph.nodes, strict=True)):
             graph = replace(graph, nodes=nodes)
         for node in sorted(graph.nodes, key=_bytes, reverse=True):
-            graph = self._chunked(graph, node, returned, notes)
+            made = self._chunked(graph, node, returned, notes)
+            graph = self._checked(graph, made, node, known)
         statics = Statics(graph, known)
         for node in graph.nodes:
-            graph = self._blocked(graph, node, statics, notes)
+            made = self._blocked(graph, node, statics, notes)
+            graph = self._checked(graph, made, node, known)
         return graph
+
+    def _checked(self, before: Graph, after: Graph, node: Node, known: Known) -> Graph:
+        if self.verify and after is not before:
+            compare(before, after, node, known)
+        return after
 
     def _chunked(
         self, graph: Graph, node: Node, returned: Sequence[Value], notes: list[Fusion]

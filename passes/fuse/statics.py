@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,32 @@ import jax
 import numpy as np
 
 from ...ir.graph import Graph, Literal, Node, Value
+from ..rewriter import known_array
 from .rows import ELEMENTWISE
 
-# What is not looked at: a mask of 16,384 x 16,384.
+# Bytes of the largest array that is looked at: a mask of 16,384 x 16,384.
 LARGEST = 1 << 28
+
+# Ops that NumPy has under the same meaning; it broadcasts without making copies.
+_NUMPY: Mapping[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "neg": np.negative,
+    "abs": np.abs,
+    "max": np.maximum,
+    "min": np.minimum,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "not": np.invert,
+    "convert_element_type": np.asarray,
+}
 
 
 @dataclass
@@ -36,7 +59,7 @@ class Statics:
         if value not in self._found:
             node = self.graph.producer.get(value)
             found = None if node is None or len(node.outputs) != 1 else self._made(node)
-            self._found[value] = found if found is None or found.size <= LARGEST else None
+            self._found[value] = found
         return self._found[value]
 
     def _made(self, node: Node) -> Any:
@@ -46,7 +69,7 @@ class Statics:
             along = [n if i == dim else 1 for i, n in enumerate(shape)]
             return np.arange(shape[dim], dtype=node.output.dtype).reshape(along)
         if name == "constant":
-            return np.asarray(node.attrs["value"])
+            return known_array(node.attrs["value"])
         if name not in ELEMENTWISE and name not in _MOVES:
             return None
         operands = [self(x) for x in node.inputs]
@@ -66,7 +89,7 @@ class Statics:
             return x.transpose(node.attrs["permutation"])
         if x.size == 1:
             return x.reshape((1,) * node.output.ndim)
-        if node.output.type.size > LARGEST:
+        if x.itemsize * node.output.type.size > LARGEST:
             return None
         return np.broadcast_to(x, node.inputs[0].shape).reshape(node.output.shape)
 
@@ -78,8 +101,13 @@ def _computed(node: Node, operands: list[Any]) -> Any:
     """Run an element-wise op on what is known of its operands."""
     whole = [x for x in operands if x.ndim]
     shape = np.broadcast_shapes(*(x.shape for x in whole)) if whole else ()
-    if int(np.prod(shape)) > LARGEST:
+    dtype, name = node.output.dtype, node.op.name
+    if math.prod(shape) * dtype.itemsize > LARGEST:
         return None
+    if name in _NUMPY:
+        return np.asarray(_NUMPY[name](*operands)).astype(dtype)
+    if name == "select_n" and len(operands) == 3 and operands[0].dtype == bool:
+        return np.where(operands[0], operands[2], operands[1]).astype(dtype)
     same = [np.broadcast_to(x, shape) if x.ndim else x for x in operands]
     with jax.ensure_compile_time_eval():
         (out,) = node.op.lower(same, node.attrs, (), _no_regions)

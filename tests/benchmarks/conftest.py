@@ -15,5 +15,6 @@ def load_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleTyp
     """Imports `benchmarks/NAME.py`, or that of a folder there, as a script beside it does."""
     monkeypatch.syspath_prepend(BENCHMARKS / "memory")
     monkeypatch.syspath_prepend(BENCHMARKS / "contrast")
+    monkeypatch.syspath_prepend(BENCHMARKS / "fusion")
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module

@@ -108,3 +108,30 @@ def test_a_layer_of_a_scan():
     assert any(each.matched for each in ours.lower(w).fusions)
     for a, b in zip(ours(w), jax.value_and_grad(loss)(w), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_of_several_dimensions():
+    """A memory that tokens look up, a part of which is hidden: rows are batch and time together."""
+    x, w, _ = arguments()
+    x, w = jnp.tile(x.reshape(B, T, -1), (1, 2, 1)), jnp.tile(w.reshape(B * T, -1).T, (1, 2))
+
+    def loss(x, w):
+        s = jnp.where(jnp.arange(w.shape[1]) < 40, x @ w, -1e9)
+        return jnp.square(jax.nn.softmax(s) @ w.T).sum()
+
+    ours = bp.compile(lambda x, w: bp.grad(loss)(x, w), passes=PASSES, debug=True)
+    np.testing.assert_allclose(ours(x, w), jax.grad(loss)(x, w), rtol=1e-9, atol=1e-9)
+    assert any(each.matched for each in ours.lower(x, w).fusions)
+
+
+def test_masks_that_are_closed_over_or_traced():
+    q, k, v = arguments()
+    mask = np.tril(np.ones((T, T), bool))
+
+    def attend(q, k, v, mask=mask):
+        s = jnp.where(mask, jnp.einsum("bqhd,bkhd->bhqk", q, k), -1e9)
+        return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(s), v)
+
+    assert any(each.matched for each in compare(attend, (q, k, v)).fusions)
+    whole = jax.jit(lambda m: bp.compile(bp.grad(lambda q: attend(q, k, v, m).sum()))(q))(mask)
+    np.testing.assert_allclose(whole, jax.grad(lambda q: attend(q, k, v).sum())(q), atol=1e-9)

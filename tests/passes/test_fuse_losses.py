@@ -10,6 +10,7 @@ import backpass as bp
 from backpass.passes import DEFAULT, Canonicalise, Cse, Fuse, Sink
 from backpass.passes.autodiff.forward import Forward
 from backpass.passes.autodiff.reverse import Reverse
+from backpass.passes.fuse import chunk
 from fuzz.interpret import run_graph
 from passes.losses import MATCH, MISS, picked
 
@@ -208,3 +209,33 @@ def test_the_logits_are_never_there():
     step, low = lowered(MATCH["optax_integer_labels"], *args)
     whole = B * T * V
     assert all(v.type.size < whole for node in low.graph.walk() for v in node.outputs)
+
+
+def test_each_match_is_compared_on_random_numbers(monkeypatch):
+    args = arguments()
+    fuse = Fuse(chunk=5, least=1, verify=True)
+    passes = tuple(fuse if each.name == "fuse" else each for each in DEFAULT)
+    step, low = lowered(MATCH["masked"], *args, passes=passes)
+    assert any(each.matched for each in low.fusions)
+
+    def wrong(b, found, chunk):
+        total, *rest = emitted(b, found, chunk)
+        return [b.mul(total, 1.001), *rest]
+
+    emitted = chunk._emit
+    monkeypatch.setattr(chunk, "_emit", wrong)
+    with pytest.raises(bp.FusionError, match="losses.py.* apart by 1.0e-03 of the largest"):
+        lowered(MATCH["masked"], *args, passes=passes)
+
+
+def test_the_option_of_compile():
+    def loss(w, x):
+        return -jnp.log(nn.softmax(x @ w)[:, 0]).mean()
+
+    step = bp.compile(bp.grad(loss), debug="verify-fusions")
+    w, x = (jax.random.normal(jax.random.key(0), shape) for shape in ((8, 8192), (1024, 8)))
+    (found,) = step.lower(w.astype(jnp.float32), x.astype(jnp.float32)).fusions
+    assert found.matched
+    assert str(found).endswith("32.0 MiB never there as a whole")
+    with pytest.raises(bp.BackpassError, match="'verify-fusions'"):
+        bp.compile(loss, debug="verify")

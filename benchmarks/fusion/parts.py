@@ -1,0 +1,123 @@
+"""What the rewrites of `fuse` gain where they apply: losses over a vocabulary, and attention.
+
+    python benchmarks/fusion/parts.py
+    python benchmarks/fusion/parts.py --parts attention_2048 --repeats 21
+
+Each part is loss, gradients and an update, in `bp.compile` and in `jax.jit` of the same source, as
+in `steps.py`, whose columns these are. `--passes` shows the same without the rewrite:
+
+    python benchmarks/fusion/parts.py --passes canonicalise,sink,cse,autodiff,fold,simplify,cse,dce
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1]))
+from measure import environment, finish, fix_allocator, note, parser
+
+
+def loss(kind: str, tokens: int, width: int, vocabulary: int) -> Any:
+    """The last layer of a language model and its loss, of several kinds."""
+    import jax
+    import jax.numpy as jnp
+    from workloads import Model
+
+    def init(key):
+        one, other = jax.random.split(key)
+        w = width**-0.5 * jax.random.normal(other, (width, vocabulary))
+        return {"x": jax.random.normal(one, (tokens, width)), "w": w}
+
+    def of(params, labels):
+        logits = params["x"] @ params["w"]
+        z = jax.nn.logsumexp(logits, -1)
+        picked = jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
+        if kind == "plain":
+            return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], -1).mean()
+        if kind == "z_loss":
+            return (z - picked + 1e-4 * z**2).mean()
+        mask = labels % 4 > 0  # "masked_smoothed"
+        rows = z - 0.9 * picked - 0.1 * logits.mean(-1)
+        return (rows * mask).sum() / mask.sum()
+
+    def batch(key):
+        return jax.random.randint(key, (tokens,), 0, vocabulary)
+
+    return Model(f"loss_{kind}", init, of, batch)
+
+
+def attention(kind: str, batch: int, length: int, heads: int, width: int) -> Any:
+    """Causal attention, or one in a window, of queries, keys and values that are learned."""
+    import jax
+    import jax.numpy as jnp
+    from workloads import Model
+
+    shape = (batch, length, heads, width)
+
+    def init(key):
+        q, k, v = jax.random.normal(key, (3, *shape))
+        return {"q": q, "k": k, "v": v}
+
+    def of(params, weights):
+        q, k, v = params["q"], params["k"], params["v"]
+        if kind == "library":
+            out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        else:
+            scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(width)
+            i, j = jnp.arange(length)[:, None], jnp.arange(length)[None]
+            mask = (i >= j) & (i - j < length // 4) if kind == "window" else i >= j
+            p = jax.nn.softmax(jnp.where(mask, scores, -1e9), -1)
+            out = jnp.einsum("bhqk,bkhd->bqhd", p, v)
+        return (out * weights).mean()
+
+    name = f"{kind}_{length}" if kind != "naive" else f"attention_{length}"
+    return Model(name, init, of, partial(jax.random.normal, shape=shape))
+
+
+def parts(tiny: bool) -> dict[str, Any]:
+    """Builders by name."""
+    tokens, vocabulary = (64, 128) if tiny else (4096, 32768)
+    length = 16 if tiny else 2048
+    found = {
+        f"loss_{kind}": partial(loss, kind, tokens, 8 if tiny else 256, vocabulary)
+        for kind in ("plain", "z_loss", "masked_smoothed")
+    }
+    for part, batch in ((length // 8, 8), (length // 4, 8), (length // 2, 2), (length, 2)):
+        found[f"attention_{part}"] = partial(attention, "naive", batch, part, 4, 64)
+    for kind in ("window", "library"):
+        found[f"{kind}_{length}"] = partial(attention, kind, 2, length, 4, 64)
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> list[Any]:
+    """Run the parts asked for; print and return their rows."""
+    from steps import COLUMNS, measure
+
+    options = parser(__doc__)
+    options.add_argument("--parts", nargs="+", metavar="NAME")
+    options.add_argument("--repeats", type=int, default=11, help="rounds of both arms in turns")
+    options.add_argument("--passes", help="pipeline in place of the default one")
+    args = options.parse_args(argv)
+    stamp = environment()
+    results = []
+    for name, build in parts(args.tiny).items():
+        if args.parts and name not in args.parts:
+            continue
+        note(name)
+        results.append(measure(build(), args.repeats, {"passes": args.passes or None}))
+        gc.collect()
+    finish(
+        stamp, [(COLUMNS, [r.cells() for r in results])], [asdict(r) for r in results], args.json
+    )
+    return results
+
+
+if __name__ == "__main__":
+    fix_allocator("--default-allocator" in sys.argv)
+    main()
