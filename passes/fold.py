@@ -39,6 +39,8 @@ def _sign(x: Any) -> Any:
 
 
 def _select(which: Any, *cases: Any) -> Any:
+    if which.dtype == bool:  # no copy of a large mask
+        return np.where(which, cases[1], cases[0])
     return np.choose(which.astype(np.int32), cases)
 
 
@@ -96,20 +98,20 @@ def _folder(graph: Graph) -> Callable[[Builder, Node], Sequence[Value] | None]:
             if isinstance(value, np.ndarray | np.generic) and value.size <= LARGEST:
                 known[node.output] = np.asarray(value)
             return None
-        function = FOLDABLE.get(node.op.name)
-        if function is None or not node.inputs or node.output.type.size > LARGEST:
+        if node.op.name not in FOLDABLE or not node.inputs or node.output.type.size > LARGEST:
             return None
         operands = [constant(value) for value in node.inputs]
         if any(operand is None for operand in operands):
             return None
-        return _result(b, node, _quietly(function, operands, node.attrs), known)
+        return _result(b, node, computed(node, operands), known)
 
     return rule
 
 
-def _quietly(function: Callable[..., Any], operands: Sequence[Any], attrs: Any) -> Any:
+def computed(node: Node, operands: Sequence[Any]) -> Any:
+    """What a `FOLDABLE` op gives by NumPy, which broadcasts; None where XLA's answer differs."""
     with np.errstate(all="ignore"):
-        return function(*operands, **attrs)
+        return FOLDABLE[node.op.name](*operands, **node.attrs)
 
 
 def _result(

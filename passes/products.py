@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
 from ..ir.builder import Builder
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.contraction import free_dims
+from .rewriter import uses
 
 # A scale moves when it then touches at most this share of the elements.
 SHARE = 0.5
@@ -22,17 +22,9 @@ class Products:
 
     def __init__(self, graph: Graph) -> None:
         """Count the uses of each value of the graph and of its regions."""
-        self.uses: Counter[Value] = Counter()
+        self.uses = uses(graph)
         self.products: dict[Value, Node] = {}
         self.scalars: dict[Value, Value] = {}
-        self._count(graph)
-
-    def _count(self, graph: Graph) -> None:
-        self.uses.update(v for node in graph.nodes for v in node.inputs)
-        self.uses.update(graph.outputs)
-        for node in graph.nodes:
-            for region in node.regions:
-                self._count(region)
 
     def __call__(self, b: Builder, node: Node) -> Sequence[Value] | None:
         """Return the product that takes the place of a node that uses one, or None."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,6 +51,14 @@ def substituted(node: Node, env: dict[Value, Value]) -> Node:
     if not env or env.keys().isdisjoint(node.inputs):
         return node
     return replace(node, inputs=tuple(env.get(value, value) for value in node.inputs))
+
+
+def uses(graph: Graph) -> Counter[Value]:
+    """How often each value of a graph and of its regions is read or returned."""
+    found = Counter(v for node in graph.walk() for v in node.inputs)
+    found.update(graph.outputs)
+    found.update(v for node in graph.walk() for region in node.regions for v in region.outputs)
+    return found
 
 
 class Producers:

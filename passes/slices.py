@@ -6,14 +6,13 @@ reads all rows of a product, which can then be computed some at a time.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
 from ..ir.builder import Builder
 from ..ir.graph import Graph, Node, Value
 from ..ir.ops.elementwise import OPS as ELEMENTWISE
-from .rewriter import Producers, rewrite
+from .rewriter import Producers, rewrite, uses
 
 _SAME = frozenset(op.name for op in ELEMENTWISE) - {"bitcast_convert_type"}
 
@@ -30,15 +29,7 @@ class _Early(Producers):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.uses: Counter[Value] = Counter()
-        self._count(graph)
-
-    def _count(self, graph: Graph) -> None:
-        self.uses.update(v for node in graph.nodes for v in node.inputs)
-        self.uses.update(graph.outputs)
-        for node in graph.nodes:
-            for region in node.regions:
-                self._count(region)
+        self.uses = uses(graph)
 
     def __call__(self, b: Builder, node: Node) -> Sequence[Value] | None:
         """Return the sliced product and what is computed of it, or None."""

@@ -124,9 +124,7 @@ def _wanted(node: Node, needs: Sequence[bool]) -> tuple[list[int], list[int]]:
     return [i for i in active if i < n], [i for i in active if i >= n]
 
 
-def _gradients(
-    b: Builder, cts: Cts, body: Graph, wanted: Sequence[int], inputs: Values
-) -> list[Value]:
+def _gradients(b: Builder, cts: Cts, wanted: Sequence[int], inputs: Values) -> list[Value]:
     return [b.zeros(inputs[i]) if (ct := cts[i]) is None else ct for i in wanted]
 
 
@@ -143,7 +141,7 @@ def _at_once(
             phase, b.phase = b.phase, "backward"
             seed = [b.ones(v) if i == seeded else None for i, v in enumerate(outputs)]
             cts = pull(b, seed)
-            found = _gradients(b, cts, region, [*on_shared, *on_rows], inputs)
+            found = _gradients(b, cts, [*on_shared, *on_rows], inputs)
             b.phase = phase
             n = len(on_shared)
             return [*outputs[:k], *found[:n], *outputs[k:], *found[n:]]
@@ -195,7 +193,7 @@ def _twice(
                 b.phase = outer
                 by_place = dict(zip(given, seeds, strict=True))
                 found = pull(b, [by_place.get(i) for i in range(len(outs))])
-                return _gradients(b, found, region, [*on_shared, *on_rows], own)
+                return _gradients(b, found, [*on_shared, *on_rows], own)
 
             return emit
 

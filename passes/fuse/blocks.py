@@ -21,6 +21,7 @@ from ...ir.ops.contraction import free_dims
 from ..rewriter import substituted
 from .body import Body, Cut, needed
 from .columns import NotCut, cut
+from .report import told
 from .rows import Rows
 from .statics import Statics
 
@@ -62,7 +63,6 @@ def match(graph: Graph, seed: Node, row: int, column: int) -> Match | str:
 
     What is no softmax of any kind, in blocks of known masks, is no near miss: its reason is empty.
     """
-    (xc, yc), (xn, yn) = seed.attrs["dimension_numbers"]
     body = Body(graph, seed.output.shape[row])
     operand, dim = _operand(seed, row)
     body.entries[operand] = Rows(dim, dim + 1)
@@ -75,7 +75,7 @@ def match(graph: Graph, seed: Node, row: int, column: int) -> Match | str:
     for node in body.outside:
         for value in node.inputs:
             if value in wide:
-                return f"{value.type} as a whole is read by {node.op.name} at {_line(node)}"
+                return f"{value.type} as a whole is read by {told(node)}"
     if not wide.isdisjoint(graph.outputs):
         return "the scores are returned"
     kept = _between(body, wide)
@@ -116,10 +116,6 @@ def _between(body: Body, wide: set[Value]) -> set[Node]:
     return kept
 
 
-def _line(node: Node) -> str:
-    return node.source or "unknown line"
-
-
 def blocked(graph: Graph, found: Match, block: int, statics: Statics) -> Graph | str:
     """Return the graph with the match in blocks of about `block` queries, or why not."""
     size = found.seed.output.shape[found.row]
@@ -129,12 +125,12 @@ def blocked(graph: Graph, found: Match, block: int, statics: Statics) -> Graph |
     b = Builder(OPS, found.seed.origin)
     parts: list[Sequence[Value]] = []
     area = 0
-    shared: Sequence[Value] = found.cut.shared
     for start, stop in zip(edges, edges[1:], strict=False):
         # Backward nodes name forward nodes by origin: each block has its own.
-        b.origin = found.seed.origin.under(Origin("", f"rows {start} to {stop}"))
+        within = Origin("", f"rows {start} to {stop}")
+        b.origin = found.seed.origin.under(within)
         try:
-            part, (lo, hi) = _block(b, found, shared, start, stop, statics)
+            part, (lo, hi) = _block(b, found, within, start, stop, statics)
         except NotCut as reason:
             return str(reason)
         area += (stop - start) * (hi - lo)
@@ -160,7 +156,7 @@ def blocked(graph: Graph, found: Match, block: int, statics: Statics) -> Graph |
 
 
 def _block(
-    b: Builder, found: Match, shared: Sequence[Value], start: int, stop: int, statics: Statics
+    b: Builder, found: Match, within: Origin, start: int, stop: int, statics: Statics
 ) -> tuple[list[Value], tuple[int, int]]:
     """Emit one block; returns its outputs, and the columns that it reads."""
     cut_rows, count = found.cut, stop - start
@@ -182,8 +178,7 @@ def _block(
     operand, dim = _operand(found.seed, found.column)
     thin, span = cut(region, seed, Rows(dim, dim + 1), found.column, known)
     slices = [_slice(b, v, cut_rows.rows[v], start, stop) for v in cut_rows.entries]
-    within = Origin("", f"rows {start} to {stop}")
-    outputs, _ = b.inline(thin, [*shared, *slices], within)
+    outputs, _ = b.inline(thin, [*cut_rows.shared, *slices], within)
     return list(outputs), span
 
 

@@ -19,6 +19,7 @@ from ...ir.ops import OPS
 from ...ir.ops.contraction import free_dims
 from ..rewriter import substituted
 from .body import Body, Cut, needed
+from .report import told
 from .rows import Rows
 from .tails import Tail, differentiated, find
 
@@ -104,20 +105,16 @@ def _reason(body: Body, matters: Set[Value]) -> str:
     for node in body.outside:
         for value in node.inputs:
             if value in body.own and value.type.size > body.count:
-                return f"{value.type} as a whole is read by {_told(node)}"
+                return f"{value.type} as a whole is read by {told(node)}"
     for node in body.outside:
         if not matters.isdisjoint(node.outputs) and not body.own.isdisjoint(node.inputs):
-            return f"its rows do not come to one number, linearly: {_told(node)}"
+            return f"its rows do not come to one number, linearly: {told(node)}"
     return "its rows are returned one by one, and may be differentiated"
 
 
 def _reader(body: Body, value: Value) -> str:
     readers = [node for node in body.outside if value in node.inputs]
-    return _told(readers[0]) if readers else "the caller"
-
-
-def _told(node: Node) -> str:
-    return f"{node.op.name} at {node.source or 'unknown line'}"
+    return told(readers[0]) if readers else "the caller"
 
 
 def evenly(count: int, chunk: int) -> int:
@@ -140,7 +137,7 @@ def chunked(graph: Graph, found: Match, chunk: int) -> Graph | str:
             before.append(node)
             continue
         if node.op.effect and node not in gone:
-            return f"{_told(node)} reads its rows in between and has an effect"
+            return f"{told(node)} reads its rows in between and has an effect"
         late.update(node.outputs)
         moved.append(node)
     b = Builder(OPS, found.seed.origin)

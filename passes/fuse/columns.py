@@ -21,6 +21,7 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.ops import OPS
 from ..dce import Dce
 from .body import Body
+from .report import told
 from .rows import Carry, Rows, Where
 from .statics import Statics
 
@@ -260,7 +261,7 @@ def cut(
         raise NotCut("its keys have no columns in one piece")
     for node in region.nodes[region.nodes.index(seed) + 1 :]:
         if not body.own.isdisjoint(node.inputs) and body.carry(node) is None:
-            raise NotCut(f"{node.op.name} at {node.source or 'unknown line'} reads all columns")
+            raise NotCut(f"{told(node)} reads all columns")
     if not body.rows.keys().isdisjoint(region.outputs):
         raise NotCut("all columns are returned")
     return _without(region, body, span), span

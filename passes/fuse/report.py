@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ...ir.graph import Node
 from ...ir.tables import bytes_text
 
 
@@ -31,3 +32,8 @@ class Fusion:
         """One line."""
         where = f"{self.what} at {self.source or 'unknown line'}"
         return f"{where}: {self.reason or f'{bytes_text(self.nbytes)} never there as a whole'}"
+
+
+def told(node: Node) -> str:
+    """Name the op and its line."""
+    return f"{node.op.name} at {node.source or 'unknown line'}"

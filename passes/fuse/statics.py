@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,32 +11,12 @@ import jax
 import numpy as np
 
 from ...ir.graph import Graph, Literal, Node, Value
+from ..fold import FOLDABLE, computed
 from ..rewriter import known_array
 from .rows import ELEMENTWISE
 
 # Bytes of the largest array that is looked at: a mask of 16,384 x 16,384.
 LARGEST = 1 << 28
-
-# Ops that NumPy has under the same meaning; it broadcasts without making copies.
-_NUMPY: Mapping[str, Callable[..., Any]] = {
-    "add": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "neg": np.negative,
-    "abs": np.abs,
-    "max": np.maximum,
-    "min": np.minimum,
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "lt": np.less,
-    "le": np.less_equal,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-    "and": np.bitwise_and,
-    "or": np.bitwise_or,
-    "not": np.invert,
-    "convert_element_type": np.asarray,
-}
 
 
 @dataclass
@@ -82,7 +62,7 @@ class Statics:
             return operands[0].reshape(small)
         if name in _MOVES:
             return self._moved(node, operands[0])
-        return _computed(node, operands)
+        return _elementwise(node, operands)
 
     def _moved(self, node: Node, x: Any) -> Any:
         if node.op.name == "transpose":
@@ -97,17 +77,16 @@ class Statics:
 _MOVES = frozenset("broadcast_in_dim reshape squeeze expand_dims transpose".split())
 
 
-def _computed(node: Node, operands: list[Any]) -> Any:
+def _elementwise(node: Node, operands: list[Any]) -> Any:
     """Run an element-wise op on what is known of its operands."""
     whole = [x for x in operands if x.ndim]
     shape = np.broadcast_shapes(*(x.shape for x in whole)) if whole else ()
     dtype, name = node.output.dtype, node.op.name
     if math.prod(shape) * dtype.itemsize > LARGEST:
         return None
-    if name in _NUMPY:
-        return np.asarray(_NUMPY[name](*operands)).astype(dtype)
-    if name == "select_n" and len(operands) == 3 and operands[0].dtype == bool:
-        return np.where(operands[0], operands[2], operands[1]).astype(dtype)
+    if name in FOLDABLE:
+        found = computed(node, operands)
+        return None if found is None else np.asarray(found).astype(dtype)
     same = [np.broadcast_to(x, shape) if x.ndim else x for x in operands]
     with jax.ensure_compile_time_eval():
         (out,) = node.op.lower(same, node.attrs, (), _no_regions)

@@ -13,6 +13,7 @@ from ...ir.errors import FusionError
 from ...ir.evaluate import evaluate
 from ...ir.graph import Graph, Node, Value
 from ...ir.types import ArrayType, key_implementation
+from .report import told
 
 # Of the largest element; sums are taken in another order.
 TOLERANCE = {2: 2e-2, 4: 1e-4, 8: 1e-9}
@@ -38,7 +39,7 @@ def compare(before: Graph, after: Graph, node: Node, known: Mapping[Value, Any])
             limit = TOLERANCE.get(was.dtype.itemsize // (1 + np.iscomplexobj(a)), 2e-2)
             if not np.allclose(a, b, rtol=0, atol=limit * scale, equal_nan=True):
                 raise FusionError(
-                    f"the rewrite of {node.op.name} at {node.source or 'unknown line'} gives "
+                    f"the rewrite of {told(node)} gives "
                     f"other values: apart by {np.nanmax(abs(a - b)) / scale:.1e} of the largest, "
                     f"{limit:.0e} is rounding\n  leave the pass `fuse` out of passes=, and tell us"
                 )
