@@ -90,11 +90,10 @@ def test_a_lower_budget_never_leads_to_a_higher_peak():
     random = np.random.default_rng(0)
     graph, donated = planned("mlp", 1 << 30).joint(arguments(), {})
     noise: dict[object, float] = {}
-    several = 0
     for trial in range(20):
         options = ("a compiler that nobody has", trial)
         found = {}
-        for budget in random.integers(200_000, 900_000, 12).tolist():
+        for budget in random.integers(200_000, 900_000, 20).tolist():
             fitting = Planning(budget, options=options).fitting(graph, donated)
             try:
                 while not fitting.settled:
@@ -107,9 +106,8 @@ def test_a_lower_budget_never_leads_to_a_higher_peak():
             found[budget] = fitting.plan.measured_bytes
             assert found[budget] <= budget
         peaks = [found[budget] for budget in sorted(found)]
-        several += len(set(peaks)) > 1
+        assert len(set(peaks)) > 1
         assert peaks == sorted(peaks)
-    assert several > 15
 
 
 def test_plans_with_fences_that_are_too_large_do_not_rule_out_the_program_as_it_is():
