@@ -79,16 +79,16 @@ class Match:
 def match(graph: Graph, nodes: Sequence[Node], run: Run, least: int) -> Match | str:
     """Return the longest stretch of blocks that can be rolled, or why there is none.
 
-    Blocks of which none reads what another made are no chain, and need no reason. `nodes` are those of the sequence that `run` is of.
+    Blocks of which none reads what another made are no chain, and need no reason. `nodes` are
+    those of the sequence that `run` is of.
     """
     start = _cut(nodes, run)
     count = (run.stop - start) // run.period
     bounds = range(start, start + count * run.period, run.period)
     rows = [tuple(nodes[i : i + run.period]) for i in bounds]
-    found = _Wiring(rows).longest()
-    if isinstance(found, str) or len(found[0]) < least:
-        return found if isinstance(found, str) else found[3]
-    rows, wires, views, _ = found
+    rows, wires, views, reason = _Wiring(rows).longest()
+    if len(rows) < least:
+        return reason
     while len(rows) >= least:
         escapes, last = _escapes(graph, rows, wires, views)
         if not last:
@@ -131,7 +131,9 @@ class _Wiring:
             for which, v in enumerate(node.outputs)
         }
 
-    def longest(self) -> tuple[list[tuple[Node, ...]], list[tuple[Wire, ...]], frozenset[int], str]:
+    def longest(
+        self,
+    ) -> tuple[list[tuple[Node, ...]], list[tuple[Wire, ...]], frozenset[int], str]:
         """The most blocks in a row that are alike, and why there are not more."""
         best, at, why = (0, 1), 0, ""
         while at < len(self.rows) - 1:

@@ -6,10 +6,10 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 from ...ir.builder import Builder
-from ...ir.graph import Graph, Literal, Node, Origin, Value
+from ...ir.graph import Graph, Literal, Node, Value
 from ...ir.ops import OPS
 from ..rewriter import substituted
-from .blocks import Match, Place, read_elsewhere, shared
+from .blocks import Match, Place, shared
 from .scopes import Scopes
 from .sequence import SEEDS
 from .stacked import stacked
@@ -33,6 +33,7 @@ class _Writing:
     b: Builder = field(default_factory=lambda: Builder(OPS))
     env: dict[Value, Value] = field(default_factory=dict)
     written: set[Node | None] = field(default_factory=set)
+    ys: dict[tuple[Value, ...], Value] = field(default_factory=dict)
 
     def graph(self) -> Graph:
         before = self.before
@@ -58,7 +59,18 @@ class _Writing:
             if node is None:
                 self._scan()
             else:
-                self.b.nodes.append(substituted(node, self.env))
+                self._copy(substituted(node, self.env))
+
+    def _copy(self, node: Node) -> None:
+        """Write a node; what stacks all of what the scan has stacked is that, turned."""
+        y = self.ys.get(node.inputs) if node.op.name == "stack" else None
+        if y is None:
+            self.b.nodes.append(node)
+            return
+        self.b.origin, self.b.phase = node.origin, node.phase
+        axes = list(range(1, y.ndim))
+        axes.insert(node.attrs["axis"], 0)
+        self.env[node.output] = self.b.transpose(y, axes)
 
     def _needed(self, node: Node | None) -> list[Node | None]:
         values = self.found.inputs if node is None else node.inputs
@@ -89,13 +101,12 @@ class _Writing:
         found, b = self.found, self.b
         for ((j, which), _), value in zip(found.carries, last, strict=True):
             self.env[found.rows[-1][j].outputs[which]] = value
-        read = read_elsewhere(self.before, found.members)
         for (j, which), y in zip(found.escapes, ys, strict=True):
-            parts = b.emit("split", [y], {"sizes": (1,) * found.length, "axis": 0})
-            for row, part in zip(found.rows, parts, strict=True):
-                old = row[j].outputs[which]
-                if old in read and old not in self.env:
-                    self.env[old] = b.one("squeeze", part, dimensions=(0,))
+            parts = b.emit("unstack", [y], {"axis": 0})
+            self.ys[parts] = y
+            self.env.update(
+                (row[j].outputs[which], v) for row, v in zip(found.rows, parts, strict=True)
+            )
 
 
 class _Body:

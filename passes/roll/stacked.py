@@ -21,8 +21,7 @@ def stacked(b: Builder, values: Sequence[Value], producer: Mapping[Value, Node])
         return whole
     if all(isinstance(v, Literal) for v in values):
         return b.constant(np.stack([np.asarray(v.data) for v in values]))  # type: ignore[attr-defined]
-    rows = [b.broadcast_in_dim(v, (1, *v.shape), range(1, v.ndim + 1)) for v in values]
-    return b.concatenate(rows, 0)
+    return b.emit("stack", values, {"axis": 0})[0]
 
 
 def _whole(b: Builder, values: Sequence[Value], producer: Mapping[Value, Node]) -> Value | None:
