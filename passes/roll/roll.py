@@ -69,12 +69,11 @@ class Roll:
         nodes = tuple(self._inside(node, labels, notes) for node in graph.nodes)
         if any(new is not old for new, old in zip(nodes, graph.nodes, strict=True)):
             graph = replace(graph, nodes=nodes)
-        while True:
-            found = self._best(graph, labels, notes)
-            if found is None:
-                return graph
-            notes.append(_note(found, ""))
-            graph = rolled(graph, found, fixed(graph))
+        found = self._best(graph, labels, notes)
+        if found is None:
+            return graph
+        notes.append(_note(found, ""))
+        return self._entered(rolled(graph, found, fixed(graph)), labels, notes)
 
     def _inside(self, node: Node, labels: Labels, notes: list[Rolled]) -> Node:
         if node.op.name not in _ENTERED:
@@ -109,7 +108,7 @@ class Roll:
     ) -> Iterator[Match]:
         weights = [weight(node) for node in nodes]
         for run in runs(labels.of(nodes), weights, self._least):
-            if self._mode == "auto" and run.cover < self.nodes:
+            if self._mode == "auto" and 2 * run.cover < self.nodes:
                 return
             found = match(graph, nodes, run, self._least)
             if isinstance(found, Match):
