@@ -159,7 +159,7 @@ def test_auto_leaves_what_compiles_soon_enough():
     assert low.fusions == ()
 
 
-@pytest.mark.parametrize(("flops", "want"), [(1, [20]), (10**6, [])])
+@pytest.mark.parametrize(("flops", "want"), [(0, [20]), (10**6, [])])
 def test_auto_rolls_many_nodes_with_work(flops, want):
     passes = f"canonicalise,cse,dce,roll{{nodes=80,flops={flops}}}"
     low = bp.compile(mlp, passes=passes).lower(blocks_of(20), rows())
