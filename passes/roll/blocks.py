@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from ...ir.graph import Graph, Literal, Node, Value, same_attr
 from ..fuse.report import told
@@ -109,7 +109,7 @@ def _cut(nodes: Sequence[Node], run: Run) -> int:
             if v in last:
                 change[i + 1] += v.type.nbytes
                 change[min(last[v], 2 * period) + 1] -= v.type.nbytes
-    live = [sum(change[: i + 1]) for i in range(2 * period)]
+    live = list(accumulate(change))
     best = min(
         range(period), key=lambda i: (live[i + period], -((run.stop - start - i) // period), i)
     )
