@@ -12,7 +12,7 @@ import jax
 
 from ..ir.errors import ArgumentError, BudgetError
 from ..ir.graph import Graph
-from ..passes import DEFAULT, PASSES, Fuse, Pass, Restack, Stage, parse_pipeline
+from ..passes import DEFAULT, PASSES, Fuse, Pass, Restack, Stage, default, parse_pipeline
 from ..passes.rematerialise import Planned
 from ..runtime.device import row_of
 from ..runtime.lower import lowered
@@ -275,9 +275,10 @@ class CompiledFunction:
         """The passes; by default what scans stack is chosen for speed, or else by the planner."""
         passes = self._passes
         if passes is None:
-            passes = DEFAULT
+            device = jax.devices()[0]
+            passes = default(device.platform)
             if not self._planning.active:
-                passes = (*DEFAULT, Restack(row_of(jax.devices()[0])))
+                passes = (*passes, Restack(row_of(device)))
         if self._debug != "verify-fusions":
             return passes
         return tuple(replace(p, verify=True) if isinstance(p, Fuse) else p for p in passes)

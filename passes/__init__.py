@@ -6,6 +6,7 @@ from typing import Any
 
 from .autodiff import Autodiff
 from .canonicalise import Canonicalise
+from .convolutions import Convolutions
 from .cse import Cse
 from .dce import Dce
 from .fold import Fold
@@ -27,6 +28,7 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
             Autodiff,
             Fold,
             Simplify,
+            Convolutions,
             Cse,
             Dce,
             Restack,
@@ -44,15 +46,25 @@ DEFAULT: tuple[Pass, ...] = (
     Autodiff(),
     Fold(),
     Simplify(),
+    Convolutions(),
     Cse(),
     Dce(),
 )
+
+
+def default(platform: str) -> tuple[Pass, ...]:
+    """Return the passes for a platform such as "cpu" or "gpu"; `DEFAULT` are the CPU's."""
+    if platform == "cpu":
+        return DEFAULT
+    return tuple(each for each in DEFAULT if not isinstance(each, Convolutions))
+
 
 __all__ = [
     "DEFAULT",
     "PASSES",
     "Autodiff",
     "Canonicalise",
+    "Convolutions",
     "Cse",
     "Dce",
     "Fold",
@@ -65,6 +77,7 @@ __all__ = [
     "Simplify",
     "Sink",
     "Stage",
+    "default",
     "parse_pipeline",
     "run_passes",
 ]
