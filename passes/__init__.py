@@ -13,6 +13,7 @@ from .fold import Fold
 from .fuse import Fuse, Fusion
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
 from .rematerialise import Rematerialise, Restack
+from .roll import Roll
 from .simplify import Simplify
 from .sink import Sink
 
@@ -22,6 +23,7 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
         for each in (
             Canonicalise,
             Sink,
+            Roll,
             Fuse,
             Autodiff,
             Fold,
@@ -39,6 +41,7 @@ DEFAULT: tuple[Pass, ...] = (
     Sink(),
     Cse(),
     Dce(),
+    Roll(),
     Fuse(),
     Autodiff(),
     Fold(),
@@ -70,6 +73,7 @@ __all__ = [
     "Pass",
     "Rematerialise",
     "Restack",
+    "Roll",
     "Simplify",
     "Sink",
     "Stage",
