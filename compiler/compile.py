@@ -156,6 +156,7 @@ class CompiledFunction:
             built.plan,
             lambda: self._lower_by_jax(args, kwargs),
             lambda: self._compile(args, kwargs),
+            tuple(self._donated(args, kwargs)),
         )
 
     def joint(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Graph, frozenset[int]]:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.graph import Graph
+from ..ir.page import summary_html
 from ..passes import Fusion, Stage
 from .dump import write_stages
 from .fallback import Fallback, fallbacks
 from .memory_plan import MemoryPlan
+from .page import page
 from .program import Program
 
 
@@ -55,6 +57,7 @@ class Lowered:
     plan: MemoryPlan | None
     _by_jax: Callable[[], Any]
     _compile: Callable[[], Compiled]
+    donated: tuple[int, ...] = ()
 
     @property
     def graph(self) -> Graph:
@@ -98,6 +101,15 @@ class Lowered:
     def compile(self) -> Compiled:
         """Compile for the devices at hand. Raises `BudgetError` when no plan fits the budget."""
         return self._compile()
+
+    def to_html(self, path: str | Path) -> None:
+        """Write one self-contained HTML page of all stages and of the plan; see `ir.page`."""
+        text = page(self._program.name, self.stages, self.plan, self.donated)
+        Path(path).write_text(text, encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        """Figures and a small picture of the final graph, for notebooks."""
+        return summary_html(self.graph, self.donated)
 
     def dump(self, directory: str | Path) -> list[Path]:
         """Write `NNN_stage.txt` for each stage and `graph.dot` of the last; returns the paths."""

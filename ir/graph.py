@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from typing import Literal as Either
@@ -224,6 +225,19 @@ class Graph:
         from .export import to_dot
 
         return to_dot(self)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write one self-contained HTML page of the graph; see `ir.page`."""
+        from .page import Shown, write_page
+
+        text = write_page(self.name, [Shown(self.name, self)])
+        Path(path).write_text(text, encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        """Figures and a small picture, for notebooks."""
+        from .page import summary_html
+
+        return summary_html(self)
 
 
 def forward_of(nodes: Sequence[Node]) -> dict[Node, Node]:
