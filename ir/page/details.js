@@ -2,9 +2,16 @@
 
 function nodeLink(app, n, v, note) {
   const made = el("button", "link", el("b", "mono", opOf(n)), el("span", "dim", note || (v === undefined ? typesOf(n) : typeOf(v))));
-  made.append(el("span", "size", `${lineOf(n).replace(/^.*\//, "")}`));
+  made.append(el("span", "size", lineOf(n).replace(/^.*\//, "")));
   made.type = "button";
   made.dataset.node = n;
+  made.addEventListener("click", () => app.go(n));
+  return made;
+}
+
+function lineLink(app, n, size) {
+  const made = el("button", "link", el("b", "mono", lineOf(n).replace(/^.*\//, "") || "no line"), el("code", "dim", codeOf(n)), el("span", "size", size));
+  made.type = "button";
   made.addEventListener("click", () => app.go(n));
   return made;
 }
@@ -47,7 +54,7 @@ function showNode(app, n) {
   const told = decisionsFor(n);
   for (const d of told) rows.push([KIND_NAMES[d.action] || d.action, `${sizeText(d.bytes)}: ${d.reason}`]);
   const primal = s.primal[n] >= 0 ? [() => nodeLink(app, s.primal[n])] : [];
-  const derivatives = (s.derivatives.get(n) || []).map((m) => () => nodeLink(app, m, undefined, s.again.has(m) ? `${typesOf(m)} recomputed` : undefined));
+  const later = s.derivatives.get(n) || [], derivatives = later.filter((m) => !s.again.has(m)), copies = later.filter((m) => s.again.has(m));
   const operands = inputsOf(n).map((v) => () => operand(app, v));
   const readers = outputsOf(n).flatMap((v) => (s.users.get(v) || []).map((u) => () => {
     const made = nodeLink(app, u, v), kind = kindOf(s, n, u, v);
@@ -55,11 +62,13 @@ function showNode(app, n) {
     return made;
   }));
   return [head, source, facts(rows),
-    ...section(s.again.has(n) ? "computes again" : "derivative of", primal), ...section("its derivative", derivatives),
+    ...section(s.again.has(n) ? "computes again" : "derivative of", primal), ...section("its derivative", derivatives.map((m) => () => nodeLink(app, m))),
+    ...section("recomputed as", copies.map((m) => () => nodeLink(app, m))),
     ...section("operands", operands), ...section("read by", readers)];
 }
 
 function operand(app, v) {
+  v = rootOf(app.stage, v);
   const from = app.stage.maker[v];
   if (from >= 0) return nodeLink(app, from, v);
   const name = nameOf(v) || "argument of this body";
@@ -96,6 +105,18 @@ function showProgram(app) {
   const s = app.stage, byOp = new Map();
   for (const n of s.order) byOp.set(opOf(n), (byOp.get(opOf(n)) || 0) + nodes.seconds[n]);
   const top = [...byOp].sort((a, b) => b[1] - a[1]).slice(0, 8);
+  const saved = new Map(), again = new Map(), counted = new Set();
+  const add = (map, n, size) => {
+    const known = map.get(lineOf(n)) || [0, n];
+    map.set(lineOf(n), [known[0] + size, known[1]]);
+  };
+  for (const e of s.edges) {
+    if (e.kind !== "saved" || counted.has(e.v)) continue;
+    counted.add(e.v);
+    add(saved, e.from, bytesOf(e.v));
+  }
+  for (const n of s.again) add(again, n, 1);
+  const lines = (map, text) => [...map.values()].sort((a, b) => b[0] - a[0]).map(([size, n]) => () => lineLink(app, n, text(size)));
   const rows = data.decisions.reduce((found, d) => {
     const kind = found.get(d.action) || [0, 0];
     return found.set(d.action, [kind[0] + 1, kind[1] + d.bytes]);
@@ -104,6 +125,8 @@ function showProgram(app) {
     el("h2", "", data.title),
     el("p", "dim", "Pick a layer, a line or a node. Arrow keys walk the tree, Enter opens, / filters, Escape goes back."),
     ...(rows.size ? [el("h3", "", "memory plan"), facts([...rows].map(([action, [count, size]]) => [action, `${count} values, ${sizeText(size)}`]))] : []),
+    ...section("saved for the backward pass, by line", lines(saved, sizeText), 8),
+    ...section("recomputed, by line", lines(again, (count) => `${count} ops`), 6),
     el("h3", "", "estimated time by op"),
     facts(top.map(([name, seconds]) => [name, `${percent(seconds / s.seconds)}, ${secondsText(seconds)}`])),
   ];

@@ -138,7 +138,7 @@ function groupCell(app, g, lane) {
     const label = g.kind === "line" ? g.label.replace(/^.*\//, "") || "no line" : g.label;
     const name = el("span", g.kind === "line" ? "name mono" : "name", label);
     name.style.color = "var(--ink)";
-    cell.append(twist(), name, el("code", "text", g.kind === "line" ? g.code : ""), ...marksOf(g));
+    cell.append(twist(), name, el("code", "text", g.kind === "line" ? g.code : ""), ...(app.marked ? marksOf(g) : []));
     if (g.kind === "line") cell.title = `${g.label}  ${g.code}`;
   }
   if (!g.count[lane]) {
@@ -149,7 +149,7 @@ function groupCell(app, g, lane) {
   if (saved) cell.append(el("span", "mark saved", `${sizeText(saved)} saved`));
   const again = lane === BACKWARD && app.againIn.get(g);
   if (again) cell.append(el("span", "mark again", `${again} recomputed`));
-  cell.append(el("span", "size", `${g.count[lane]} ${g.count[lane] === 1 ? "op" : "ops"}`), bar(g.seconds[lane] / s.seconds));
+  cell.append(el("span", "size", `${g.count[lane]} ${g.count[lane] === 1 ? "op" : "ops"}`), bar(g.seconds[lane], app.longest.group, s.seconds));
   return cell;
 }
 
@@ -158,10 +158,11 @@ function marksOf(g) {
   return Object.keys(signs).filter((k) => g.marks[k]).map((k) => el("span", `mark ${k}`, `${signs[k]}${g.marks[k]}`));
 }
 
-function bar(part) {
+// Estimated time beside that of the longest of its kind.
+function bar(seconds, longest, all) {
   const fill = el("i"), made = el("span", "bar", fill);
-  fill.style.width = `${Math.min(100, 100 * (part || 0))}%`;
-  made.title = `${percent(part || 0)} of the estimated time`;
+  fill.style.width = `${Math.min(100, 100 * (seconds / longest || 0))}%`;
+  made.title = `${percent(seconds / all || 0)} of the estimated time`;
   return made;
 }
 
@@ -177,11 +178,11 @@ function nodeCell(app, n, row) {
   cell.dataset.node = n;
   cell.append(el("code", "name", opOf(n)));
   const mark = gone ? ["removed", "−"] : s.added.has(n) ? ["added", "+"] : s.changed.has(n) ? ["changed", "~"] : null;
-  if (mark && app.index > 0) cell.append(el("span", `mark ${mark[0]}`, mark[1]));
+  if (mark && app.marked) cell.append(el("span", `mark ${mark[0]}`, mark[1]));
   if (s.again.has(n)) cell.append(el("span", "mark again", "recomputed"));
   else if (app.savedNodes.has(n)) cell.append(el("span", "mark saved", "saved"));
   cell.append(el("code", "text", typesOf(n)), el("span", "size", sizeText(sizeOf(n))));
-  if (!gone) cell.append(bar((nodes.seconds[n] * s.times[n]) / s.seconds));
+  if (!gone) cell.append(bar(nodes.seconds[n] * s.times[n], app.longest.node, s.seconds));
   return cell;
 }
 

@@ -7,6 +7,7 @@ const PHASES = ["forward", "backward", "update"];
 const KINDS = ["saved", "again", "offloaded", "fused"];
 const KIND_NAMES = { saved: "saved", again: "recomputed", offloaded: "offloaded", fused: "fused" };
 const LINKS = new Set(["offload", "fetch"]);
+const FENCE = "optimization_barrier";  // hands its operands on, and is passed over here
 const { nodes, values, origins } = data;
 const nodeCount = nodes.op.length, valueCount = values.type.length;
 
@@ -52,7 +53,7 @@ function readStage(raw) {
     holder: new Int32Array(nodeCount).fill(-2),  // -1: of no region, -2: not of this stage
     lane: new Uint8Array(nodeCount), place: new Int32Array(nodeCount),
     times: new Float64Array(nodeCount).fill(1),
-    maker: new Int32Array(valueCount).fill(-1), users: new Map(),
+    maker: new Int32Array(valueCount).fill(-1), behind: new Map(), users: new Map(),
     primal: new Int32Array(nodeCount).fill(-1), derivatives: new Map(),
     again: new Set(spread(raw.again)), fused: new Set(spread(raw.fused)),
     added: new Set(spread(raw.added || [])), removed: spread(raw.removed || []), changed: new Map(),
@@ -75,15 +76,21 @@ function walk(s, order, holder, times, lane) {
     s.place[n] = holder < 0 ? i : s.place[holder];
     s.times[n] = times;
     s.lane[n] = lane === BACKWARD || nodes.phase[n] === BACKWARD ? BACKWARD : FORWARD;
-    for (const v of outputsOf(n)) s.maker[v] = n;
+    const reads = opOf(n) === FENCE ? inputsOf(n) : null;
+    outputsOf(n).forEach((v, k) => {
+      s.maker[v] = n;
+      if (reads) s.behind.set(v, rootOf(s, reads[k]));
+    });
     for (const [, , runs, , trips] of data.regions[n] || []) walk(s, spread(runs), n, times * trips, s.lane[n]);
   });
 }
+const rootOf = (s, v) => (s.behind.has(v) ? s.behind.get(v) : v);
+
 // Users of values; and the forward node that each backward node differentiates: origins tell.
 function link(s) {
   const first = new Map();
   for (const n of s.all) {
-    for (const v of new Set(inputsOf(n))) {
+    for (const v of readsOf(s, n)) {
       if (!s.users.has(v)) s.users.set(v, []);
       s.users.get(v).push(n);
     }
@@ -99,21 +106,21 @@ function link(s) {
     s.derivatives.get(f).push(n);
   }
 }
+const readsOf = (s, n) => (opOf(n) === FENCE ? [] : [...new Set(inputsOf(n).map((v) => rootOf(s, v)))]);
 const known = (n) => nodes.origin[n] !== data.unknown;
 
 function kindOf(s, from, to, v) {
   if (LINKS.has(opOf(from)) || LINKS.has(opOf(to))) return "offloaded";
   if (s.again.has(from) && s.lane[to] === BACKWARD) return "again";
   if (s.fused.has(v)) return "fused";
-  const late = s.lane[to] === BACKWARD || nodes.phase[to] === UPDATE;
-  return s.lane[from] === FORWARD && nodes.phase[from] === FORWARD && late ? "saved" : "plain";
+  return s.lane[from] === FORWARD && nodes.phase[from] === FORWARD && s.lane[to] === BACKWARD ? "saved" : "plain";
 }
 
-// Every read of one node's result by another, as { from, to, v, kind }.
+// Every read of one node's result by another, fences aside, as { from, to, v, kind }.
 function edges(s) {
   const found = [];
   for (const n of s.all) {
-    for (const v of new Set(inputsOf(n))) {
+    for (const v of readsOf(s, n)) {
       const from = s.maker[v];
       if (from >= 0) found.push({ from, to: n, v, kind: kindOf(s, from, n, v) });
     }
@@ -126,10 +133,17 @@ function readTimeline(memory) {
   const bytes = memory.bytes.map((change) => (sum += change));
   const [value, maker, first, last, kind] = memory.buffers;
   const buffers = value.map((v, i) => ({ v, node: maker[i], first: first[i], last: last[i], kind: kind[i], bytes: bytesOf(v) }));
+  const held = new Array(bytes.length + 1).fill(0);  // by arguments
+  for (const b of buffers) {
+    if (b.kind !== 0) continue;
+    held[Math.max(0, b.first)] += b.bytes;
+    held[b.last + 1] -= b.bytes;
+  }
+  for (let i = 1; i < held.length; i++) held[i] += held[i - 1];
   const peak = bytes.reduce((best, b, i) => (b > bytes[best] ? i : best), 0);
   const made = new Map();
   for (const b of buffers) if (b.node >= 0 && !made.has(b.node)) made.set(b.node, b);
-  return { bytes, buffers, peak, made, inside: memory.inside };
+  return { bytes, held, buffers, peak, made, inside: memory.inside };
 }
 
 function liveAt(timeline, position) {

@@ -5,6 +5,7 @@ const byId = (id) => document.getElementById(id);
 const app = {
   index: data.stages.length - 1, stage: null, tree: null, open: new Set(), test: null, only: false,
   picked: -1, kin: new Set(), kinds: new Set(KINDS), savedIn: new Map(), againIn: new Map(), savedNodes: new Set(),
+  marked: false, longest: { group: 0, node: 0 },
   pick, pickGroup, go, clearFilter,
 };
 const view = lanes(app), time = timeline(app), details = byId("details"), search = byId("search");
@@ -15,6 +16,7 @@ function setStage(index) {
   const moved = !data.stages[index].same;
   app.tree = tree(app.stage, moved && byId("only").checked ? app.stage.removed : []);
   if (app.tree.root.parts.size === 1) for (const g of app.tree.root.parts.values()) app.open.add(g.key);
+  app.marked = moved && index > 0 && (byId("only").checked || index < data.stages.length - 1);
   countKinds();
   unpick();
   filter();
@@ -42,6 +44,11 @@ function countKinds() {
     add(app.savedIn, e.from, bytesOf(e.v) * app.stage.times[e.from]);
   }
   for (const n of app.stage.again) add(app.againIn, n, 1);
+  const groups = [...app.tree.root.parts.values()];
+  app.longest = {
+    group: Math.max(...groups.flatMap((g) => g.seconds), 0),
+    node: app.stage.order.reduce((most, n) => Math.max(most, nodes.seconds[n]), 0),
+  };
 }
 
 function told(index) {

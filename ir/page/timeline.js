@@ -16,7 +16,7 @@ function timeline(app) {
   }
 
   function draw() {
-    const scale = window.devicePixelRatio || 1, b = box(), { bytes, peak, buffers } = app.stage.timeline;
+    const scale = window.devicePixelRatio || 1, b = box(), { bytes, held, peak } = app.stage.timeline;
     canvas.width = canvas.clientWidth * scale;
     canvas.height = canvas.clientHeight * scale;
     const pen = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
@@ -26,7 +26,6 @@ function timeline(app) {
     const y = (size) => b.bottom - (size / most) * (b.bottom - b.top);
     pen.scale(scale, scale);
     pen.font = "11px system-ui, sans-serif";
-    const held = buffers.reduce((sum, each) => sum + (each.kind === 0 && each.last === bytes.length - 1 ? each.bytes : 0), 0);
     const columns = Math.max(1, Math.floor(b.right - b.left));
     for (let c = 0; c < columns; c++) {
       const from = Math.floor((c * bytes.length) / columns), to = Math.max(from + 1, Math.floor(((c + 1) * bytes.length) / columns));
@@ -36,7 +35,7 @@ function timeline(app) {
       pen.fillStyle = colour("area");
       pen.fillRect(b.left + c, y(size), 1, b.bottom - y(size));
       pen.fillStyle = colour("base");
-      pen.fillRect(b.left + c, y(Math.min(size, held)), 1, b.bottom - y(Math.min(size, held)));
+      pen.fillRect(b.left + c, y(held[from]), 1, b.bottom - y(held[from]));
       if (n !== undefined) {
         pen.fillStyle = colour(PHASES[nodes.phase[n]]);
         pen.fillRect(b.left + c, b.bottom + 2, 1, 3);
@@ -55,9 +54,14 @@ function timeline(app) {
     };
     if (budget) rule(budget, "removed", [7, 4]);
     if (measured) rule(measured, "update", [2, 3]);
-    pen.fillStyle = colour("ink");
     const label = sizeText(bytes[peak]), wide = pen.measureText(label).width;
-    pen.fillText(label, Math.max(b.left, Math.min(b.right - wide, xOf(peak) - wide / 2)), Math.max(10, y(bytes[peak]) - 5));
+    const x = Math.max(b.left, Math.min(b.right - wide, xOf(peak) - wide / 2));
+    pen.globalAlpha = 0.8;
+    pen.fillStyle = colour("paper");
+    pen.fillRect(x - 4, y(bytes[peak]) + 4, wide + 8, 15);
+    pen.globalAlpha = 1;
+    pen.fillStyle = colour("ink");
+    pen.fillText(label, x, y(bytes[peak]) + 15);
     const mine = app.picked >= 0 && app.stage.timeline.made.get(app.picked);
     if (mine) {
       pen.fillStyle = colour("saved");
@@ -120,7 +124,8 @@ function timeline(app) {
 function bufferRow(app, v, n, bytes) {
   if (n >= 0) {
     const made = nodeLink(app, n, v);
-    made.lastChild.textContent = `${lineOf(n).replace(/^.*\//, "")}  ${sizeText(bytes)}`;
+    made.lastChild.before(made.lastChild.textContent ? el("span", "dim", made.lastChild.textContent) : "");
+    made.lastChild.textContent = sizeText(bytes);
     return made;
   }
   return el("div", "link", el("code", "", nameOf(v) || "argument"), el("code", "dim", typeOf(v)), el("span", "size", sizeText(bytes)));

@@ -72,9 +72,9 @@ function pairsOf(t, g) {
     pair.body = bodyOf(t, pair);
     found.push(pair);
   };
-  const holds = (n) => (data.regions[n] ? 0 : 1);
+  const holds = (n) => (data.regions[n] ? 0 : 1), again = (n) => (t.s.again.has(n) ? 1 : 0);
   for (const f of forward) {
-    const mine = (t.s.derivatives.get(f) || []).filter((n) => left.has(n)).sort((a, b) => holds(a) - holds(b) || t.s.place[a] - t.s.place[b]);
+    const mine = (t.s.derivatives.get(f) || []).filter((n) => left.has(n)).sort((a, b) => holds(a) - holds(b) || again(a) - again(b) || t.s.place[a] - t.s.place[b]);
     mine.forEach((n) => left.delete(n));
     put(f, mine.length ? mine[0] : -1);
     mine.slice(1).forEach((n) => put(-1, n));
