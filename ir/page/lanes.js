@@ -186,14 +186,14 @@ function nodeCell(app, n, row) {
   return cell;
 }
 
-// Reads between open rows, one arc for all of a kind between two rows; those of what is picked alone
-// within a lane.
+// Reads between open rows, one arc for all of a kind between two rows. Within a lane only those of
+// what is picked, recomputed or offloaded.
 function gather(app, rows) {
   const found = new Map(), { s } = app.tree;
   for (const e of s.edges) {
     const from = rowFor(app.tree, e.from), to = rowFor(app.tree, e.to);
     if (from < 0 || to < 0) continue;
-    const across = s.lane[e.from] !== s.lane[e.to];
+    const across = s.lane[e.from] !== s.lane[e.to] || e.kind === "again" || e.kind === "offloaded";
     const mine = e.from === app.picked || e.to === app.picked;
     if (!mine && (!across || e.kind === "plain")) continue;
     if (!mine && !app.kinds.has(e.kind)) continue;

@@ -14,7 +14,12 @@ from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATIENCE = 60.0  # seconds
-_KEYS = {"Enter": ("Enter", 13, "\r"), " ": ("Space", 32, " "), "Escape": ("Escape", 27, ""), "/": ("Slash", 191, "/")}
+_KEYS = {
+    "Enter": ("Enter", 13, "\r"),
+    " ": ("Space", 32, " "),
+    "Escape": ("Escape", 27, ""),
+    "/": ("Slash", 191, "/"),
+}
 
 
 def found() -> str | None:
@@ -28,14 +33,30 @@ def browser():
     import websocket
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = "--headless=new --no-first-run --disable-gpu --disable-dev-shm-usage --hide-scrollbars"
-        options += " --disable-background-networking --disable-component-update --remote-debugging-port=0"
+        options = (
+            "--headless=new --no-first-run --disable-gpu --disable-dev-shm-usage --hide-scrollbars"
+        )
+        options += (
+            " --disable-background-networking --disable-component-update --remote-debugging-port=0"
+        )
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-        command = [found(), *options.split(), *sandbox, "--remote-allow-origins=*", f"--user-data-dir={profile}", "about:blank"]
+        command = [
+            found(),
+            *options.split(),
+            *sandbox,
+            "--remote-allow-origins=*",
+            f"--user-data-dir={profile}",
+            "about:blank",
+        ]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             port_file = Path(profile) / "DevToolsActivePort"
-            until(lambda: process.poll() is not None or (port_file.exists() and len(port_file.read_text().split()) == 2))
+            until(
+                lambda: (
+                    process.poll() is not None
+                    or (port_file.exists() and len(port_file.read_text().split()) == 2)
+                )
+            )
             if process.poll() is not None:
                 raise RuntimeError(f"{command[0]} ended with status {process.returncode}")
             port, path = port_file.read_text().split()
@@ -87,7 +108,9 @@ class Wire:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         tab.send("Emulation.setEmulatedMedia", features=[scheme])
         tab.send("Page.navigate", url=address)
-        until(lambda: tab.run("document.readyState === 'complete' && location.href !== 'about:blank'"))
+        until(
+            lambda: tab.run("document.readyState === 'complete' && location.href !== 'about:blank'")
+        )
         return tab
 
 
@@ -102,12 +125,16 @@ class Tab:
 
     def run(self, expression):
         """Value of a JavaScript expression."""
-        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        answer = self.send(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
     def text(self, selector):
-        return self.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.innerText.replace(/\\s+/g, ' ').trim())")
+        return self.run(
+            f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.innerText.replace(/\\s+/g, ' ').trim())"
+        )
 
     def wait(self, expression):
         return until(lambda: self.run(expression))
@@ -115,7 +142,9 @@ class Tab:
     def click(self, selector, index=0):
         self.settle()
         at = f"document.querySelectorAll({json.dumps(selector)})[{index}].getBoundingClientRect()"
-        box = self.run(f"(() => {{ const b = {at}; return [b.x + Math.min(b.width, 60) / 2, b.y + b.height / 2]; }})()")
+        box = self.run(
+            f"(() => {{ const b = {at}; return [b.x + Math.min(b.width, 60) / 2, b.y + b.height / 2]; }})()"
+        )
         self.mouse("mouseMoved", *box)
         self.mouse("mousePressed", *box, button="left", clickCount=1)
         self.mouse("mouseReleased", *box, button="left", clickCount=1)
@@ -127,8 +156,21 @@ class Tab:
     def press(self, *keys):
         for key in keys:
             code, number, text = _KEYS.get(key, (key, 0, ""))
-            self.send("Input.dispatchKeyEvent", type="keyDown", key=key, code=code, windowsVirtualKeyCode=number, text=text)
-            self.send("Input.dispatchKeyEvent", type="keyUp", key=key, code=code, windowsVirtualKeyCode=number)
+            self.send(
+                "Input.dispatchKeyEvent",
+                type="keyDown",
+                key=key,
+                code=code,
+                windowsVirtualKeyCode=number,
+                text=text,
+            )
+            self.send(
+                "Input.dispatchKeyEvent",
+                type="keyUp",
+                key=key,
+                code=code,
+                windowsVirtualKeyCode=number,
+            )
         self.settle()
 
     def type(self, text):
@@ -140,7 +182,9 @@ class Tab:
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def shot(self, path):
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
+        path.write_bytes(
+            base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
+        )
 
     def complaints(self):
         """What the page logged, threw or was refused."""
@@ -153,7 +197,11 @@ class Tab:
         """Addresses that the page asked for."""
         self.settle()
         mine = [e for e in self.wire.events if e.get("sessionId") == self.session]
-        return [e["params"]["request"]["url"] for e in mine if e["method"] == "Network.requestWillBeSent"]
+        return [
+            e["params"]["request"]["url"]
+            for e in mine
+            if e["method"] == "Network.requestWillBeSent"
+        ]
 
     def close(self):
         self.wire.send("Target.closeTarget", targetId=self.target)
