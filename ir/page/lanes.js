@@ -214,6 +214,7 @@ function drawArcs(app, canvas, scroll, arcs) {
   canvas.width = width * scale;
   canvas.height = height * scale;
   const pen = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
+  const colours = Object.fromEntries([...KINDS, "plain"].map((kind) => [kind, style.getPropertyValue(`--${kind}`)]));
   pen.scale(scale, scale);
   for (const arc of arcs) {
     const y1 = arc.from * ROW + ROW / 2 - scroll.scrollTop, y2 = arc.to * ROW + ROW / 2 - scroll.scrollTop;
@@ -222,7 +223,7 @@ function drawArcs(app, canvas, scroll, arcs) {
     const x1 = arc.a === BACKWARD ? width - 4 : 4, x2 = arc.b === BACKWARD ? width - 4 : 4;
     const bow = arc.a === arc.b ? (arc.a === BACKWARD ? -1 : 1) * Math.min(60, 18 + Math.abs(y2 - y1) / 4) : 0;
     const c1 = arc.a === arc.b ? x1 + bow : width / 2, c2 = arc.a === arc.b ? x2 + bow : width / 2;
-    pen.strokeStyle = style.getPropertyValue(`--${arc.kind}`);
+    pen.strokeStyle = colours[arc.kind];
     pen.globalAlpha = arc.mine ? 1 : app.picked >= 0 ? 0.25 : 0.6;
     pen.lineWidth = Math.max(1, Math.min(6, Math.log2(1 + arc.bytes / 4096) / 2.2)) + (arc.mine ? 0.8 : 0);
     pen.setLineDash(arc.kind === "fused" ? [4, 3] : []);
