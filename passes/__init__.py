@@ -10,6 +10,7 @@ from .cse import Cse
 from .dce import Dce
 from .fold import Fold
 from .fuse import Fuse, Fusion
+from .loops import Hoist
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
 from .rematerialise import Rematerialise, Restack
 from .simplify import Simplify
@@ -21,6 +22,7 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
         for each in (
             Canonicalise,
             Sink,
+            Hoist,
             Fuse,
             Autodiff,
             Fold,
@@ -35,6 +37,7 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
 DEFAULT: tuple[Pass, ...] = (
     Canonicalise(),
     Sink(),
+    Hoist(),
     Cse(),
     Dce(),
     Fuse(),
@@ -55,6 +58,7 @@ __all__ = [
     "Fold",
     "Fuse",
     "Fusion",
+    "Hoist",
     "Pass",
     "Rematerialise",
     "Restack",

@@ -7,35 +7,8 @@ from functools import cached_property
 
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import Op
+from ..scan import Scan
 from .joint import Joint
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A scan node taken apart: consts, carry and xs, outside and inside its body."""
-
-    node: Node
-
-    @property
-    def body(self) -> Graph:
-        """The function of one step."""
-        return self.node.regions[0]
-
-    @property
-    def length(self) -> int:
-        """Number of steps."""
-        return int(self.node.attrs["length"])
-
-    @property
-    def parts(self) -> tuple[slice, slice, slice]:
-        """Where the consts, the carry and the xs stand among the inputs."""
-        n, k = self.node.attrs["num_consts"], self.node.attrs["num_carry"]
-        return slice(0, n), slice(n, n + k), slice(n + k, None)
-
-    @property
-    def carried(self) -> int:
-        """Number of outputs that are the final carry."""
-        return int(self.node.attrs["num_carry"])
 
 
 @dataclass(frozen=True)
