@@ -10,7 +10,7 @@ from .cse import Cse
 from .dce import Dce
 from .fold import Fold
 from .fuse import Fuse, Fusion
-from .loops import Hoist
+from .loops import Defer, Hoist
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
 from .rematerialise import Rematerialise, Restack
 from .simplify import Simplify
@@ -23,6 +23,7 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
             Canonicalise,
             Sink,
             Hoist,
+            Defer,
             Fuse,
             Autodiff,
             Fold,
@@ -38,12 +39,15 @@ DEFAULT: tuple[Pass, ...] = (
     Canonicalise(),
     Sink(),
     Hoist(),
+    Defer(),
     Cse(),
     Dce(),
     Fuse(),
     Autodiff(),
     Fold(),
     Simplify(),
+    Cse(),
+    Defer(),
     Cse(),
     Dce(),
 )
@@ -55,6 +59,7 @@ __all__ = [
     "Canonicalise",
     "Cse",
     "Dce",
+    "Defer",
     "Fold",
     "Fuse",
     "Fusion",

@@ -1,5 +1,6 @@
 """Work that a scan need not do step by step, done in one go before or after it."""
 
+from .defer import Defer
 from .hoist import Hoist
 
-__all__ = ["Hoist"]
+__all__ = ["Defer", "Hoist"]
