@@ -12,7 +12,17 @@ import jax
 
 from ..ir.errors import ArgumentError, BudgetError
 from ..ir.graph import Graph
-from ..passes import DEFAULT, PASSES, Fuse, Pass, Restack, Stage, parse_pipeline
+from ..passes import (
+    DEFAULT,
+    PASSES,
+    PLANNED,
+    Fuse,
+    Pass,
+    Restack,
+    Stage,
+    Unroll,
+    parse_pipeline,
+)
 from ..passes.rematerialise import Planned
 from ..runtime.device import row_of
 from ..runtime.lower import lowered
@@ -165,7 +175,7 @@ class CompiledFunction:
 
     def without_plan(self, passes: Any, options: dict[str, Any]) -> CompiledFunction:
         """Return this function with no budget, and with other passes and options where given."""
-        passes = passes or self._passes or DEFAULT
+        passes = passes or self._passes or PLANNED
         return compile(self._fun, passes=passes, **{**self._jit_options, **options})
 
     def of_state(self, fun: Callable[..., Any]) -> CompiledFunction:
@@ -272,12 +282,12 @@ class CompiledFunction:
 
     @property
     def _pipeline(self) -> Sequence[Pass]:
-        """The passes; by default what scans stack is chosen for speed, or else by the planner."""
+        """The passes; by default what loops do and stack is chosen for speed, or by the planner."""
         passes = self._passes
         if passes is None:
-            passes = DEFAULT
-            if not self._planning.active:
-                passes = (*DEFAULT, Restack(row_of(jax.devices()[0])))
+            device = row_of(jax.devices()[0])
+            tiny = (Unroll(),) if device == "cpu" else ()
+            passes = PLANNED if self._planning.active else (*DEFAULT, Restack(device), *tiny)
         if self._debug != "verify-fusions":
             return passes
         return tuple(replace(p, verify=True) if isinstance(p, Fuse) else p for p in passes)

@@ -10,7 +10,7 @@ from .cse import Cse
 from .dce import Dce
 from .fold import Fold
 from .fuse import Fuse, Fusion
-from .loops import Defer, Hoist
+from .loops import Defer, Hoist, Unroll
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
 from .rematerialise import Rematerialise, Restack
 from .simplify import Simplify
@@ -32,6 +32,7 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
             Dce,
             Restack,
             Rematerialise,
+            Unroll,
         )
     }
 )
@@ -51,10 +52,14 @@ DEFAULT: tuple[Pass, ...] = (
     Cse(),
     Dce(),
 )
+# What the planner gets: it chooses what waits in memory, and results for all steps of a loop, once
+# they are there, can't be made again step by step.
+PLANNED: tuple[Pass, ...] = tuple(p for p in DEFAULT if not isinstance(p, Hoist | Defer))
 
 __all__ = [
     "DEFAULT",
     "PASSES",
+    "PLANNED",
     "Autodiff",
     "Canonicalise",
     "Cse",
@@ -70,6 +75,7 @@ __all__ = [
     "Simplify",
     "Sink",
     "Stage",
+    "Unroll",
     "parse_pipeline",
     "run_passes",
 ]

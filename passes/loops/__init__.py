@@ -2,5 +2,6 @@
 
 from .defer import Defer
 from .hoist import Hoist
+from .unroll import Unroll
 
-__all__ = ["Defer", "Hoist"]
+__all__ = ["Defer", "Hoist", "Unroll"]

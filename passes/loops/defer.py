@@ -84,13 +84,11 @@ class Defer:
                 loop.tell("sum after a loop", total.nodes[0], _size(loop, total), reason)
         for total in chosen:
             size = 2 * loop.length * _size(loop, total)
-            gain = f"not read and written by {loop.length} steps, which are summed at once"
-            loop.tell("sum after a loop", total.line, size, gain=gain)
+            told = f"not read and written by {loop.length} steps, which are summed at once"
+            loop.tell("sum after a loop", total.line, size, gain=told)
         return chosen
 
-    def _ends(
-        self, found: Sequence[Tail], loop: Loop, kinds: Kinds, stacks: Stacks
-    ) -> list[Tail]:
+    def _ends(self, found: Sequence[Tail], loop: Loop, kinds: Kinds, stacks: Stacks) -> list[Tail]:
         """The products for ys alone that are deferred."""
         chosen: list[Tail] = []
         for tail in found:
@@ -163,7 +161,8 @@ def _written(
     step = Graph(body.name, inputs, tuple(needed(body.nodes, outputs)), outputs)
     found = b.emit("scan", given, {**node.attrs, "num_carry": len(states)}, (step,))
 
-    after = After(b, loop, stacks, dict(zip(outputs[len(states) :], found[len(states) :])))
+    first = len(states)
+    after = After(b, loop, stacks, dict(zip(outputs[first:], found[first:], strict=True)))
     results = dict(zip(kept, found, strict=False))
     for tail in ends:
         results.update(after.tail(tail))
@@ -246,7 +245,8 @@ class After:
             (xc, yc), (xn, yn) = term.product.attrs["dimension_numbers"]
             dims = (((0, *up(xc)), (0, *up(yc))), (up(xn), up(yn)))
             more = {"preferred_element_type": dtype} if widened else {}
-            value = product(b, term.product, *map(self.stack, term.leaves), dims, **more)
+            x, y = map(self.stack, term.leaves)
+            value = product(b, term.product, x, y, dims, **more)
         else:
             value = b.convert(self.stack(term.root), dtype)
             axes: tuple[int, ...] = ()

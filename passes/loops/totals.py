@@ -1,6 +1,6 @@
 """Carries of a loop that are only ever added to, and what is added to them.
 
-    total' = total + a_t - b_t,   total read nowhere else
+total' = total + a_t - b_t,   total read nowhere else
 """
 
 from __future__ import annotations

@@ -202,8 +202,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "slice": _moved(_slice),
         "split": _moved(lambda node, _: {"axis": node.attrs["axis"] + 1}),
         "squeeze": _reshape,
-        "transpose": _moved(
-            lambda node, _: {"permutation": (0, *up(node.attrs["permutation"]))}
-        ),
+        "transpose": _moved(lambda node, _: {"permutation": (0, *up(node.attrs["permutation"]))}),
     }
 )

@@ -53,7 +53,8 @@ def test_lowered(step):
     names = [stage.name for stage in lowered.stages]
     assert (
         names
-        == "traced canonicalise sink cse dce fuse autodiff fold simplify cse dce restack".split()
+        == "traced canonicalise sink hoist defer cse dce fuse autodiff fold simplify cse defer cse dce"
+        " restack unroll".split()
     )
     assert lowered.stages[0].graph == step.trace(PARAMS, X).graph
     assert lowered.stages[-1].graph is lowered.graph
