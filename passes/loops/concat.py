@@ -34,12 +34,9 @@ class _Divide:
         if sum(constant) != 1:
             return None
         at = constant.index(False)
-        joined = self.kinds.body.producer.get(node.inputs[at])
         axes = node.attrs["dimension_numbers"][0]
-        if joined is None or joined.op.name != "concatenate":
-            return None
-        axis = joined.attrs["dimension"]
-        if axis not in axes[at]:
+        joined, order = self._joined(node.inputs[at])
+        if joined is None or (axis := order.index(joined.attrs["dimension"])) not in axes[at]:
             return None
         groups = [list(g) for _, g in groupby(joined.inputs, self._early)]
         if len(groups) == 1:
@@ -47,13 +44,21 @@ class _Divide:
         other = axes[1 - at][axes[at].index(axis)]
         products, low = [], 0
         for group in groups:
-            part = b.concatenate(group, axis)
+            part = b.transpose(b.concatenate(group, joined.attrs["dimension"]), order)
             high = low + part.shape[axis]
             thin = b.slice_in_dim(node.inputs[1 - at], low, high, other)
             operands = (thin, part) if at else (part, thin)
             products.append(b.emit(node.op, operands, node.attrs)[0])
             low = high
         return [b.sum(products)]
+
+    def _joined(self, value: Value) -> tuple[Node | None, Sequence[int]]:
+        """The concatenation that makes a value, and the order in which its dimensions then are."""
+        producer = self.kinds.body.producer
+        node, order = producer.get(value), tuple(range(value.ndim))
+        if node is not None and node.op.name == "transpose":
+            node, order = producer.get(node.inputs[0]), tuple(node.attrs["permutation"])
+        return (node if node is not None and node.op.name == "concatenate" else None), order
 
     def _early(self, value: Value) -> bool:
         return value in self.kinds.invariant or value in self.kinds.parallel

@@ -92,22 +92,19 @@ def _dot(
 def _elementwise(
     b: Builder, node: Node, operands: Sequence[Value], stacks: Sequence[bool]
 ) -> Sequence[Value] | None:
-    """Operands of fewer dimensions get ones behind the trips; select and clamp want them whole."""
+    """What is no stack gets a trip of one; select and clamp want arrays of one shape, or scalars."""
     rank = node.output.ndim
-    if node.op.name in ("select_n", "clamp") and any(v.ndim != rank for v in node.inputs):
-        return None
 
     def aligned(x: Value, inner: Value, is_stack: bool) -> Value:
         if is_stack:
             return b.reshape(x, (*x.shape[:1], *[1] * (rank - inner.ndim), *inner.shape))
         return b.reshape(x, (1, *x.shape)) if x.ndim else x
 
-    given = [
-        aligned(*each) for each in zip(operands, node.inputs, stacks, strict=True)
-    ]  # fmt: skip
+    given = [aligned(*each) for each in zip(operands, node.inputs, stacks, strict=True)]
     if node.op.name in ("select_n", "clamp"):
         length = next(x.shape[0] for x, on in zip(operands, stacks, strict=True) if on)
-        given = [b.broadcast(x, (length, *x.shape[1:])) for x in given]
+        shape = (length, *node.output.shape)
+        given = [b.broadcast(x, shape) if x.ndim else x for x in given]
     return b.emit(node.op, given, node.attrs)
 
 
