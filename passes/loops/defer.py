@@ -16,6 +16,7 @@ from .totals import Term, Total, totals
 from .trips import has_rule, product, stacked, up
 from .walk import Loop, over_scans
 
+SHARE = 0.6  # of the bytes that a backward loop reads of stacks, for those that it leaves
 _VIEWS = frozenset("reshape transpose squeeze expand_dims convert_element_type slice neg".split())
 
 
@@ -29,17 +30,19 @@ class Defer:
     The first is a weight's gradient: a product over all steps and the batch takes the place of a
     product of few rows in each step, and of reading and writing the sum there. So it pays where
     twice the sum is more than `ratio` times what has to be stacked anew. What is among the xs or ys
-    anyway, as the states of the forward loop are, costs nothing. The second pays where `w` is
-    larger than what has to be stacked anew, `ratio` times.
+    anyway, as the states of the forward loop are, costs nothing, and sums of what is stacked, such
+    as a bias's gradient, come along. The second pays where `w` is larger than what has to be
+    stacked anew, `ratio` times.
 
-    Stacks are anew made only in backward loops and for what will be differentiated, as these have
-    stacks of what they read: up to `room` times their bytes, or of half of what a step makes in
-    the function to be differentiated. Elsewhere a sum is deferred if its operands are stacks
-    already: in the accumulation of gradients by micro-batches they must not become any.
+    What a backward loop stacks may take a `SHARE` of what it reads of stacks, so that there is no
+    more at once than when all the forward loop's values wait, most of which `restack` frees. In a
+    function that will be differentiated new stacks may take half of what a step makes, as with
+    `hoist`. In other loops they may take `room` times what the others do, by default nothing:
+    gradients are accumulated by micro-batches so that there are no such stacks.
     """
 
     ratio: float = 1.0
-    room: float = 1.0
+    room: float = 0.0
 
     name: ClassVar[str] = "defer"
 
@@ -64,8 +67,11 @@ class Defer:
 
     def _limit(self, loop: Loop, kinds: Kinds) -> float:
         """Bytes a step that may be stacked anew."""
-        limit = self.room * kinds.stacks if loop.node.phase == "backward" else 0.0
-        return max(limit, kinds.made() / 2) if loop.differentiated else limit
+        room = self.room * kinds.stacks
+        if loop.node.phase == "backward":
+            left = set(loop.body.outputs[loop.carried :])
+            room = max(room, SHARE * (kinds.stacks - _bytes(left)) - _bytes(left))
+        return max(room, kinds.made() / 2 if loop.differentiated else 0.0)
 
     def _sums(self, found: Sequence[Total], loop: Loop, stacks: Stacks) -> list[Total]:
         """The sums that are deferred: what needs the same new stacks pays for them together."""
@@ -75,13 +81,13 @@ class Defer:
                 continue
             new = stacks.new(total.leaves)
             group = [t for t in found if t not in chosen and stacks.new(t.leaves) <= new]
-            gain = sum(2 * _size(loop, t) for t in group)
+            gain = sum(2 * _size(loop, t) for t in group if any(x.product for x in t.terms))
             if gain >= self.ratio * _bytes(new):
                 if stacks.take(new):
                     chosen += group
                     continue
-                reason = _too_large(loop, new)
-                loop.tell("sum after a loop", total.nodes[0], _size(loop, total), reason)
+                reason = _too_large(loop, stacks, new)
+                loop.tell("sum after a loop", total.line, _size(loop, total), reason)
         for total in chosen:
             size = 2 * loop.length * _size(loop, total)
             told = f"not read and written by {loop.length} steps, which are summed at once"
@@ -99,7 +105,7 @@ class Defer:
             if size < self.ratio * _bytes(new):
                 continue
             if not stacks.take(new, tail.between(kinds.body)):
-                loop.tell("product after a loop", tail.product, size, _too_large(loop, new))
+                loop.tell("product after a loop", tail.product, size, _too_large(loop, stacks, new))
                 continue
             chosen.append(tail)
             gain = f"not read again by {loop.length} steps, which share one product"
@@ -276,6 +282,7 @@ def _size(loop: Loop, total: Total) -> int:
     return loop.body.outputs[total.at].type.nbytes
 
 
-def _too_large(loop: Loop, values: Iterable[Value]) -> str:
+def _too_large(loop: Loop, stacks: Stacks, values: Iterable[Value]) -> str:
     size = bytes_text(loop.length * _bytes(values))
-    return f"what its operands would take in stacks, {size}, is more than the loop has in stacks"
+    room = bytes_text(int(loop.length * stacks.limit))
+    return f"what it reads of all steps would take {size} in new stacks, which may take {room}"

@@ -12,7 +12,7 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.tables import bytes_text
 from ..autodiff.invariant import CHEAP, hoist
 from ..fuse.report import Fusion
-from .concat import divided
+from .forms import prepared
 from .kinds import Kinds, needed
 from .trips import stacked
 from .walk import Loop, over_scans
@@ -33,14 +33,15 @@ class Hoist:
     through memory once more. Where `x` is concatenated with what depends on the carry (third
     kind), the product is divided.
 
-    The results are there for all steps at once. They may take `room` times what a step is given and
-    leaves in stacks; in a function that is differentiated half of what the step makes, if that is
-    more, as a backward loop has that stacked for it. Runs before autodiff, so that the gradients by
-    `w` are one product as well.
+    The results are there for all steps at once. In a function that is differentiated they may take
+    half of what a step makes, as a backward loop has that stacked for it. In other loops they may
+    take `room` times what a step is given and leaves in stacks: by default nothing, so that a
+    program takes no more memory than without. Runs before autodiff, so that the gradients by `w`
+    are one product as well.
     """
 
     ratio: float = 1.0
-    room: float = 1.0
+    room: float = 0.0
 
     name: ClassVar[str] = "hoist"
 
@@ -57,7 +58,7 @@ class Hoist:
     def _hoisted(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
         kinds = Kinds(loop)
         found = self._early(kinds)
-        body = divided(kinds)
+        body = prepared(kinds)
         if body is not loop.body:
             other = replace(loop, node=replace(loop.node, regions=(body,)))
             parts = self._early(Kinds(other))
@@ -86,12 +87,14 @@ class Hoist:
         moved: frozenset[Node] = frozenset()
         for node in sorted(paying, key=paying.__getitem__, reverse=True):
             way = _ways({*moved, node}, kinds)
-            limit = self.room * kinds.stacks
-            if loop.differentiated:
-                limit = max(limit, kinds.made(without=way) / 2)
-            if _bytes(way) <= limit:
+            if _bytes(way) <= self._limit(loop, kinds, way):
                 moved |= {n for n in way if n.op.name == "dot_general"}
         return Early(frozenset(products), moved, frozenset(paying) - moved)
+
+    def _limit(self, loop: Loop, kinds: Kinds, way: Sequence[Node]) -> float:
+        """Bytes a step that may be there for all steps."""
+        made = kinds.made(without=way) / 2 if loop.differentiated else 0.0
+        return max(self.room * kinds.stacks, made)
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,8 @@ def _tell(loop: Loop, kinds: Kinds, found: Early, once: Sequence[Value]) -> None
         loop.tell("product before a loop", node, size, gain=gain)
     for node in (n for n in kinds.body.nodes if n in found.large):
         size = loop.length * node.output.type.nbytes
-        reason = f"its results for all steps would take {bytes_text(size)}, more than the loop has"
-        loop.tell("product before a loop", node, size, f"{reason} in stacks")
+        reason = f"its results for all steps would take {bytes_text(size)} of memory"
+        loop.tell("product before a loop", node, size, reason)
     for value in once:
         size = (loop.length - 1) * value.type.nbytes
         gain = f"not made again by {loop.length} steps"

@@ -75,7 +75,8 @@ def totals(scan: Scan, invariant: Set[Value]) -> list[Total]:
                 for node, other, negative in chain
                 for term in _terms(body, reads, invariant, other, negative)
             ]
-            found.append(Total(at, tuple(terms), tuple(node for node, *_ in chain)))
+            if all(invariant.isdisjoint(term.leaves) for term in terms):
+                found.append(Total(at, tuple(terms), tuple(node for node, *_ in chain)))
     return found
 
 

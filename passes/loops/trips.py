@@ -92,7 +92,7 @@ def _dot(
 def _elementwise(
     b: Builder, node: Node, operands: Sequence[Value], stacks: Sequence[bool]
 ) -> Sequence[Value] | None:
-    """What is no stack gets a trip of one; select and clamp want arrays of one shape, or scalars."""
+    """What is no stack gets a trip of one; select and clamp want one shape, or scalars."""
     rank = node.output.ndim
 
     def aligned(x: Value, inner: Value, is_stack: bool) -> Value:
