@@ -13,7 +13,6 @@ import jax
 from ..ir.errors import ArgumentError, BudgetError
 from ..ir.graph import Graph
 from ..passes import (
-    DEFAULT,
     PASSES,
     PLANNED,
     Fuse,
@@ -21,6 +20,7 @@ from ..passes import (
     Restack,
     Stage,
     Unroll,
+    default,
     parse_pipeline,
 )
 from ..passes.rematerialise import Planned
@@ -285,9 +285,11 @@ class CompiledFunction:
         """The passes; by default what loops do and stack is chosen for speed, or by the planner."""
         passes = self._passes
         if passes is None:
-            device = row_of(jax.devices()[0])
-            tiny = (Unroll(),) if device == "cpu" else ()
-            passes = PLANNED if self._planning.active else (*DEFAULT, Restack(device), *tiny)
+            device = jax.devices()[0]
+            passes = default(device.platform, planned=self._planning.active)
+            if not self._planning.active:
+                tiny = (Unroll(),) if device.platform == "cpu" else ()
+                passes = (*passes, Restack(row_of(device)), *tiny)
         if self._debug != "verify-fusions":
             return passes
         return tuple(replace(p, verify=True) if isinstance(p, Fuse) else p for p in passes)

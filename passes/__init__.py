@@ -6,6 +6,7 @@ from typing import Any
 
 from .autodiff import Autodiff
 from .canonicalise import Canonicalise
+from .convolutions import Convolutions
 from .cse import Cse
 from .dce import Dce
 from .fold import Fold
@@ -28,6 +29,7 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
             Autodiff,
             Fold,
             Simplify,
+            Convolutions,
             Cse,
             Dce,
             Restack,
@@ -47,14 +49,27 @@ DEFAULT: tuple[Pass, ...] = (
     Autodiff(),
     Fold(),
     Simplify(),
+    Convolutions(),
     Cse(),
     Defer(),
     Cse(),
     Dce(),
 )
-# What the planner gets: it chooses what waits in memory, and results for all steps of a loop, once
-# they are there, can't be made again step by step.
-PLANNED: tuple[Pass, ...] = tuple(p for p in DEFAULT if not isinstance(p, Hoist | Defer))
+
+
+def default(platform: str, *, planned: bool = False) -> tuple[Pass, ...]:
+    """Return the passes for a platform such as "cpu" or "gpu"; `DEFAULT` are the CPU's.
+
+    With `planned` it is the planner's choice what waits in memory: results for all steps of a loop
+    can't be made again step by step, so that loops are left as they are.
+    """
+    out: tuple[type[Any], ...] = () if platform == "cpu" else (Convolutions,)
+    out += (Hoist, Defer) if planned else ()
+    return tuple(each for each in DEFAULT if not isinstance(each, out))
+
+
+# What the planner gets on a CPU.
+PLANNED = default("cpu", planned=True)
 
 __all__ = [
     "DEFAULT",
@@ -62,6 +77,7 @@ __all__ = [
     "PLANNED",
     "Autodiff",
     "Canonicalise",
+    "Convolutions",
     "Cse",
     "Dce",
     "Defer",
@@ -76,6 +92,7 @@ __all__ = [
     "Sink",
     "Stage",
     "Unroll",
+    "default",
     "parse_pipeline",
     "run_passes",
 ]

@@ -1,4 +1,4 @@
-"""One form for each thing: calls inlined, products two-dimensional, 1x1 convolutions products."""
+"""One form for each thing: calls inlined, products two-dimensional, also those of patches."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import ClassVar
 from ..ir.builder import Builder
 from ..ir.graph import Graph, Literal, Node, Value
 from ..ir.ops.contraction import free_dims
+from .convolutions import product_of_patches
 from .products import Products
 from .rewriter import rewrite
 
@@ -21,9 +22,9 @@ class Canonicalise:
     """Inline calls; give each unbatched product the form x2[M,K] . y2[K,N].
 
     Runs before autodiff, so that both gradients of a product are two-dimensional as well: XLA's
-    CPU backend runs x[B,T,D] . w[D,F] and its gradients far slower than the collapsed form, and
-    a 1x1 convolution far slower than the product that it is. `products` says what else is done
-    to products that are scaled or transposed.
+    CPU backend runs x[B,T,D] . w[D,F] and its gradients far slower than the collapsed form, and a
+    convolution of patches that do not overlap far slower than the product that it is. `products`
+    says what else is done to products that are scaled or transposed.
     """
 
     name: ClassVar[str] = "canonicalise"
@@ -54,7 +55,7 @@ def _canonical(b: Builder, node: Node, made: Mapping[Value, Node]) -> Sequence[V
     if node.op.name == "dot_general":
         return collapse_dot(b, node)
     if node.op.name == "conv_general_dilated":
-        return pointwise_conv(b, node)
+        return product_of_patches(b, node)
     if node.op.name in SCALED:
         return late_broadcast(b, node, made)
     return None
@@ -114,31 +115,3 @@ def _matrix(
     if not free:
         return b.reshape(x, (k,)), 0
     return b.reshape(x, (k, m) if first else (m, k)), 0 if first else 1
-
-
-def pointwise_conv(b: Builder, node: Node) -> Sequence[Value] | None:
-    """conv(x[N,..,C], k[1,..,C,O])  ->  x[N, ::stride, .., C] . k[C,O].
-
-    Needs features last in input and output, no padding, no groups, and every kernel size one.
-    """
-    attrs, numbers = node.attrs, node.attrs["dimension_numbers"]
-    x, k = node.inputs
-    out_features, in_features, *window = numbers.rhs_spec
-    last = (0, x.ndim - 1, *range(1, x.ndim - 1))
-    if (
-        any(k.shape[i] != 1 for i in window)
-        or numbers.lhs_spec != last
-        or numbers.out_spec != last
-        or any(map(any, attrs["padding"]))
-        or any(d != 1 for d in attrs["lhs_dilation"])
-        or attrs["feature_group_count"] * attrs["batch_group_count"] != 1
-    ):
-        return None
-    strides = (1, *attrs["window_strides"], 1)
-    thin = x if set(strides) == {1} else b.slice(x, [0] * x.ndim, x.shape, strides)
-    rows = b.reshape(thin, (prod(thin.shape[:-1]), x.shape[-1]))
-    axis = 0 if in_features < out_features else 1
-    kernel = b.reshape(k, [k.shape[i] for i in sorted((in_features, out_features))])
-    precision, dtype = attrs["precision"], attrs["preferred_element_type"]
-    out = b.dot_general(rows, kernel, ((1,), (axis,)), precision=precision, dtype=dtype)
-    return [b.reshape(out, node.output.shape)]

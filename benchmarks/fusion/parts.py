@@ -1,4 +1,4 @@
-"""What rewrites gain where they apply: losses over a vocabulary, attention, and loops.
+"""What rewrites gain where they apply: losses over a vocabulary, attention, convolutions, loops.
 
     python benchmarks/fusion/parts.py
     python benchmarks/fusion/parts.py --parts attention_2048 --repeats 21
@@ -125,6 +125,55 @@ def recurrent(kind: str, batch: int, length: int, width: int) -> Any:
     return Model(f"{kind}_{length}", init, of, make)
 
 
+# Batch, image's size, channels, filters, kernel's size; stride, groups, and the factor by which
+# an upsampling makes the image larger. Features last.
+CONVOLUTIONS: dict[str, tuple[tuple[int, int, int, int, int], dict[str, int]]] = {
+    "conv": ((32, 32, 32, 32, 3), {}),
+    "conv_wide": ((32, 16, 64, 64, 3), {}),
+    "conv_stride": ((32, 32, 32, 64, 3), {"stride": 2}),
+    "conv_1x1": ((32, 28, 64, 128, 1), {}),
+    "conv_patches": ((16, 224, 3, 192, 16), {"stride": 16}),
+    "conv_upsampled": ((8, 32, 32, 32, 2), {"factor": 2}),
+    "conv_depthwise": ((16, 32, 64, 64, 3), {"groups": 64}),
+    "conv_depthwise_7x7": ((8, 28, 64, 64, 7), {"groups": 64}),
+    "conv_grouped": ((8, 28, 128, 128, 3), {"groups": 32}),
+}
+
+
+def convolution(
+    name: str, sizes: Sequence[int], stride: int = 1, groups: int = 1, factor: int = 1
+) -> Any:
+    """One layer, whose inputs are learned."""
+    import jax
+    from jax import lax
+    from workloads import Model
+
+    batch, size, channels, filters, kernel = sizes
+    numbers = ("NHWC", "HWIO", "NHWC")
+
+    def init(key):
+        one, other = jax.random.split(key)
+        w = jax.random.normal(other, (kernel, kernel, channels // groups, filters))
+        return {"x": jax.random.normal(one, (batch, size, size, channels)), "w": w}
+
+    def apply(params):
+        x, w = params["x"], params["w"]
+        if factor > 1:
+            strides = (factor, factor)
+            return lax.conv_transpose(x, w, strides, "SAME", dimension_numbers=numbers)
+        return lax.conv_general_dilated(
+            x, w, (stride, stride), "SAME", None, None, numbers, feature_group_count=groups
+        )
+
+    def weights(key):
+        return jax.random.normal(key, jax.eval_shape(lambda: apply(init(key))).shape)
+
+    def loss(params, weights):
+        return (jax.nn.relu(apply(params)) * weights).mean()
+
+    return Model(name, init, loss, weights)
+
+
 def parts(tiny: bool) -> dict[str, Any]:
     """Builders by name."""
     tokens, vocabulary = (64, 128) if tiny else (4096, 32768)
@@ -137,6 +186,10 @@ def parts(tiny: bool) -> dict[str, Any]:
         found[f"attention_{part}"] = partial(attention, "naive", batch, part, 4, 64)
     for kind in ("window", "library"):
         found[f"{kind}_{length}"] = partial(attention, kind, 2, length, 4, 64)
+    for name, (sizes, options) in CONVOLUTIONS.items():
+        few = 2 * options.get("groups", 1)
+        small = (2, 2 * sizes[-1], few, few, sizes[-1])
+        found[name] = partial(convolution, name, small if tiny else sizes, **options)
     batch, steps, width = (2, 6, 8) if tiny else (32, 128, 256)
     for kind in ("elman", "gru", "lstm", "lstm_joined"):
         found[f"{kind}_{steps}"] = partial(recurrent, kind, batch, steps, width)
