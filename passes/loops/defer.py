@@ -82,7 +82,7 @@ class Defer:
             new = stacks.new(total.leaves)
             group = [t for t in found if t not in chosen and stacks.new(t.leaves) <= new]
             gain = sum(2 * _size(loop, t) for t in group if any(x.product for x in t.terms))
-            if gain >= self.ratio * _bytes(new):
+            if (gain or not new) and gain >= self.ratio * _bytes(new):
                 if stacks.take(new):
                     chosen += group
                     continue
