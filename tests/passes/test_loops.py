@@ -196,7 +196,7 @@ EXPECTED = {
     "vectors": (1, 0, 2, 0),
     "ensemble": (1, 0, 2, 0),
     "mapped": (1, 0, 2, 0),
-    "rows": (2, 0, 4, 0),
+    "rows": (2, 0, 3, 0),
     "layers": (1, 0, 2, 0),
     "bidirectional": (2, 0, 4, 0),
     "gram": (0, 0, 1, 0),
