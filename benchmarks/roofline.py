@@ -6,6 +6,9 @@
 The first table has the plain step of each model. The second has ops alone, each compiled by itself
 at the shapes it has in the models, those first that the planner gives most of the time; an op that
 XLA makes inside loops pays here for its operands too. Measured is the quickest run.
+
+The third table tells what no rewrite around them can change: the time that the matrix products and
+convolutions of a step take when each runs by itself, as a share of the step, and their rate.
 """
 
 from __future__ import annotations
@@ -141,6 +144,48 @@ def ops(graphs: Sequence[Any], spec: Any, most: int) -> Iterator[Row]:
         yield Row(name, f"{types} -> {result}"[-60:], predicted, timed(node), count)
 
 
+@dataclass(frozen=True)
+class Share:
+    """The products of a step, each timed by itself, and the step; floating-point operations."""
+
+    name: str
+    flops: int
+    seconds: float
+    step: float
+
+    def cells(self) -> list[str]:
+        """Return the row as text."""
+        rate = self.flops / self.seconds / 1e9
+        return [
+            self.name,
+            f"{self.flops / 1e9:.1f}",
+            f"{rate:.0f}",
+            f"{self.seconds / self.step:.2f}",
+        ]
+
+
+def products(graph: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+    """Matrix products and convolutions, and how often each runs in a step."""
+    for node in graph.nodes:
+        if node.op.name in ("dot_general", "conv_general_dilated"):
+            yield node, times
+        for region in node.regions:
+            yield from products(region, times * int(node.attrs.get("length", 1)))
+
+
+def share(row: Row, graph: Any) -> Share:
+    """Time the products of a model's step, each kind once."""
+    from backpass.ir.cost import node_cost
+
+    kinds: dict[Any, tuple[Any, int]] = {}
+    for node, times in products(graph):
+        key = (repr(dict(node.attrs)), *(str(value.type) for value in node.inputs))
+        kinds[key] = (node, kinds.get(key, (node, 0))[1] + times)
+    flops = sum(times * node_cost(node).flops for node, times in kinds.values())
+    seconds = sum(times * timed(node) for node, times in kinds.values())
+    return Share(row.name, flops, seconds, row.measured)
+
+
 def main(argv: Sequence[str] | None = None) -> list[Row]:
     """Measure the models and ops asked for, and print both tables."""
     options = parser(__doc__)
@@ -163,11 +208,16 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         graphs.append(graph)
         note(f"{row.name}: {1e3 * row.measured:.1f} ms, predicted {1e3 * row.predicted:.1f}")
     alone_rows = list(ops(graphs, spec, chosen.ops))
+    shares = [share(row, graph) for row, graph in zip(steps, graphs, strict=True)]
     tables = [
         (("step", "of", "runs", "predicted / measured"), [row.cells() for row in steps]),
         (("op", "at", "runs", "predicted / measured"), [row.cells() for row in alone_rows]),
+        (
+            ("step", "GFLOP of products", "GF/s alone", "alone / step"),
+            [each.cells() for each in shares],
+        ),
     ]
-    results = [asdict(row) for row in (*steps, *alone_rows)]
+    results = [asdict(row) for row in (*steps, *alone_rows, *shares)]
     finish(stamp, tables, results, chosen.json)
     return [*steps, *alone_rows]
 

@@ -222,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     return results
 
 
-PASSES = ("canonicalise", "sink", "fuse", "autodiff", "fold", "simplify", "cse", "dce")
+PASSES = ("canonicalise", "sink", "roll", "fuse", "autodiff", "fold", "simplify", "cse", "dce")
 WITHIN = ("trace", "import")  # `ask` holds both
 NAMES = (*WITHIN, "ask", *PASSES, "bind", "all", "jax")
 

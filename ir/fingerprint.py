@@ -7,7 +7,7 @@ and so does a custom rule that a `gradients` node of the graph may come to read.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 from .graph import Graph, Literal, Value
@@ -51,16 +51,19 @@ class _Same:
         return isinstance(other, _Same) and self._held is other._held
 
 
-def fingerprint(graph: Graph) -> Hashable:
-    """Key of a graph: types of its inputs, each node's op, operands, attrs and regions."""
-    return _fingerprint(graph, _order(graph))
+def fingerprint(graph: Graph, order: int = 0) -> Hashable:
+    """Key of a graph: types of its inputs, each node's op, operands, attrs and regions.
+
+    It stands in `order` many `gradients` nodes.
+    """
+    return _fingerprint(graph, order + gradient_order(graph))
 
 
-def _order(graph: Graph) -> int:
+def gradient_order(graph: Graph) -> int:
     """How deep `gradients` nodes stand in each other."""
     return max(
         (
-            _order(region) + (node.op.name == "gradients")
+            gradient_order(region) + (node.op.name == "gradients")
             for node in graph.nodes
             for region in node.regions
         ),
@@ -78,13 +81,18 @@ def _fingerprint(graph: Graph, order: int) -> Hashable:
 
     rows = []
     for node in graph.nodes:
-        attrs = tuple((name, _key(node.attrs[name])) for name in sorted(node.attrs))
         regions = tuple(_fingerprint(region, order) for region in node.regions)
-        rows.append((_op(node.op, order), tuple(map(operand, node.inputs)), attrs, regions))
+        operands = tuple(map(operand, node.inputs))
+        rows.append((_op(node.op, order), operands, attrs_key(node.attrs), regions))
         for value in node.outputs:
             place[value] = len(place)
     types = tuple(value.type for value in graph.inputs)
     return types, tuple(rows), tuple(map(operand, graph.outputs))
+
+
+def attrs_key(attrs: Mapping[str, Any]) -> Hashable:
+    """Key of a node's attributes; what cannot be hashed counts by identity."""
+    return tuple((name, _key(attrs[name])) for name in sorted(attrs))
 
 
 def _op(op: Op, order: int) -> Hashable:

@@ -14,6 +14,7 @@ from .fuse import Fuse, Fusion
 from .loops import Defer, Hoist, Unroll
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
 from .rematerialise import Rematerialise, Restack
+from .roll import Roll
 from .simplify import Simplify
 from .sink import Sink
 
@@ -25,6 +26,7 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
             Sink,
             Hoist,
             Defer,
+            Roll,
             Fuse,
             Autodiff,
             Fold,
@@ -45,6 +47,7 @@ DEFAULT: tuple[Pass, ...] = (
     Defer(),
     Cse(),
     Dce(),
+    Roll(),
     Fuse(),
     Autodiff(),
     Fold(),
@@ -88,6 +91,7 @@ __all__ = [
     "Pass",
     "Rematerialise",
     "Restack",
+    "Roll",
     "Simplify",
     "Sink",
     "Stage",

@@ -34,6 +34,15 @@ def test_fusion_parts(load_benchmark, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split()[0] == "gru_6"
 
 
+def test_rolling(load_benchmark, capsys):
+    """Each arm has a row, the first one's steps relative to themselves."""
+    arguments = ["--tiny", "--layers", "3", "--arms", "rolled", "jax", "--repeats", "2"]
+    results = load_benchmark("rolling").main(arguments)
+    assert [(each.layers, each.arm) for each in results] == [(3, "rolled"), (3, "jax")]
+    assert results[0].step.median == 1
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["3", "jax"]
+
+
 def test_steps(load_benchmark, tmp_path, capsys):
     """Ratios are told on stdout, all numbers are in the file, and both arms agree."""
     path = tmp_path / "steps.json"

@@ -52,8 +52,8 @@ def test_lowered(step):
     assert isinstance(lowered, bp.Lowered)
     names = [stage.name for stage in lowered.stages]
     assert " ".join(names) == (
-        "traced canonicalise sink hoist defer cse dce fuse autodiff fold simplify convolutions cse"
-        " defer cse dce restack unroll"
+        "traced canonicalise sink hoist defer cse dce roll fuse autodiff fold simplify convolutions"
+        " cse defer cse dce restack unroll"
     )
     assert lowered.stages[0].graph == step.trace(PARAMS, X).graph
     assert lowered.stages[-1].graph is lowered.graph

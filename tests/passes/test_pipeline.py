@@ -59,7 +59,7 @@ def test_parse(text, names):
 
 def test_default_is_spelled():
     assert spelled(DEFAULT) == (
-        "canonicalise,sink,hoist,defer,cse,dce,fuse,autodiff,fold,simplify,convolutions,cse,"
+        "canonicalise,sink,hoist,defer,cse,dce,roll,fuse,autodiff,fold,simplify,convolutions,cse,"
         "defer,cse,dce"
     )
     assert parse_pipeline(spelled(DEFAULT), PASSES) == DEFAULT

@@ -1,0 +1,5 @@
+"""Repeated blocks of a program become one scan."""
+
+from .roll import Roll
+
+__all__ = ["Roll"]

@@ -1,0 +1,209 @@
+"""Repeated blocks become one scan: values, gradients, and what is left as it is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import backpass as bp
+from backpass.passes import DEFAULT, Roll
+from fuzz.interpret import run_graph, run_jaxpr
+from passes.draw_repeats import arguments, repeated
+from passes.repeats import PART, ROLL, STAY, TIME, B, D, N, dense, mlp, rows, scopes
+
+ROLLED = tuple(Roll(True) if each.name == "roll" else each for each in DEFAULT)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def lengths(graph):
+    return sorted(node.attrs["length"] for node in graph.walk() if node.op.name == "scan")
+
+
+def rolled(stages):
+    return next(stage for stage in stages if stage.name == "roll")
+
+
+def close(got, want, tolerance=1e-9):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def both(loss, params, x, tolerance=1e-9):
+    """Values and gradients, ours rolled; returns the stages."""
+    has_aux = loss.__name__ == "hidden_states"
+
+    def step(grad):
+        return grad(loss, argnums=(0, 1), has_aux=has_aux)
+
+    ours = bp.compile(step(bp.value_and_grad), passes=ROLLED, debug=True)
+    close(ours(params, x), jax.jit(step(jax.value_and_grad))(params, x), tolerance)
+    return ours.lower(params, x).stages
+
+
+@pytest.mark.parametrize("name", ROLL)
+def test_blocks_become_a_scan(name):
+    loss, params, want = ROLL[name]
+    tolerance = 0.05 if name == "half_precision" else 1e-9
+    stages = both(loss, params(), rows(), tolerance)
+    assert lengths(rolled(stages).graph) == want, list(map(str, rolled(stages).report()))
+
+
+@pytest.mark.parametrize("name", TIME)
+def test_steps_in_time_become_a_scan(name):
+    loss, params, want = TIME[name]
+    x = jax.random.normal(jax.random.key(2), (B, N, D))
+    assert lengths(rolled(both(loss, params(), x)).graph) == want
+
+
+@pytest.mark.parametrize("name", STAY)
+def test_look_alike_is_left_alone(name):
+    stages = both(STAY[name], dense(), rows())
+    assert lengths(rolled(stages).graph) == []
+    assert not any(each.matched for each in rolled(stages).report())
+
+
+@pytest.mark.parametrize("name", PART)
+def test_what_fits_is_rolled(name):
+    loss, among = PART[name]
+    found = lengths(rolled(both(loss, dense(), rows())).graph)
+    assert found
+    assert among.issuperset(found)
+
+
+def blocks_of(n):
+    """A chain of `n` layers, and its parameters."""
+    return [{"w": jnp.eye(D) * (i + 1), "b": jnp.zeros(D)} for i in range(n)]
+
+
+def test_text_of_a_rolled_chain():
+    passes = "canonicalise,cse,dce,roll{roll=true}"
+    graph = bp.compile(scopes, passes=passes, debug=True).lower(blocks_of(3), rows()).graph
+    (scan,) = [node for node in graph.nodes if node.op.name == "scan"]
+    (body,) = scan.regions
+    assert [node.op.name for node in body.nodes] == "dot_general broadcast_in_dim add tanh".split()
+    assert [str(value.type) for value in body.inputs] == [f"f64[{B},{D}]", "f64[4,4]", "f64[4]"]
+    assert [node.op.name for node in graph.nodes[:3]] == ["stack", "stack", "scan"]
+    assert scan.scope == "layer[0:3]"
+    assert all(node.scope == "" and "repeats.py" in node.source for node in body.nodes)
+
+
+def test_report_tells_blocks_and_line():
+    low = bp.compile(mlp, passes="canonicalise,cse,dce,roll{roll=true}").lower(dense(), rows())
+    (found,) = low.fusions
+    assert found.matched
+    assert str(found).startswith("6 blocks of 4 nodes at ")
+    assert str(found).endswith(": rolled into one scan")
+
+
+def test_near_miss_names_the_line():
+    low = bp.compile(STAY["two_back"], passes="cse,dce,roll{roll=true}").lower(dense(), rows())
+    (found,) = low.fusions
+    assert not found.matched
+    assert "differ in what they read: " in found.reason
+    assert "repeats.py" in found.reason
+
+
+def test_weights_of_one_array_are_not_copied():
+    loss, params, _ = ROLL["stacked_weights"]
+    graph = bp.compile(loss, passes="cse,dce,roll{roll=true}").lower(params(), rows()).graph
+    (scan,) = [node for node in graph.nodes if node.op.name == "scan"]
+    assert graph.producer[scan.inputs[-1]].op.name == "reshape"  # f64[6,4,4] as f64[6,1,4,4]
+    assert not any(node.op.name in ("stack", "slice") for node in graph.nodes)
+
+
+def test_states_in_one_array_are_what_the_scan_stacks():
+    loss, params, _ = ROLL["states"]
+    graph = bp.compile(loss, passes="cse,dce,roll{roll=true}").lower(params(), rows()).graph
+    names = [node.op.name for node in graph.nodes]
+    assert "unstack" not in names
+    assert names[names.index("scan") + 1] == "transpose"
+
+
+def test_masks_are_the_same_bits():
+    def masks(params, x):
+        key, found = jax.random.key(3), []
+        for i, p in enumerate(params):
+            found.append(jax.random.bernoulli(jax.random.fold_in(key, i), 0.5, x.shape))
+            x = x @ p["w"] * found[-1]
+        return x, found
+
+    ours = bp.compile(masks, passes=ROLLED, debug=True)
+    assert lengths(ours.lower(dense(), rows()).graph) == [N]
+    for a, b in zip(ours(dense(), rows())[1], masks(dense(), rows())[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_callbacks_keep_their_order():
+    seen = []
+
+    def told(params, x):
+        for i, p in enumerate(params):
+            x = jnp.tanh(x @ p["w"])
+            jax.debug.callback(lambda _, i=i: seen.append(i), x[0, 0], ordered=True)
+        return x
+
+    ours = bp.compile(told, passes=ROLLED, debug=True)
+    close(ours(dense(), rows()), jax.jit(told)(dense(), rows()))
+    jax.effects_barrier()
+    assert seen == [*range(N), *range(N)]
+
+
+def test_auto_leaves_what_compiles_soon_enough():
+    low = bp.compile(bp.grad(mlp)).lower(dense(), rows())
+    assert lengths(low.graph) == []
+    assert low.fusions == ()
+
+
+@pytest.mark.parametrize(("flops", "want"), [(0, [20]), (10**6, [])])
+def test_auto_rolls_many_nodes_with_work(flops, want):
+    passes = f"canonicalise,cse,dce,roll{{nodes=80,flops={flops}}}"
+    low = bp.compile(mlp, passes=passes).lower(blocks_of(20), rows())
+    assert lengths(low.graph) == want
+    assert [each.matched for each in low.fusions] == [bool(want)]
+
+
+def test_false_rolls_nothing_and_other_words_are_refused():
+    low = bp.compile(mlp, passes="roll{roll=false}").lower(blocks_of(20), rows())
+    assert lengths(low.graph) == []
+    with pytest.raises(bp.ArgumentError, match="auto, true and false"):
+        bp.compile(mlp, passes="roll{roll=maybe}")
+
+
+def test_a_budget_holds_within_the_scan():
+    def step(params, x):
+        value, grads = bp.value_and_grad(ROLL["residual"][0])(params, x)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+    params, x = blocks_of(24), jax.random.normal(jax.random.key(1), (256, D))
+    passes = tuple(Roll(True) if each.name == "roll" else each for each in DEFAULT)
+    plain = bp.compile(step, passes=passes).lower(params, x).compile()
+    sizes = plain.memory_analysis()
+    fixed = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    budget = fixed + int(0.6 * sizes.temp_size_in_bytes)
+    lean = bp.compile(step, passes=passes, memory_budget=budget)
+    compiled = lean.lower(params, x).compile()
+    assert lengths(compiled.stages[-1].graph)
+    assert compiled.plan.measured_bytes <= budget
+    close(lean(params, x), plain(params, x))
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_random_repeats_keep_values_and_gradients(seed):
+    """In NumPy: nothing is compiled."""
+    program = repeated(seed)
+    args = arguments(program)
+
+    def step(grad):
+        return grad(program.loss, argnums=(0, 1))
+
+    low = bp.compile(step(bp.value_and_grad), passes=ROLLED, debug=True).lower(*args)
+    got = run_graph(low.graph, *jax.tree.leaves(args))
+    want = run_jaxpr(jax.make_jaxpr(step(jax.value_and_grad))(*args), *jax.tree.leaves(args))
+    close(got, want, 1e-8)
+    graph = rolled(low.stages).graph
+    assert Roll(True)(graph) is graph
