@@ -235,7 +235,9 @@ def test_roofline(load_benchmark, tmp_path, capsys):
     assert all(row.predicted > 0 and row.measured > 0 for row in rows)
     assert rows[2].count * rows[2].predicted == max(r.count * r.predicted for r in rows[2:])
     written = json.loads(path.read_text())["results"]
-    assert [row["name"] for row in written] == [row.name for row in rows]
+    assert [row["name"] for row in written[: len(rows)]] == [row.name for row in rows]
+    assert [row["name"] for row in written[len(rows) :]] == ["mlp", "lstm"]
+    assert all(row["flops"] > 0 < row["seconds"] for row in written[len(rows) :])
     assert capsys.readouterr().out.count("predicted / measured") == 2
 
 
