@@ -10,10 +10,11 @@ from typing import Any
 
 from ..ir.graph import Graph
 from ..passes import Fusion, Stage
-from .dump import write_stages
+from .dump import write_dump
 from .fallback import Fallback, fallbacks
 from .memory_plan import MemoryPlan
 from .program import Program
+from .summary import Summary, summarise
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class Traced:
 class Lowered:
     """A program after all passes; `stages` holds each step's graph.
 
-    `plan` is the memory plan, where a budget was given; compiling may refine it.
+    `plan` is the memory plan, where a budget was given; compiling may refine it. `donated` are
+    positions of the graph's inputs whose buffers the outputs may take over.
     """
 
     _program: Program
@@ -55,6 +57,7 @@ class Lowered:
     plan: MemoryPlan | None
     _by_jax: Callable[[], Any]
     _compile: Callable[[], Compiled]
+    donated: tuple[int, ...] = ()
 
     @property
     def graph(self) -> Graph:
@@ -99,9 +102,17 @@ class Lowered:
         """Compile for the devices at hand. Raises `BudgetError` when no plan fits the budget."""
         return self._compile()
 
-    def dump(self, directory: str | Path) -> list[Path]:
-        """Write `NNN_stage.txt` for each stage and `graph.dot` of the last; returns the paths."""
-        return write_stages(self.stages, Path(directory))
+    def summary(self, depth: int = 2) -> Summary:
+        """Return parameters, FLOPs and bytes by layer: the first `depth` parts of the scopes."""
+        return summarise(self.stages, depth)
+
+    def dump(self, directory: str | Path, *, hlo: bool = False) -> list[Path]:
+        """Write every stage, exports of the last and a manifest; returns the paths.
+
+        An earlier dump in `directory` is replaced. With `hlo` the program is compiled, and XLA's
+        optimised HLO is written too. Raises `DumpError`.
+        """
+        return write_dump(self, Path(directory), hlo)
 
 
 @dataclass(frozen=True)
