@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 from typing import Literal as Either
 
@@ -176,24 +177,16 @@ def diff(before: Graph, after: Graph) -> Difference:
     a, b = match(before, after)
     compared = _Compared(a, b)
     removed = [(i, Change("removed", before.nodes[i])) for i in a.left()]
-    # A removed node stands where the nodes around it are now.
-    places = _places(a, len(before.nodes))
-    found = [((places[i], 0, i), change) for i, change in removed]
+    # A removed node stands behind the last one above it that is still there.
+    places = list(accumulate(range(len(before.nodes)), lambda k, i: a.pair.get(i, k), initial=-1))
+    found = [((places[i], 1, i), change) for i, change in removed]
     for j, node in enumerate(after.nodes):
         if j not in b.pair:
-            found.append(((j, 1, 0), Change("added", node)))
+            found.append(((j, 0, 0), Change("added", node)))
         elif (change := compared.change(b.pair[j], j)) is not None:
-            found.append(((j, 1, 0), change))
+            found.append(((j, 0, 0), change))
     changes = tuple(change for _, change in sorted(found, key=lambda item: item[0]))
     return Difference(before, after, changes, tuple(compared.ends()), _moved(a))
-
-
-def _places(a: Side, count: int) -> list[int]:
-    """For each position of `a`, that in the other graph of the nearest node below with a pair."""
-    places, last = [0] * count, len(a.graph.nodes) + len(a.pair)
-    for i in reversed(range(count)):
-        last = places[i] = a.pair.get(i, last)
-    return places
 
 
 def _moved(a: Side) -> int:

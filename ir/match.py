@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from .attrs import AttrPrinter
 from .graph import Graph, Literal, Node, Value
@@ -200,9 +201,15 @@ def _rounds(a: Side, b: Side) -> None:
         found = 0
         for way in _WAYS:
             of_a, of_b = way(a), way(b)
+            found += _by(a, b, partial(_placed, a, of_a), partial(_placed, b, of_b))
             found += _by(a, b, of_a.__getitem__, of_b.__getitem__)
         if not found and not any(_near_by(a, b, near, alone=True) for near in _NEAR):
             return
+
+
+def _placed(side: Side, labels: Sequence[int], i: int) -> Label:
+    """Label with phase and scope: of many equal nodes, those of one place are paired first."""
+    return labels[i], side.graph.nodes[i].phase, side.graph.nodes[i].scope
 
 
 def _near_by(a: Side, b: Side, label: Callable[[Side, int], Label], alone: bool = False) -> int:
