@@ -153,7 +153,7 @@ def measured(name: str, program: Program, budgets: int, limit: float, device: st
     import backpass as bp
     from backpass.ir.device import device_named
     from backpass.ir.liveness import liveness
-    from backpass.passes import DEFAULT
+    from backpass.passes import PLANNED
     from backpass.passes.rematerialise.exact import Exact
     from backpass.passes.rematerialise.frontier import Frontier
 
@@ -164,7 +164,7 @@ def measured(name: str, program: Program, budgets: int, limit: float, device: st
         return value, jax.tree.map(lambda p, g: p - 0.1 * g, params, grads)
 
     frontier = Frontier(
-        bp.compile(step, passes=DEFAULT).lower(params, data).graph, device_named(device)
+        bp.compile(step, passes=PLANNED).lower(params, data).graph, device_named(device)
     )
     (treatment,) = frontier.treatments
     stages = treatment.stages

@@ -12,7 +12,17 @@ import jax
 
 from ..ir.errors import ArgumentError, BudgetError
 from ..ir.graph import Graph
-from ..passes import DEFAULT, PASSES, Fuse, Pass, Restack, Stage, default, parse_pipeline
+from ..passes import (
+    PASSES,
+    PLANNED,
+    Fuse,
+    Pass,
+    Restack,
+    Stage,
+    Unroll,
+    default,
+    parse_pipeline,
+)
 from ..passes.rematerialise import Planned
 from ..runtime.device import row_of
 from ..runtime.lower import lowered
@@ -168,7 +178,7 @@ class CompiledFunction:
 
     def without_plan(self, passes: Any, options: dict[str, Any]) -> CompiledFunction:
         """Return this function with no budget, and with other passes and options where given."""
-        passes = passes or self._passes or DEFAULT
+        passes = passes or self._passes or PLANNED
         return compile(self._fun, passes=passes, **{**self._jit_options, **options})
 
     def of_state(self, fun: Callable[..., Any]) -> CompiledFunction:
@@ -299,13 +309,14 @@ class CompiledFunction:
 
     @property
     def _pipeline(self) -> Sequence[Pass]:
-        """The passes; by default what scans stack is chosen for speed, or else by the planner."""
+        """The passes; by default what loops do and stack is chosen for speed, or by the planner."""
         passes = self._passes
         if passes is None:
             device = jax.devices()[0]
-            passes = default(device.platform)
+            passes = default(device.platform, planned=self._planning.active)
             if not self._planning.active:
-                passes = (*passes, Restack(row_of(device)))
+                tiny = (Unroll(),) if device.platform == "cpu" else ()
+                passes = (*passes, Restack(row_of(device)), *tiny)
         if self._debug != "verify-fusions":
             return passes
         return tuple(replace(p, verify=True) if isinstance(p, Fuse) else p for p in passes)

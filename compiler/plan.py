@@ -13,6 +13,7 @@ import numpy as np
 from ..ir.device import DeviceSpec, device_named
 from ..ir.errors import ArgumentError
 from ..ir.tables import bytes_text, table
+from ..passes import PLANNED
 from ..passes.rematerialise import Planned, Planner
 from ..runtime.device import live_spec
 from .budget import parse_bytes
@@ -227,7 +228,7 @@ def _unplanned(fun: Callable[..., Any], passes: Any, given: dict[str, Any]) -> C
     try:
         if isinstance(fun, CompiledFunction):
             return fun.without_plan(passes, given)
-        return compile(fun, passes=passes, **given)
+        return compile(fun, passes=passes or PLANNED, **given)
     except ArgumentError:
         raise
     except ValueError as error:  # JAX's, for positions that the function has not

@@ -11,6 +11,7 @@ from .cse import Cse
 from .dce import Dce
 from .fold import Fold
 from .fuse import Fuse, Fusion
+from .loops import Defer, Hoist, Unroll
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
 from .rematerialise import Rematerialise, Restack
 from .roll import Roll
@@ -23,6 +24,8 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
         for each in (
             Canonicalise,
             Sink,
+            Hoist,
+            Defer,
             Roll,
             Fuse,
             Autodiff,
@@ -33,12 +36,15 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
             Dce,
             Restack,
             Rematerialise,
+            Unroll,
         )
     }
 )
 DEFAULT: tuple[Pass, ...] = (
     Canonicalise(),
     Sink(),
+    Hoist(),
+    Defer(),
     Cse(),
     Dce(),
     Roll(),
@@ -48,28 +54,40 @@ DEFAULT: tuple[Pass, ...] = (
     Simplify(),
     Convolutions(),
     Cse(),
+    Defer(),
+    Cse(),
     Dce(),
 )
 
 
-def default(platform: str) -> tuple[Pass, ...]:
-    """Return the passes for a platform such as "cpu" or "gpu"; `DEFAULT` are the CPU's."""
-    if platform == "cpu":
-        return DEFAULT
-    return tuple(each for each in DEFAULT if not isinstance(each, Convolutions))
+def default(platform: str, *, planned: bool = False) -> tuple[Pass, ...]:
+    """Return the passes for a platform such as "cpu" or "gpu"; `DEFAULT` are the CPU's.
 
+    With `planned` it is the planner's choice what waits in memory: results for all steps of a loop
+    can't be made again step by step, so that loops are left as they are.
+    """
+    out: tuple[type[Any], ...] = () if platform == "cpu" else (Convolutions,)
+    out += (Hoist, Defer) if planned else ()
+    return tuple(each for each in DEFAULT if not isinstance(each, out))
+
+
+# What the planner gets on a CPU.
+PLANNED = default("cpu", planned=True)
 
 __all__ = [
     "DEFAULT",
     "PASSES",
+    "PLANNED",
     "Autodiff",
     "Canonicalise",
     "Convolutions",
     "Cse",
     "Dce",
+    "Defer",
     "Fold",
     "Fuse",
     "Fusion",
+    "Hoist",
     "Pass",
     "Rematerialise",
     "Restack",
@@ -77,6 +95,7 @@ __all__ = [
     "Simplify",
     "Sink",
     "Stage",
+    "Unroll",
     "default",
     "parse_pipeline",
     "run_passes",

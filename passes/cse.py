@@ -45,6 +45,31 @@ class Cse:
         return Graph(graph.name, graph.inputs, tuple(nodes), outputs)
 
 
+def stacked_once(graph: Graph) -> Graph:
+    """The graph in which nobody reads a scan's second stack of a value, or one of its own xs."""
+    env: dict[Value, Value] = {}
+    for node in graph.nodes:
+        if node.op.name == "scan":
+            env.update(_repeats(node))
+    if not env:
+        return graph
+    nodes = tuple(substituted(node, env) for node in graph.nodes)
+    return replace(graph, nodes=nodes, outputs=tuple(env.get(v, v) for v in graph.outputs))
+
+
+def _repeats(node: Node) -> dict[Value, Value]:
+    """What has the same slices, by the stacks of a scan that are not needed for that."""
+    (body,) = node.regions
+    start, carried = node.attrs["num_consts"] + node.attrs["num_carry"], node.attrs["num_carry"]
+    first = dict(zip(body.inputs[start:], node.inputs[start:], strict=True))
+    found = {}
+    for inner, outer in zip(body.outputs[carried:], node.outputs[carried:], strict=True):
+        same = first.setdefault(inner, outer)
+        if same is not outer and same.type == outer.type:
+            found[outer] = same
+    return found
+
+
 def _key(node: Node) -> Hashable | None:
     """Equal for nodes that compute the same; None where an attribute cannot be compared."""
     try:

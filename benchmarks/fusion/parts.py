@@ -1,4 +1,4 @@
-"""What rewrites gain where they apply: losses over a vocabulary, attention, convolutions.
+"""What rewrites gain where they apply: losses over a vocabulary, attention, convolutions, loops.
 
     python benchmarks/fusion/parts.py
     python benchmarks/fusion/parts.py --parts attention_2048 --repeats 21
@@ -80,6 +80,51 @@ def attention(kind: str, batch: int, length: int, heads: int, width: int) -> Any
     return Model(name, init, of, partial(jax.random.normal, shape=shape))
 
 
+def recurrent(kind: str, batch: int, length: int, width: int) -> Any:
+    """A layer of a recurrent network over sequences, with `jax.lax.scan`."""
+    import jax
+    import jax.numpy as jnp
+    from workloads import Model
+
+    count = {"elman": 1, "gru": 3}.get(kind, 4)
+
+    def init(key):
+        keys = jax.random.split(key, 3)
+        w, u = width**-0.5 * jax.random.normal(keys[0], (2, width, count * width))
+        return {"w": w, "u": u, "b": jnp.zeros(count * width)}
+
+    def elman(p, h, x):
+        return jnp.tanh(x @ p["w"] + h @ p["u"] + p["b"])
+
+    def gru(p, h, x):
+        given, state = jnp.split(x @ p["w"] + p["b"], 3, -1), jnp.split(h @ p["u"], 3, -1)
+        r, z = (jax.nn.sigmoid(a + b) for a, b in zip(given[:2], state[:2], strict=True))
+        return (1 - z) * jnp.tanh(given[2] + r * state[2]) + z * h
+
+    def lstm(p, both, x):
+        h, c = jnp.split(both, 2, -1)
+        if kind == "lstm_joined":
+            gates = jnp.concatenate([x, h], -1) @ jnp.concatenate([p["w"], p["u"]]) + p["b"]
+        else:
+            gates = x @ p["w"] + h @ p["u"] + p["b"]
+        i, f, g, o = jnp.split(gates, 4, -1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+        return jnp.concatenate([jax.nn.sigmoid(o) * jnp.tanh(c), c], -1)
+
+    cell = {"elman": elman, "gru": gru}.get(kind, lstm)
+    start = jnp.zeros((batch, width if count < 4 else 2 * width))
+
+    def of(params, xs):
+        def step(state, x):
+            state = cell(params, state, x)
+            return state, state[:, :width]
+
+        return (jax.lax.scan(step, start, xs)[1] ** 2).mean()
+
+    make = partial(jax.random.normal, shape=(length, batch, width))
+    return Model(f"{kind}_{length}", init, of, make)
+
+
 # Batch, image's size, channels, filters, kernel's size; stride, groups, and the factor by which
 # an upsampling makes the image larger. Features last.
 CONVOLUTIONS: dict[str, tuple[tuple[int, int, int, int, int], dict[str, int]]] = {
@@ -145,6 +190,9 @@ def parts(tiny: bool) -> dict[str, Any]:
         few = 2 * options.get("groups", 1)
         small = (2, 2 * sizes[-1], few, few, sizes[-1])
         found[name] = partial(convolution, name, small if tiny else sizes, **options)
+    batch, steps, width = (2, 6, 8) if tiny else (32, 128, 256)
+    for kind in ("elman", "gru", "lstm", "lstm_joined"):
+        found[f"{kind}_{steps}"] = partial(recurrent, kind, batch, steps, width)
     return found
 
 

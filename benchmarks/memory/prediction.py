@@ -55,14 +55,14 @@ def measure(name: str, build: Callable[..., Any], budgets: int) -> Result:
     import backpass as bp
     from backpass.compiler.calibration import Calibration
     from backpass.compiler.memory_plan import plan_of
-    from backpass.passes import DEFAULT
+    from backpass.passes import PLANNED
     from backpass.passes.rematerialise import Planned, Planner
     from backpass.runtime.device import live_spec
 
     case = Case.of(build())
     args = (case.params, case.batch, case.rate)
     step = step_of(bp.value_and_grad, case.model.loss)
-    graph = bp.compile(step, passes=DEFAULT).lower(*args).graph
+    graph = bp.compile(step, passes=PLANNED).lower(*args).graph
     donated = range(len(jax.tree.leaves(case.params)))
     planner = Planner(graph, live_spec(), frozenset(donated))
     peaks: dict[Planned, int] = {}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -72,10 +73,15 @@ def _lower_late(
     types: Sequence[ArrayType],
     options: Mapping[str, Any],
 ) -> list[Any]:
-    """The ys in the carry: they begin as a zero each that passes a barrier with the operands."""
+    """The ys in the carry: they begin as a zero each that passes a barrier with the operands.
+
+    XLA:CPU expands barriers before it decides when the zeros are made; see `_tied`.
+    """
     length, reverse = options["length"], options["reverse"]
     zeros = [np.zeros((), t.dtype) for t in types]
     zeros, init, xs = lax.optimization_barrier((zeros, list(init), list(xs)))
+    if jax.default_backend() == "cpu":
+        zeros = _tied(zeros, (*init, *xs))
     stacks = [lax.broadcast(z, (length, *t.shape)) for z, t in zip(zeros, types, strict=True)]
 
     def step(state: Any, x: Any) -> tuple[Any, None]:
@@ -90,6 +96,30 @@ def _lower_late(
     start = np.int32(length - 1 if reverse else 0)
     (_, carry, stacks), _ = lax.scan(step, (start, init, stacks), xs, **options)
     return [*carry, *stacks]
+
+
+def _tied(zeros: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+    """Zeros that depend on an element of each operand, by arithmetic that XLA does not fold.
+
+    `(bits >> 31) >> 1` of 32 bits is 0.
+    """
+    seen = [bits for x in operands if (bits := _bits(x)) is not None]
+    if not seen:
+        return list(zeros)
+    zero = lax.shift_right_logical(reduce(lax.bitwise_or, seen), np.uint32(31))
+    zero = lax.shift_right_logical(zero, np.uint32(1))
+    return [lax.convert_element_type(zero, z.dtype) for z in zeros]
+
+
+def _bits(x: Any) -> Any:
+    """The first element of an array as `uint32`; None where there is none, or no such bits."""
+    kinds = (jnp.floating, jnp.integer)
+    size = 0 if jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.dtype.itemsize
+    if size not in (2, 4, 8) or not x.size or not any(jnp.issubdtype(x.dtype, k) for k in kinds):
+        return None
+    first = lax.reshape(lax.slice(x, (0,) * x.ndim, (1,) * x.ndim), ())
+    bits = lax.bitcast_convert_type(first, np.dtype(f"uint{8 * size}"))
+    return lax.convert_element_type(bits, np.uint32)
 
 
 def _linearise(

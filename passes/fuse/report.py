@@ -14,7 +14,7 @@ class Fusion:
 
     `what` names the rewrite, `source` the user's line and `scope` the name stack. `reason` tells
     why a near miss is none; it is empty for a match. `nbytes` is what need not be there at once
-    any more.
+    any more, or what `gain` says.
     """
 
     what: str
@@ -22,6 +22,7 @@ class Fusion:
     scope: str
     nbytes: int
     reason: str = ""
+    gain: str = ""
 
     @property
     def matched(self) -> bool:
@@ -31,7 +32,8 @@ class Fusion:
     def __str__(self) -> str:
         """One line."""
         where = f"{self.what} at {self.source or 'unknown line'}"
-        return f"{where}: {self.reason or f'{bytes_text(self.nbytes)} never there as a whole'}"
+        gain = self.gain or "never there as a whole"
+        return f"{where}: {self.reason or f'{bytes_text(self.nbytes)} {gain}'}"
 
 
 def told(node: Node) -> str:

@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from ...ir.cost import VIEWS
 from ...ir.graph import Graph, Node, Value
 from ...ir.op import Op
+from ..scan import Scan
 from .joint import Joint
-
-
-@dataclass(frozen=True)
-class Scan:
-    """A scan node taken apart: consts, carry and xs, outside and inside its body."""
-
-    node: Node
-
-    @property
-    def body(self) -> Graph:
-        """The function of one step."""
-        return self.node.regions[0]
-
-    @property
-    def length(self) -> int:
-        """Number of steps."""
-        return int(self.node.attrs["length"])
-
-    @property
-    def parts(self) -> tuple[slice, slice, slice]:
-        """Where the consts, the carry and the xs stand among the inputs."""
-        n, k = self.node.attrs["num_consts"], self.node.attrs["num_carry"]
-        return slice(0, n), slice(n, n + k), slice(n + k, None)
-
-    @property
-    def carried(self) -> int:
-        """Number of outputs that are the final carry."""
-        return int(self.node.attrs["num_carry"])
 
 
 @dataclass(frozen=True)
 class Pair:
     """A forward scan and the backward scan that reads what it stacks.
 
-    Inside, `known` maps inputs of the backward body to the forward body's own values.
+    Inside, `known` maps inputs of the backward body to the forward body's own values. `fleeting`
+    are slices of xs that nobody else reads: to read them again, they would have to be kept.
     """
 
     forward: Scan
     backward: Scan
+    fleeting: tuple[Value, ...] = ()
 
     @cached_property
     def known(self) -> dict[Value, Value]:
@@ -74,16 +51,17 @@ class Pair:
 
     @cached_property
     def joint(self) -> Joint:
-        """One step forward and backward. The carry exists only where it was stacked."""
+        """One step forward and backward. What `_ENTRY` makes exists only where it was stacked."""
         f, b = self.forward, self.backward
         consts, carry, xs = f.parts
-        entry = Node(_ENTRY, (), f.body.inputs[carry])
+        entry = Node(_ENTRY, (), (*f.body.inputs[carry], *self.fleeting))
         rest = [
             replace(node, inputs=tuple(self.known.get(v, v) for v in node.inputs))
             for node in b.body.nodes
         ]
         own = [v for v in b.body.inputs if v not in self.known]
-        inputs = (*f.body.inputs[consts], *f.body.inputs[xs], *own)
+        slices = (v for v in f.body.inputs[xs] if v not in self.fleeting)
+        inputs = (*f.body.inputs[consts], *slices, *own)
         outputs = tuple(self.known.get(v, v) for v in b.body.outputs)
         return Joint(inputs, (entry, *f.body.nodes), tuple(rest), outputs)
 
@@ -92,12 +70,15 @@ def _no_shape(inputs: object, attrs: object, regions: object) -> tuple[()]:
     return ()
 
 
-# Stands for the carry at a step's start: an effect, as it can't be made again.
+# Stands for what is there at a step's start: an effect, as it can't be made again.
 _ENTRY = Op("entry", _no_shape, lambda *_: [], effect="entry")
 
 
-def pairs(graph: Graph) -> list[Pair]:
-    """The scans of a joint graph whose stacks one backward scan reads."""
+def pairs(graph: Graph, *, fleeting: bool = False) -> list[Pair]:
+    """The scans of a joint graph whose stacks one backward scan reads.
+
+    With `fleeting`, products that these two alone read are taken to be gone after the first.
+    """
     found = []
     for node in graph.nodes:
         if node.op.name != "scan" or node.phase != "forward":
@@ -113,7 +94,26 @@ def pairs(graph: Graph) -> list[Pair]:
             and user.attrs["reverse"] != node.attrs["reverse"]
         }
         if len(readers) == 1:
-            pair = Pair(Scan(node), Scan(readers.pop()))
+            first, second = Scan(node), Scan(readers.pop())
+            gone = _fleeting(graph, first, second) if fleeting else ()
+            pair = Pair(first, second, gone)
             if pair.stacked:
                 found.append(pair)
     return found
+
+
+def _fleeting(graph: Graph, first: Scan, second: Scan) -> tuple[Value, ...]:
+    """The slices of xs of the first scan that are products which the two alone read."""
+    _, _, xs = first.parts
+    pairs = zip(first.node.inputs[xs], first.body.inputs[xs], strict=True)
+    both = {first.node, second.node}
+    return tuple(inner for outer, inner in pairs if _is_fleeting(graph, outer, both))
+
+
+def _is_fleeting(graph: Graph, value: Value, readers: Set[Node]) -> bool:
+    node = graph.producer.get(value)
+    if node is None or value in graph.outputs or not readers >= {*graph.users[value]}:
+        return False
+    if node.op.name in VIEWS:
+        return _is_fleeting(graph, node.inputs[0], {node})
+    return node.op.name == "dot_general"

@@ -21,6 +21,7 @@ from ...ir.builder import Builder
 from ...ir.device import SLICED, DeviceSpec
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops import OPS
+from ..cse import stacked_once
 from ..dce import Dce
 from ..rewriter import substituted
 from .joint import Joint
@@ -36,15 +37,16 @@ NEAR = 1.5  # a segment's length that needs no copies of slices may be off by so
 
 @dataclass(frozen=True)
 class Scans:
-    """The pairs of a joint graph, and the ladder of what each may stack."""
+    """The pairs of a joint graph (see `pairs` for `fleeting`), and what each may stack."""
 
     graph: Graph
     spec: DeviceSpec
+    fleeting: bool = False
 
     @cached_property
     def pairs(self) -> list[Pair]:
         """The pairs in order."""
-        return pairs(self.graph)
+        return pairs(self.graph, fleeting=self.fleeting)
 
     @cached_property
     def sets(self) -> list[tuple[frozenset[Value], ...]]:
@@ -208,7 +210,8 @@ def _rewritten(graph: Graph, lean: Sequence[Nested]) -> Graph:
             env.update(zip(node.outputs, outputs, strict=True))
         else:
             b.nodes.append(substituted(node, env))
-    return Dce()(b.graph(graph.name, graph.inputs, [env.get(v, v) for v in graph.outputs]))
+    found = b.graph(graph.name, graph.inputs, [env.get(v, v) for v in graph.outputs])
+    return Dce()(stacked_once(found))
 
 
 def _lean(pair: Pair, spec: DeviceSpec, keep: frozenset[Value], segment: int) -> Nested:

@@ -58,11 +58,15 @@ class Roll:
         return tuple(dict.fromkeys(notes))
 
     def _rolled(self, graph: Graph, notes: list[Rolled]) -> Graph:
-        if self._mode == "false":
+        if self._mode == "false" or (self._mode == "auto" and self._small(graph)):
             return graph
         labels = Labels(gradient_order(graph))
         found = self._entered(graph, labels, notes)
         return graph if found is graph else Dce()(found)
+
+    def _small(self, graph: Graph) -> bool:
+        """True where not even the whole graph has the nodes that blocks need."""
+        return sum(1 for _ in graph.walk()) < self.nodes
 
     def _entered(self, graph: Graph, labels: Labels, notes: list[Rolled]) -> Graph:
         """Regions first; then the graph, as long as something in it repeats."""

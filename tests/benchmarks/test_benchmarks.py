@@ -26,12 +26,12 @@ def test_every_model_is_a_scalar_loss(load_benchmark, tiny):
 def test_fusion_parts(load_benchmark, capsys):
     """Every part runs, in the words of the table of steps, and both arms agree."""
     module = load_benchmark("parts")
-    assert len(module.parts(tiny=False)) == len(module.parts(tiny=True)) == 9
-    arguments = ["--tiny", "--repeats", "2", "--parts", "loss_z_loss", "window_16"]
+    assert len(module.parts(tiny=False)) == len(module.parts(tiny=True)) == 22
+    arguments = ["--tiny", "--repeats", "2", "--parts", "loss_z_loss", "gru_6"]
     results = module.main(arguments)
-    assert [each.model for each in results] == ["loss_z_loss", "window_16"]
+    assert [each.model for each in results] == ["loss_z_loss", "gru_6"]
     assert all(each.loss < 1e-5 and each.grads < 1e-4 for each in results)
-    assert capsys.readouterr().out.splitlines()[-1].split()[0] == "window_16"
+    assert capsys.readouterr().out.splitlines()[-1].split()[0] == "gru_6"
 
 
 def test_rolling(load_benchmark, capsys):
@@ -235,7 +235,9 @@ def test_roofline(load_benchmark, tmp_path, capsys):
     assert all(row.predicted > 0 and row.measured > 0 for row in rows)
     assert rows[2].count * rows[2].predicted == max(r.count * r.predicted for r in rows[2:])
     written = json.loads(path.read_text())["results"]
-    assert [row["name"] for row in written] == [row.name for row in rows]
+    assert [row["name"] for row in written[: len(rows)]] == [row.name for row in rows]
+    assert [row["name"] for row in written[len(rows) :]] == ["mlp", "lstm"]
+    assert all(row["flops"] > 0 < row["seconds"] for row in written[len(rows) :])
     assert capsys.readouterr().out.count("predicted / measured") == 2
 
 

@@ -18,13 +18,26 @@ import numpy as np
 import backpass as bp
 from backpass.ir.errors import ParseError
 from backpass.ir.parser import parse
+from backpass.passes import DEFAULT, Convolutions, Defer, Fuse, Hoist, Roll
 from fuzz.interpret import run_graph, run_jaxpr
 from fuzz.questions import Question, asked
 
 STEP = 1e-5
 OPAQUE = "Python object that text cannot bring back"
-WAYS = ("bare", "pipeline", "call", "compiled")
-PASSES = {"bare": "canonicalise,autodiff,dce", "pipeline": None}
+WAYS = ("bare", "pipeline", "rewrites", "call", "compiled")
+# Rewrites wherever they are right, paying or not: these programs are small.
+EAGER = {
+    "hoist": Hoist(ratio=0, room=1e9),
+    "defer": Defer(ratio=0, room=1e9),
+    "roll": Roll(True),
+    "fuse": Fuse(chunk=2, least=1, block=2, scores=1),
+    "convolutions": Convolutions(rows=1, channels=2, cached=200),
+}
+PASSES = {
+    "bare": "canonicalise,autodiff,dce",
+    "pipeline": None,
+    "rewrites": tuple(EAGER.get(each.name, each) for each in DEFAULT),
+}
 
 
 class Discarded(Exception):

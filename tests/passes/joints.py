@@ -6,12 +6,12 @@ import numpy as np
 from jax import lax
 
 import backpass as bp
-from backpass.passes import DEFAULT
+from backpass.passes import PLANNED
 
 
 def joint(step, *args):
     """The graph of `step` that the planner gets."""
-    return bp.compile(step, passes=DEFAULT).lower(*args).graph
+    return bp.compile(step, passes=PLANNED).lower(*args).graph
 
 
 def parameters(layers, width, seed=0):

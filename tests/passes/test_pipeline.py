@@ -59,10 +59,15 @@ def test_parse(text, names):
 
 def test_default_is_spelled():
     assert spelled(DEFAULT) == (
-        "canonicalise,sink,cse,dce,roll,fuse,autodiff,fold,simplify,convolutions,cse,dce"
+        "canonicalise,sink,hoist,defer,cse,dce,roll,fuse,autodiff,fold,simplify,convolutions,cse,"
+        "defer,cse,dce"
     )
     assert parse_pipeline(spelled(DEFAULT), PASSES) == DEFAULT
-    assert {each.name for each in DEFAULT} == PASSES.keys() - {"restack", "rematerialise"}
+    assert {each.name for each in DEFAULT} == PASSES.keys() - {
+        "restack",
+        "rematerialise",
+        "unroll",
+    }
 
 
 @pytest.mark.parametrize(
