@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,14 +17,18 @@ from typing import Any
 import jax
 
 from ..ir.device import DEVICES, DeviceSpec, device_named
-from ..ir.errors import ArgumentError, BackpassError
+from ..ir.diff import diff
+from ..ir.errors import ArgumentError, BackpassError, DumpError
+from ..ir.graph import Graph
+from ..ir.parser import parse
 from ..ir.tables import bytes_text
 from ..passes import PASSES, Stage
 from ..runtime.device import cache_path, measured
 from .budget import parse_bytes
 from .compile import CompiledFunction, compile
-from .dump import FORMATS
+from .dump import FORMATS, installed, read_stages, stage_file, write_text
 from .plan import plan
+from .stages import Lowered
 from .target import load_target, parse_spec
 
 
@@ -34,7 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(options.run(options))
     except BackpassError as error:
         print(f"backpass: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ArgumentError) else 1
+        return 2 if isinstance(error, ArgumentError | DumpError) else int(options.trouble)
+    except BrokenPipeError:  # whoever reads has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(options.trouble)
+    except Exception:
+        if options.trouble == 1:
+            raise
+        traceback.print_exc()
+        return int(options.trouble)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -48,9 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     dump.add_argument("--stage", default="all", help=f"all, or one of: {stages}")
     dump.add_argument("--format", choices=FORMATS, default="text")
     dump.add_argument("--passes", help="a pipeline in place of the default one")
-    dump.add_argument("-o", "--output", type=Path, help="folder (all stages) or file (one)")
+    dump.add_argument("-o", "--output", type=Path, help="a file; for all stages a folder")
     dump.add_argument("--json", action="store_true", help="list the stages as JSON on stdout")
-    dump.set_defaults(run=_dump)
+    dump.set_defaults(run=_dump, trouble=1)
+
+    compare = commands.add_parser("diff", help="what differs between two dumps or two stages")
+    compare.add_argument("a", metavar="A", help="a dump's folder or file, or FILE:FUNCTION")
+    compare.add_argument("b", nargs="*", metavar="B", help="another; with two stages, SPECs of A")
+    compare.add_argument("--stages", metavar="NAMES", help="BEFORE,AFTER of A; or one, of A and B")
+    compare.add_argument("--passes", help="a pipeline in place of the default one")
+    compare.add_argument("--json", action="store_true", help="the differences as JSON on stdout")
+    compare.set_defaults(run=_diff, trouble=2)
 
     planning = commands.add_parser("plan", help="peak and time of a step under memory budgets")
     planning.add_argument("target", metavar="FILE_OR_MODULE:FUNCTION")
@@ -61,39 +83,114 @@ def _parser() -> argparse.ArgumentParser:
     planning.add_argument("--passes", help="a pipeline in place of the default one")
     planning.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
     planning.add_argument("--png", type=Path, metavar="PATH", help="draw time over peak")
-    planning.set_defaults(run=_plan)
+    planning.set_defaults(run=_plan, trouble=1)
 
     doctor = commands.add_parser("doctor", help="versions and devices")
     doctor.add_argument("--json", action="store_true")
-    doctor.set_defaults(run=_doctor)
+    doctor.set_defaults(run=_doctor, trouble=1)
     return parser
 
 
 def _dump(options: argparse.Namespace) -> int:
-    function, example = load_target(options.target)
-    args = [parse_spec(text) for text in options.specs] or example()
-    if not isinstance(function, CompiledFunction) or options.passes is not None:
-        function = compile(getattr(function, "__wrapped__", function), passes=options.passes)
-    stages = _chosen(function.lower(*args).stages, options.stage)
-    suffix, render = FORMATS[options.format]
+    lowered = _lowered(options.target, options.specs, options.passes)
+    chosen = FORMATS[options.format]
+    if chosen.whole:
+        if options.stage != "all":
+            raise ArgumentError(f"--format {options.format} is of the whole program, not a stage")
+        name = f"program{chosen.suffix}"
+        texts = [(name, lambda: chosen.render(lowered), {"format": options.format})]
+    else:
+        texts = [
+            (stage_file(i, s.name, chosen.suffix), partial(chosen.render, s.graph), _row(s))
+            for i, s in _chosen(lowered.stages, options.stage)
+        ]
+    one = chosen.whole or options.stage != "all"
     written = []
-    for i, stage in stages:
-        text = render(stage.graph)
-        if options.output is None:
-            path = None
-            if not options.json:
-                print(text)
-        else:
-            path = options.output
-            if options.stage == "all":
-                path = path / f"{i:03d}_{stage.name}{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-            print(path, file=sys.stderr)
-        written.append(_row(stage, path))
+    if options.output is not None and not one and options.format == "text":
+        paths = lowered.dump(options.output)
+        print(f"{options.output}: {len(paths)} files", file=sys.stderr)
+        written = [row | {"path": str(path)} for path, (*_, row) in zip(paths, texts, strict=False)]
+    else:
+        written = [row | _put(text, name, one, options) for name, text, row in texts]
     if options.json:
         print(json.dumps(written, indent=2))
     return 0
+
+
+def _put(
+    text: Callable[[], str], name: str, one: bool, options: argparse.Namespace
+) -> dict[str, str]:
+    """Write a text where `-o` says, or print it."""
+    if options.output is None:
+        if not options.json:
+            print(text())
+        return {}
+    path = options.output if one and not options.output.is_dir() else options.output / name
+    write_text(path, text())
+    print(path, file=sys.stderr)
+    return {"path": str(path)}
+
+
+def _lowered(target: str, specs: Sequence[str], passes: str | None) -> Lowered:
+    function, example = load_target(target)
+    args = [parse_spec(text) for text in specs] or example()
+    if not isinstance(function, CompiledFunction) or passes is not None:
+        function = compile(getattr(function, "__wrapped__", function), passes=passes)
+    return function.lower(*args)
+
+
+def _diff(options: argparse.Namespace) -> int:
+    names = [] if options.stages is None else _parts(options.stages)
+    if len(names) > 2:
+        raise ArgumentError(f"--stages wants one stage or two, got {options.stages!r}")
+    if len(names) == 2:
+        stages = _graphs(options.a, options.b, options.passes)
+        before, after = (_stage(stages, name) for name in names)
+    else:
+        if len(options.b) != 1:
+            raise ArgumentError("diff wants two dumps, or one program and --stages BEFORE,AFTER")
+        name = names[0] if names else None
+        sides = [_graphs(each, (), options.passes) for each in (options.a, options.b[0])]
+        # As texts, which name large constants: a program and its own dump are the same.
+        graphs = (_stage(stages, name) for stages in sides)
+        before, after = (parse(str(graph), opaque=True) for graph in graphs)
+    found = diff(before, after)
+    print(json.dumps(found.to_json(), indent=2) if options.json else _coloured(str(found)))
+    return 0 if found.same else 1
+
+
+def _graphs(
+    text: str, specs: Sequence[str], passes: str | None
+) -> list[tuple[str, Callable[[], Graph]]]:
+    """Stages by name: of a dump's folder or file, or of FILE_OR_MODULE:FUNCTION."""
+    path = Path(text)
+    if path.exists() or ":" not in text:
+        if specs:
+            raise ArgumentError(f"{text} is a dump, which takes no argument types")
+        return read_stages(path)
+    stages = _lowered(text, specs, passes).stages
+    return [(stage.name, partial(getattr, stage, "graph")) for stage in stages]
+
+
+def _stage(stages: Sequence[tuple[str, Callable[[], Graph]]], name: str | None) -> Graph:
+    """The last stage of that name, or the last of all."""
+    if name is None:
+        return stages[-1][1]()
+    found = [graph for known, graph in stages if known == name]
+    if not found:
+        raise _no_stage(name, [known for known, _ in stages])
+    return found[-1]()
+
+
+_COLOURS = {"-": "31", "+": "32", "~": "33"}
+
+
+def _coloured(text: str) -> str:
+    """Colour changed lines, on a terminal and unless `NO_COLOR` is set."""
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    colours = ((line, _COLOURS.get(line.lstrip()[:1])) for line in text.split("\n"))
+    return "\n".join(f"\x1b[{c}m{line}\x1b[0m" if c else line for line, c in colours)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -132,20 +229,22 @@ def _position(text: str) -> int:
 def _chosen(stages: Sequence[Stage], name: str) -> list[tuple[int, Stage]]:
     found = [(i, stage) for i, stage in enumerate(stages) if name in ("all", stage.name)]
     if not found:
-        names = ", ".join(stage.name for stage in stages)
-        raise ArgumentError(f"there is no stage {name!r}; the stages are {names}")
+        raise _no_stage(name, [stage.name for stage in stages])
     return found
 
 
-def _row(stage: Stage, path: Path | None) -> dict[str, Any]:
-    row = {"stage": stage.name, "nodes": len(stage.graph.nodes), "seconds": stage.seconds}
-    return row | ({"path": str(path)} if path else {})
+def _no_stage(name: str, known: Sequence[str]) -> ArgumentError:
+    return ArgumentError(f"there is no stage {name!r}; the stages are {', '.join(known)}")
+
+
+def _row(stage: Stage) -> dict[str, Any]:
+    return {"stage": stage.name, "nodes": len(stage.graph.nodes), "seconds": stage.seconds}
 
 
 def _doctor(options: argparse.Namespace) -> int:
     report = {
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("backpass", "jax", "jaxlib", "numpy", "networkx")},
+        **{name: installed(name) for name in ("backpass", "jax", "jaxlib", "numpy", "networkx")},
         "devices": [
             f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()
         ],
@@ -172,10 +271,3 @@ def _figures(spec: DeviceSpec) -> dict[str, Any]:
         "to the host": f"{spec.host_bytes_per_s:.2g}" if spec.host_bytes_per_s else "no link",
         **{f"roofline of {name.replace(', ', ' ')}": f"x {cost:.3g}" for name, cost in dear[:6]},
     }
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"

@@ -29,6 +29,7 @@ from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .budget import Fitting, Planning, obeyed, parse_bytes, peak_bytes
 from .diagnose import caller_line, defined_at, explain_failure
+from .dump import dump_by_environment
 from .explain import Explanation, History
 from .fallback import forbid
 from .memory_plan import MemoryPlan
@@ -62,6 +63,7 @@ class Built:
     fitting: Fitting | None = None
     open: bool = False
     refusal: BudgetError | None = None
+    dumped: bool = False
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -164,7 +166,7 @@ class CompiledFunction:
             built.program,
             built.stages,
             built.plan,
-            lambda: self._lower_by_jax(args, kwargs),
+            lambda: self._as_planned(args, kwargs),
             lambda: self._compile(args, kwargs),
             tuple(self._donated(args, kwargs)),
         )
@@ -199,6 +201,15 @@ class CompiledFunction:
             return self._by_state.explain()  # type: ignore[no-any-return]
         return self._history.explanation()
 
+    def _as_planned(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Lower the program as it stands; a plan that is not settled stays so."""
+        if not self._program(args, kwargs).open:
+            return self._lower_by_jax(args, kwargs)
+        try:
+            return self._inner.lower(*args, **kwargs)
+        finally:
+            self._finish()
+
     def _lower_by_jax(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self._program(args, kwargs).open = False
         try:
@@ -211,7 +222,20 @@ class CompiledFunction:
         executable = self._settle(args, kwargs)
         return Compiled(executable, built.stages, built.plan)
 
+    def _dump(self, built: Built) -> None:
+        """Write the stages where `BACKPASS_DUMP` says, once for each program."""
+        if not built.dumped:
+            built.dumped = True
+            dump_by_environment(built.program, built.stages)
+
     def _settle(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Settle the plan, then dump it, also where none fits; gives the executable."""
+        try:
+            return self._settled(args, kwargs)
+        finally:
+            self._dump(self._program(args, kwargs))
+
+    def _settled(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Compile, and plan again until XLA's peak is within the budget; gives the executable."""
         built = self._program(args, kwargs)
         search = built.fitting
@@ -255,6 +279,8 @@ class CompiledFunction:
                 if built.open and not inner:
                     raise _Unsettled
                 program = built.program
+                if built.fitting is None:
+                    self._dump(built)
                 dynamic, _ = self._arguments.divide(args, kwargs)
                 call = lowered(built.stages[-1].graph, program.out_types)
                 with self._history.binding(program):

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from ..ir.page import write_page
-from ..passes import Stage
 from ..runtime.device import live_spec
-from .memory_plan import MemoryPlan
+
+if TYPE_CHECKING:
+    from .stages import Lowered
 
 _TOLD = ("value", "action", "bytes", "source", "scope", "reason")
 
 
-def page(
-    title: str, stages: Sequence[Stage], plan: MemoryPlan | None, donated: Collection[int]
-) -> str:
+def page(lowered: Lowered) -> str:
     """Text of the page; times are those of the device at hand."""
+    plan = lowered.plan
     figures: dict[str, int] = {}
     decisions = []
     if plan is not None:
@@ -28,5 +28,10 @@ def page(
         figures = {name: size for name, size in known.items() if size is not None}
         decisions = [{name: asdict(each)[name] for name in _TOLD} for each in plan.decisions]
     return write_page(
-        title, stages, device=live_spec(), donated=donated, figures=figures, decisions=decisions
+        lowered._program.name,
+        lowered.stages,
+        device=live_spec(),
+        donated=lowered.donated,
+        figures=figures,
+        decisions=decisions,
     )

@@ -11,11 +11,12 @@ from typing import Any
 from ..ir.graph import Graph
 from ..ir.page import summary_html
 from ..passes import Fusion, Stage
-from .dump import write_stages
+from .dump import write_dump, write_text
 from .fallback import Fallback, fallbacks
 from .memory_plan import MemoryPlan
 from .page import page
 from .program import Program
+from .summary import Summary, summarise
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Traced:
 class Lowered:
     """A program after all passes; `stages` holds each step's graph.
 
-    `plan` is the memory plan, where a budget was given; compiling may refine it.
+    `plan` is the memory plan, where a budget was given; compiling may refine it. `donated` are
+    positions of the graph's inputs whose buffers the outputs may take over.
     """
 
     _program: Program
@@ -102,18 +104,25 @@ class Lowered:
         """Compile for the devices at hand. Raises `BudgetError` when no plan fits the budget."""
         return self._compile()
 
+    def summary(self, depth: int = 2) -> Summary:
+        """Return parameters, FLOPs and bytes by layer: the first `depth` parts of the scopes."""
+        return summarise(self.stages, depth)
+
+    def dump(self, directory: str | Path, *, hlo: bool = False) -> list[Path]:
+        """Write every stage, exports of the last and a manifest; returns the paths.
+
+        An earlier dump in `directory` is replaced. With `hlo` the program is compiled, and XLA's
+        optimised HLO is written too. Raises `DumpError`.
+        """
+        return write_dump(self, Path(directory), hlo)
+
     def to_html(self, path: str | Path) -> None:
-        """Write one self-contained HTML page of all stages and of the plan; see `ir.page`."""
-        text = page(self._program.name, self.stages, self.plan, self.donated)
-        Path(path).write_text(text, encoding="utf-8")
+        """Write one self-contained HTML page of all stages and of the plan. Raises `DumpError`."""
+        write_text(Path(path), page(self))
 
     def _repr_html_(self) -> str:
         """Figures and a small picture of the final graph, for notebooks."""
         return summary_html(self.graph, self.donated)
-
-    def dump(self, directory: str | Path) -> list[Path]:
-        """Write `NNN_stage.txt` for each stage and `graph.dot` of the last; returns the paths."""
-        return write_stages(self.stages, Path(directory))
 
 
 @dataclass(frozen=True)

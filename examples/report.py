@@ -51,11 +51,8 @@ class Curve:
 
 
 def save_dumps(lowered, directory: Path) -> list[Path]:
-    """Write each compiler stage of `lowered` into `directory`, where an earlier run's go."""
-    directory.mkdir(parents=True, exist_ok=True)
-    for old in [*directory.glob("*_*.txt"), *directory.glob("*.dot")]:
-        old.unlink()
-    return [Path(path) for path in lowered.dump(directory)]
+    """Write each compiler stage of `lowered` into `directory`, in place of an earlier run's."""
+    return lowered.dump(directory)
 
 
 def print_results(curve: Path, dumps: Sequence[Path]) -> None:

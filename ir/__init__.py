@@ -2,6 +2,7 @@
 
 from .builder import Builder
 from .cost import cost
+from .diff import diff
 from .evaluate import evaluate
 from .graph import Graph, Literal, Node, Origin, Value
 from .liveness import liveness
@@ -21,6 +22,7 @@ __all__ = [
     "Origin",
     "Value",
     "cost",
+    "diff",
     "evaluate",
     "liveness",
     "parse",

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from .attrs import ENUMS, POLICIES, PRNGS, RECORDS
+from .attrs import ENUMS, POLICIES, PRNGS, RECORDS, Opaque
 from .graph import Graph
 from .lexer import NAME, STRING, Cursor
 from .numbers import NUMBER, read_number
@@ -28,9 +28,15 @@ class AttrReader:
     """Reads attribute values from a cursor; `graph` reads a graph that stands as a value."""
 
     def __init__(
-        self, cursor: Cursor, constants: Reader, graph: Callable[[], Graph], depth: int
+        self,
+        cursor: Cursor,
+        constants: Reader,
+        graph: Callable[[], Graph],
+        depth: int,
+        opaque: bool = False,
     ) -> None:
-        """`depth` bounds how deep values may nest."""
+        """`depth` bounds how deep values may nest; `opaque` reads what is only named."""
+        self.opaque = opaque
         self.cursor, self.constants, self.graph = cursor, constants, graph
         self.depth = depth
         self.owner = ""
@@ -229,6 +235,10 @@ class AttrReader:
             cursor.fail(f"keys cannot be made: {error}", start)
 
     def _opaque(self) -> Any:
+        if self.opaque:
+            found = Opaque(self.cursor.word(_NO_STRING, "the quoted name of a Python object"))
+            self.cursor.expect(">", "after the name of a Python object")
+            return found
         text = STRING.match(self.cursor.text, self.cursor.pos)
         what = f": {text.group(1)}" if text else ""
         self.cursor.fail(f"{self.owner} is a Python object that text cannot bring back{what}")

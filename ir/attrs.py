@@ -11,9 +11,10 @@
              | 'policy.' name                                        of jax.checkpoint_policies
              | dense | '@' name | 'keys<' string value '>'           arrays, PRNG keys
              | 'prng<' tag '>' | graph
-             | 'opaque<' string '>'                                  printed, never read
+             | 'opaque<' string '>'                                  printed, read on request
 
-What is not in the table is opaque: a person can read what it is, the parser refuses it.
+What is not in the table is opaque: a person can read what it is, the parser refuses it unless it
+is asked for graphs to look at, in which an `Opaque` stands for it.
 """
 
 from __future__ import annotations
@@ -139,6 +140,13 @@ class AttrPrinter:
         return ",".join(map(self.value, xs))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Opaque:
+    """What stands for a Python object that the text names: `parse(text, opaque=True)` makes it."""
+
+    text: str
+
+
 def opaque(x: Any, why: str = "") -> str:
     """Name an object that has no text form; addresses are left out, so that it is stable."""
     try:
@@ -225,6 +233,7 @@ _BY_TYPE: Mapping[type, Callable[[AttrPrinter, Any], str]] = {
     frozenset: lambda p, x: f"frozenset{{{','.join(sorted(map(p.value, x)))}}}",
     slice: _slice,
     Graph: lambda p, x: p.graph(x),
+    Opaque: lambda p, x: f"opaque<{quote(x.text)}>",
     PartitionSpec: _spec,
     NamedSharding: _named_sharding,
     Mesh: _mesh,

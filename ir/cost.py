@@ -82,6 +82,12 @@ def node_cost(node: Node) -> Work:
     return _sum(_Tally().node(node).values())
 
 
+def node_costs(graph: Graph) -> dict[Node, Work]:
+    """Work of every node of `graph` and of its regions, those inside regions for one run."""
+    tally = _Tally()
+    return {node: _sum(tally.node(node).values()) for node in graph.walk()}
+
+
 def cost(graph: Graph) -> Cost:
     """Work of `graph`, by op and by phase."""
     tally = _Tally()

@@ -61,6 +61,10 @@ class ArgumentError(BackpassError, TypeError, ValueError):
     """An argument or a result is not an array, or an option does not fit the function."""
 
 
+class DumpError(BackpassError, OSError):
+    """A dump cannot be written where it should go."""
+
+
 class DonationError(BackpassError, RuntimeError):
     """A buffer that was donated to an earlier call is used again."""
 

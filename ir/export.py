@@ -14,12 +14,12 @@ import networkx as nx
 
 from .graph import Graph, Node, Value
 
-_COLOURS: Mapping[str, str] = {
+COLOURS: Mapping[str, str] = {
     "forward": "#dbeafe",
     "backward": "#fee2e2",
     "update": "#dcfce7",
 }
-_SCOPES_DEEP = 20
+SCOPES_DEEP = 20
 
 
 def to_networkx(graph: Graph) -> nx.MultiDiGraph[str]:
@@ -133,7 +133,7 @@ class _Dot:
 
     def node(self, node: Node, name: str, indent: str) -> None:
         lines = [node.op.name, ", ".join(str(value.type) for value in node.outputs), node.source]
-        label, colour = quote("\n".join(filter(None, lines))), _COLOURS[node.phase]
+        label, colour = quote("\n".join(filter(None, lines))), COLOURS[node.phase]
         self.body.append(f"{indent}{name} [label={label}, fillcolor={quote(colour)}];")
         for k, region in enumerate(node.regions):
             title = quote(f"{node.op.name}: {region.name}")
@@ -156,7 +156,7 @@ def _by_scope(nodes: Sequence[Node]) -> _Scope:
     top = _Scope()
     for node in nodes:
         scope = top
-        for part in node.scope.split("/", _SCOPES_DEEP) if node.scope else ():
+        for part in node.scope.split("/", SCOPES_DEEP) if node.scope else ():
             scope = scope.parts.setdefault(part, _Scope())
         scope.nodes.append(node)
     return top

@@ -220,6 +220,12 @@ class Graph:
 
         return to_networkx(self)
 
+    def to_json(self) -> str:
+        """JSON for Model Explorer, a graph viewer; see `ir.model_explorer`."""
+        from .model_explorer import to_json
+
+        return to_json(self)
+
     def to_dot(self) -> str:
         """Graphviz text; no `dot` binary is needed to write it; see `ir.export`."""
         from .export import to_dot

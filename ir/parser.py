@@ -57,11 +57,14 @@ class Limits:
 LIMITS = Limits()
 
 
-def parse(text: str, ops: Mapping[str, Op] = OPS, limits: Limits = LIMITS) -> Graph:
+def parse(
+    text: str, ops: Mapping[str, Op] = OPS, limits: Limits = LIMITS, *, opaque: bool = False
+) -> Graph:
     """Read a graph from its canonical text; equal to the graph that was printed.
 
     `ops` is the table that op names are looked up in; a name that it lacks and that is one of
-    JAX's primitives makes a foreign op.
+    JAX's primitives makes a foreign op. With `opaque`, Python objects that the text only names
+    are read as `attrs.Opaque`: such a graph can be looked at and compared, not run.
     Raises `ParseError` with line, column and a caret for whatever is not in the grammar.
     """
     cursor = Cursor(text)
@@ -74,7 +77,7 @@ def parse(text: str, ops: Mapping[str, Op] = OPS, limits: Limits = LIMITS) -> Gr
     if int(header.group(1)) != VERSION:
         version = f"version {header.group(1)} of the text form"
         cursor.fail(f"this is {version}, backpass reads version {VERSION}", header.start(1))
-    parser = _Parser(cursor, ops, limits, Reader(text, limits.constant_bytes))
+    parser = _Parser(cursor, ops, limits, Reader(text, limits.constant_bytes), opaque)
     graph = parser.graph("forward")
     cursor.skip()
     if cursor.pos != parser.constants.start:
@@ -108,11 +111,18 @@ class _Scope:
 
 class _Parser:
     def __init__(
-        self, cursor: Cursor, ops: Mapping[str, Op], limits: Limits, constants: Reader
+        self,
+        cursor: Cursor,
+        ops: Mapping[str, Op],
+        limits: Limits,
+        constants: Reader,
+        opaque: bool,
     ) -> None:
         self.cursor, self.ops, self.limits, self.constants = cursor, ops, limits, constants
         self.depth = self.nodes = 0
-        self.reader = AttrReader(cursor, constants, lambda: self.graph("forward"), limits.depth)
+        self.reader = AttrReader(
+            cursor, constants, lambda: self.graph("forward"), limits.depth, opaque
+        )
         self.types: dict[str, ArrayType] = {}
         self.literals: dict[str, tuple[Any, ArrayType]] = {}
         self.known_attrs: dict[tuple[str, str, ArrayType | None], dict[str, Any]] = {}

@@ -113,7 +113,7 @@ class _Body:
 
     def operand(self, value: Value) -> str:
         if isinstance(value, Literal):
-            return _literal(value)
+            return literal_text(value)
         return self.names.get(value) or f"undefined<{value.type}>"
 
     def _definition(self, value: Value) -> str:
@@ -158,7 +158,8 @@ def _place(node: Node) -> str:
     return f"{place:<{_SOURCE_WIDTH}}  {word(scope, PLACE)}" if scope else place
 
 
-def _literal(value: Literal) -> str:
+def literal_text(value: Literal) -> str:
+    """`0.5:f32`, as an operand is written."""
     if getattr(value.data, "dtype", None) != value.dtype:  # only a broken graph has such a thing
         return opaque(value.data)
     kind = str(value.type) if value.type.shape else dtype_name(value.type.dtype)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import re
 import sys
 import zlib
@@ -113,6 +114,21 @@ class Writer:
             yield from (f"    {text[i : i + _COLUMNS]}" for i in range(0, len(text), _COLUMNS))
             yield "  )"
         yield "}"
+
+
+class Digests(Writer):
+    """Tells larger constants by a digest of their bytes: for people, and to compare."""
+
+    __slots__ = ()
+
+    def write(self, array: np.ndarray[Any, Any]) -> str | None:
+        """Text of an array; what is not written in place is `dense<f32[64] #8c5b0a6f1d2e>`."""
+        array = np.ascontiguousarray(array).reshape(array.shape)
+        raw = _little_endian(array)
+        if array.size <= INLINE_ELEMENTS or _is_uniform(raw, array):
+            return Writer.write(self, array)
+        kind = ArrayType(array.shape, array.dtype)
+        return f"dense<{kind} #{hashlib.sha256(raw).hexdigest()[:12]}>"
 
 
 def _is_uniform(raw: bytes, array: np.ndarray[Any, Any]) -> bool:

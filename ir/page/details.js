@@ -50,7 +50,7 @@ function showNode(app, n) {
   if (scopeOf(n)) rows.push(["scope", el("code", "", scopeOf(n))]);
   if (buffer) rows.push(["live", `positions ${Math.max(0, buffer.first)} to ${buffer.last} of ${s.timeline.bytes.length - 1}`]);
   if (attrsOf(n)) rows.push(["attrs", el("code", "", attrsOf(n))]);
-  if (s.changed.has(n)) rows.push(["was", el("code", "", was(s.changed.get(n)))]);
+  if (s.changed.has(n)) rows.push(["changed", data.texts[s.changed.get(n)] || "in its body"]);
   const told = decisionsFor(n);
   for (const d of told) rows.push([KIND_NAMES[d.action] || d.action, `${sizeText(d.bytes)}: ${d.reason}`]);
   const primal = s.primal[n] >= 0 ? [() => nodeLink(app, s.primal[n])] : [];
@@ -74,8 +74,6 @@ function operand(app, v) {
   const name = nameOf(v) || "argument of this body";
   return el("div", "plain-operand", el("code", "", name), " ", el("code", "dim", typeOf(v)));
 }
-
-const was = (n) => `${opOf(n)} → ${typesOf(n)}${attrsOf(n) ? ` {${attrsOf(n)}}` : ""}`;
 
 // What the memory plan says of values like this one: it names them by op, type, line and scope.
 function decisionsFor(n) {

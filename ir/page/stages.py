@@ -1,6 +1,7 @@
 """What the page knows of a program and of its stages.
 
     order, added, removed    runs of node numbers: start, length, start, length, ...
+    changed                  node, what differs, node, ...
     again                    nodes that compute a second time what a forward node has computed
     fused                    values that exist inside the loop of their one reader alone
     memory                   see `memory.py`
@@ -14,11 +15,11 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..device import DeviceSpec
+from ..diff import Change, Difference, diff
 from ..fusion import inlined
 from ..graph import Graph, Value
 from ..liveness import Liveness, liveness
 from .again import computed_again
-from .match import changes
 from .memory import memory_data
 from .tables import Tables, runs
 
@@ -55,13 +56,23 @@ def _stage(tables: Tables, graph: Graph, before: Graph | None) -> dict[str, Any]
         "fused": runs(sorted(map(tables.value, _fused(graph)))),
     }
     if before is not None:
-        found = changes(before, graph)
-        row["added"] = runs(map(tables.node, found.added))
-        row["removed"] = runs(map(tables.node, found.removed))
+        found = [*_changes(diff(before, graph))]
+        for kind in ("added", "removed"):
+            row[kind] = runs(tables.node(each.node) for each in found if each.kind == kind)
         row["changed"] = [
-            n for old, new in found.changed for n in (tables.node(new), tables.node(old))
+            number
+            for each in found
+            if each.kind == "changed"
+            for number in (tables.node(each.node), tables.text("; ".join(each.what)))
         ]
     return row
+
+
+def _changes(difference: Difference) -> Iterator[Change]:
+    for change in difference.changes:
+        yield change
+        for inner in change.regions.values():
+            yield from _changes(inner)
 
 
 def _fused(graph: Graph) -> Iterator[Value]:

@@ -263,3 +263,12 @@ def test_contrast(load_benchmark, capsys):
     told = capsys.readouterr()
     assert told.err.count("ten losses within") == len(rows)
     assert "dynamic" in told.out
+
+
+def test_dump(load_benchmark, capsys):
+    """A row for each program, whose files were written."""
+    results = load_benchmark("dump").main(["--tiny"])
+    assert [row.program for row in results] == ["chain", "parameters"]
+    assert all(row.nodes > 50 and row.bytes > row.largest > 0 for row in results)
+    head = capsys.readouterr().out.splitlines()[2].split()
+    assert head[0] == "program" and head[-2:] == ["MB", "largest"]

@@ -119,8 +119,8 @@ def test_dump(step, tmp_path):
     lowered = step.lower(PARAMS, X)
     paths = lowered.dump(tmp_path / "out")
     names = [path.name for path in paths]
-    assert names[:2] == ["000_traced.txt", "001_canonicalise.txt"] and names[-1] == "graph.dot"
-    assert bp.ir.parse(paths[-2].read_text()) == lowered.graph
+    assert names[:2] == ["000_traced.txt", "001_canonicalise.txt"] and names[-1] == "manifest.json"
+    assert bp.ir.parse(paths[len(lowered.stages) - 1].read_text()) == lowered.graph
 
 
 # Why a function was traced

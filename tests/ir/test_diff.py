@@ -1,0 +1,174 @@
+"""Differences: none by numbers, lines and names; all that changes what is computed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backpass.ir import Graph, diff, parse
+from backpass.ir.graph import Origin
+from ir.graphs import graphs, patient
+from ir.test_text import TEXTS
+
+HEAD = "backpass.ir 1\n"
+PLAIN = """graph f(%0: f32[4] x, %1: f32[4] y) {
+  %2: f32[4] = mul(%0, %1)   @ m.py:1  a/b
+  %3: f32[4] = tanh(%2)      @ m.py:2  a/b
+  %4: f32[4] = add(%3, %0)   @ m.py:3  a
+  %5: f32[4] = neg(%4)       @ m.py:4
+  return %5, %3
+}
+"""
+
+
+def compared(*changes, text=PLAIN):
+    """Compare the plain graph with one that has pieces of its text replaced."""
+    new = text
+    for old, by in changes:
+        assert old in new
+        new = new.replace(old, by)
+    return diff(parse(HEAD + text), parse(HEAD + new))
+
+
+def told(found):
+    return [(each.kind, each.node.op.name, *each.what) for each in found.changes]
+
+
+@patient
+@given(graphs())
+def test_a_graph_is_the_same_as_its_text(graph):
+    found = diff(graph, parse(str(graph)))
+    assert found.same, str(found)
+    assert str(found) == "no difference"
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts(name):
+    assert diff(parse(TEXTS[name]), parse(TEXTS[name])).same
+
+
+@patient
+@given(graphs(), st.data())
+def test_a_node_more_is_told(graph, data):
+    """A copy of any node, which nobody reads, is the one addition; backwards, the one removal."""
+    if not graph.nodes:
+        return
+    i = data.draw(st.integers(0, len(graph.nodes) - 1))
+    node = graph.nodes[i]
+    copy = replace(node, outputs=tuple(type(v)(v.type) for v in node.outputs))
+    nodes = (*graph.nodes[: i + 1], copy, *graph.nodes[i + 1 :])
+    more = Graph(graph.name, graph.inputs, nodes, graph.outputs)
+    added, removed = diff(graph, more), diff(more, graph)
+    assert [each.kind for each in added.changes] == ["added"]
+    assert [each.kind for each in removed.changes] == ["removed"]
+    assert added.changes[0].node.op is node.op
+    json.dumps(added.to_json())
+
+
+def test_numbers_lines_and_scopes_are_no_difference():
+    assert compared(("%2", "%7"), ("%3", "%6"), ("m.py", "n.py"), ("a/b", "c")).same
+
+
+def test_an_op_in_place_of_another():
+    """What reads it is not told: only a part of the graph has changed."""
+    found = compared(("tanh", "sin"))
+    assert told(found) == [("removed", "tanh"), ("added", "sin")]
+    lines = str(found).splitlines()
+    assert lines[:3] == [
+        "a/b, forward:",
+        f"  {'- f32[4] = tanh(f32[4])':<88}  @ m.py:2",
+        f"  {'+ f32[4] = sin(f32[4])':<88}  @ m.py:2",
+    ]
+    assert found.ops == {"sin": (0, 1), "tanh": (1, 0)}
+
+
+def test_wiring():
+    assert told(compared(("add(%3, %0)", "add(%3, %1)"))) == [
+        ("changed", "add", "operand 1: x -> y")
+    ]
+    found = compared(("return %5, %3", "return %3, %5"))
+    assert not found.changes
+    assert found.ends == ("output 0: neg m.py:4 -> tanh m.py:2",
+                          "output 1: tanh m.py:2 -> neg m.py:4")  # fmt: skip
+    assert compared(("return %5, %3", "return %5")).ends[0] == "2 outputs -> 1"
+
+
+def test_a_node_that_is_skipped():
+    found = compared(
+        ("  %3: f32[4] = tanh(%2)      @ m.py:2  a/b\n", ""), ("add(%3", "add(%2"), (", %3", "")
+    )
+    assert told(found) == [("removed", "tanh")]
+    assert found.ends == ("2 outputs -> 1",)
+
+
+def test_literals_attributes_and_types():
+    text = PLAIN.replace("neg(%4) ", "mul(%4, 0.5:f32)")
+    assert told(compared(("0.5", "0.25"), text=text)) == [
+        ("changed", "mul", "operand 1: 0.5:f32 -> 0.25:f32")
+    ]
+    text = PLAIN.replace("neg(%4) ", "rev(%4) {dimensions=(0,)}")
+    assert told(compared(("(0,)", "()"), text=text)) == [
+        ("changed", "rev", "dimensions: (0,) -> ()")
+    ]
+    wider = compared(("f32[4]", "f32[8]"))
+    assert {each.kind for each in wider.changes} == {"changed"}
+    assert wider.ends == ("x: f32[4] -> f32[8]", "y: f32[4] -> f32[8]")
+
+
+def test_phases():
+    found = compared(("  %5:", "backward:\n  %5:"))
+    assert told(found) == [("changed", "neg", "forward -> backward")]
+
+
+def test_order():
+    """The same values in another order of execution take other memory."""
+    text = PLAIN.replace("tanh(%2)  ", "tanh(%0)  ").replace("add(%3, %0)", "add(%2, %0)")
+    first, second = text.splitlines(keepends=True)[1:3]
+    found = compared((first + second, second + first), text=text)
+    assert found.moved == 1 and not found.changes and not found.same
+    assert "order: 1 of the nodes" in str(found)
+
+
+def test_inside_a_region():
+    """Of a loop only what changed in its body is told; the node around it counts as changed."""
+    found = compared(("sin(%1)", "cos(%1)"), text=TEXTS["loop"].removeprefix(HEAD))
+    (change,) = found.changes
+    assert (change.kind, change.node.op.name, change.what) == ("changed", "scan", ())
+    assert told(change.regions[0]) == [("removed", "sin"), ("added", "cos")]
+    assert "region 0:" in str(found) and found.to_json()["changes"][0]["regions"]["0"]["changes"]
+
+
+def test_arguments():
+    found = compared((", %1: f32[4] y", ", %1: f32[4] z"))
+    assert found.same, "of two arguments of one type, what is left is taken in order"
+    more = compared((" y)", " y, %9: f32[2] z)"))
+    assert more.ends == ("z: none -> f32[2]",) and not more.changes
+
+
+def test_equal_nodes_are_told_apart_by_place():
+    twins = "graph f(%0: f32[4]) {\n" + "".join(
+        f"  %{i}: f32[4] = sin(%0)  @ m.py:{i}  layer{i}\n" for i in range(1, 4)
+    )
+    text = twins + "  return %1, %2, %3\n}\n"
+    fewer = text.replace("  %2: f32[4] = sin(%0)  @ m.py:2  layer2\n", "").replace("%2,", "%1,")
+    (change,) = diff(parse(HEAD + text), parse(HEAD + fewer)).changes
+    assert (change.kind, change.node.scope) == ("removed", "layer2")
+
+
+def test_constants_are_compared_by_their_bytes():
+    import numpy as np
+
+    from backpass.ir import OPS, Builder
+
+    def constant(last):
+        b = Builder(OPS)
+        b.origin = Origin("m.py:1")
+        array = np.arange(64, dtype=np.float32)
+        array[-1] = last
+        return b.graph("f", (), [b.one("constant", value=array)])
+
+    assert diff(constant(1), constant(1)).same
+    (change,) = diff(constant(1), constant(2)).changes
+    assert change.kind == "changed" and change.what[0].startswith("value: dense<f32[64] #")
