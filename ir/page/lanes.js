@@ -11,7 +11,7 @@ function lanes(app) {
   function refresh() {
     rows = rowsOf(app.tree, app.open, app.test);
     view.active = Math.min(view.active, Math.max(0, rows.length - 1));
-    box.style.height = `${rows.length * ROW}px`;
+    box.style.height = `${Math.max(1, rows.length) * ROW}px`;
     scroll.setAttribute("aria-rowcount", rows.length);
     arcs = gather(app, rows);
     draw();
@@ -208,7 +208,6 @@ function gather(app, rows) {
 function drawArcs(app, canvas, scroll, arcs) {
   const width = GUTTER, height = scroll.clientHeight, scale = window.devicePixelRatio || 1;
   canvas.style.left = `${(scroll.clientWidth - GUTTER) / 2}px`;
-  canvas.style.top = `${scroll.scrollTop}px`;
   canvas.style.width = `${width}px`;
   canvas.style.height = `${height}px`;
   canvas.width = width * scale;
