@@ -1,7 +1,7 @@
 """How long the HTML page of a large program takes to write, to open and to use in Chromium.
 
     python benchmarks/page.py
-    python benchmarks/page.py --sizes 10000,50000
+    python benchmarks/page.py --sizes 10000 50000
 
 A program is a GPT-like training step of N nodes after the last pass, in layers by scope. `open` is
 from the navigation to the first frame, `unfold` from the click on a layer to the frame after it,
@@ -124,11 +124,11 @@ def measure(size: int) -> Result:
 def main(arguments: Sequence[str] | None = None) -> list[Result]:
     """Measure pages of the sizes asked for; one row each."""
     made = parser(__doc__)
-    made.add_argument("--sizes", default="1000,10000", help="nodes, 1000,10000")
+    made.add_argument("--sizes", nargs="+", type=int, default=[1000, 10000], help="of nodes")
     args = made.parse_args(arguments)
     if arguments is None:
         fix_allocator(args.default_allocator)
-    sizes = [200] if args.tiny else [int(each) for each in args.sizes.split(",")]
+    sizes = [200] if args.tiny else args.sizes
     results = [*map(measure, sizes)]
     columns = [field.name for field in fields(Result)]
     rows = [[f"{each:,}" for each in astuple(result)] for result in results]

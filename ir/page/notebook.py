@@ -28,12 +28,17 @@ def summary_html(
         **(rows or {}),
     }
     cells = "".join(
-        f'<tr><th style="text-align:left;padding-right:1.5em">{html.escape(name)}</th>'
-        f'<td style="text-align:right">{html.escape(text)}</td></tr>'
+        f'<tr><th style="text-align:left;padding-right:1.5em">{escaped(name)}</th>'
+        f'<td style="text-align:right">{escaped(text)}</td></tr>'
         for name, text in shown.items()
     )
-    head = f"<strong>graph {html.escape(graph.name)}</strong>"
+    head = f"<strong>graph {escaped(graph.name)}</strong>"
     return f'<div style="font-family:sans-serif">{head}<table>{cells}</table>{_picture(live)}</div>'
+
+
+def escaped(text: str) -> str:
+    """Text as HTML in ASCII, whatever is in it."""
+    return html.escape(text).encode("ascii", "xmlcharrefreplace").decode()
 
 
 def _picture(live: Liveness) -> str:

@@ -21,12 +21,13 @@ function group(kind, label, parent, key) {
 }
 
 // One graph, or the bodies of a pair of nodes: its groups below `parent`.
-function level(t, list, parent, key, laneOf) {
+function level(t, list, parent, key, laneOf, regionOf) {
   const root = group("body", "", parent, key);
   if (parent) root.depth = parent.depth;
   for (const n of list) {
     let at = root;
     if (nodes.phase[n] === UPDATE && root.parent === null) at = part(at, "phase", "update");
+    if (regionOf && regionOf.has(n)) at = part(at, "region", regionOf.get(n));
     const scope = scopeOf(n);
     for (const name of scope === "" ? [] : scope.split("/", SCOPES_DEEP)) at = part(at, "scope", name);
     at = part(at, "line", lineOf(n));
@@ -83,18 +84,20 @@ function pairsOf(t, g) {
   return found;
 }
 
+// Of more regions than one, such as the branches of a cond, each is a group.
 function bodyOf(t, pair) {
-  const lanes = new Map(), list = [];
+  const lanes = new Map(), regionOf = new Map();
   for (const [holder, lane] of [[pair.f, FORWARD], [pair.b, BACKWARD]]) {
-    if (holder < 0) continue;
-    for (const [, , runs] of data.regions[holder] || []) {
+    const regions = holder < 0 ? [] : data.regions[holder] || [];
+    regions.forEach(([name, , runs], k) => {
+      const label = opOf(holder) === "cond" ? `branch ${k}` : data.texts[name];
       for (const n of spread(runs)) {
-        list.push(n);
         lanes.set(n, lane === BACKWARD || nodes.phase[n] === BACKWARD ? BACKWARD : FORWARD);
+        if (regions.length > 1) regionOf.set(n, label);
       }
-    }
+    });
   }
-  return list.length ? level(t, list, pair, pair.key, (n) => lanes.get(n)) : null;
+  return lanes.size ? level(t, [...lanes.keys()], pair, pair.key, (n) => lanes.get(n), regionOf) : null;
 }
 
 // Rows of what is open. With `test`, of the nodes that pass it and of what holds them, all open.

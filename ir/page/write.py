@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
@@ -14,10 +13,11 @@ from typing import Any, Protocol
 
 from ..device import DEVICES, DeviceSpec
 from ..graph import Graph
+from .notebook import escaped
 from .stages import program_data
 
 _SCRIPTS = ("model.js", "tree.js", "lanes.js", "details.js", "timeline.js", "page.js")
-_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
+_ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}
 
 
 class StageLike(Protocol):
@@ -63,7 +63,7 @@ def write_page(
     data |= {"title": title, "figures": dict(figures or {}), "decisions": list(decisions)}
     style, script = _asset("page.css"), "\n".join(map(_asset, _SCRIPTS))
     return Template(_asset("page.html")).substitute(
-        title=html.escape(title),
+        title=escaped(title),
         policy=f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)};"
         " base-uri 'none'; form-action 'none'",
         style=style,
@@ -74,7 +74,7 @@ def write_page(
 
 def embedded(data: Any) -> str:
     """JSON that may stand in a `<script>`: no text in it can end the element."""
-    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).translate(_ESCAPES)
+    return json.dumps(data, separators=(",", ":")).translate(_ESCAPES)
 
 
 def _asset(name: str) -> str:

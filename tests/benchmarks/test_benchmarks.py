@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ir.chromium import found
+
 NAMES = ["mlp", "resnet", "gpt", "gpt_scan", "lstm", "vit", "unet", "moe", "vae"]
 
 
@@ -272,3 +274,13 @@ def test_dump(load_benchmark, capsys):
     assert all(row.nodes > 50 and row.bytes > row.largest > 0 for row in results)
     head = capsys.readouterr().out.splitlines()[2].split()
     assert head[0] == "program" and head[-2:] == ["MB", "largest"]
+
+
+def test_page(load_benchmark, capsys):
+    """A page of a small program is written, opened and used."""
+    if found() is None:
+        pytest.skip("there is no Chromium")
+    (result,) = load_benchmark("page").main(["--tiny"])
+    assert result.nodes >= 200 and result.bytes > 50_000
+    assert min(result.open_ms, result.unfold_ms, result.frame_ms, result.search_ms) > 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[0] == str(result.nodes)

@@ -279,6 +279,8 @@ def test_every_format_is_printed_and_written(name, target, tmp_path, capsys):
     assert printed and written
     if name in ("json", "trace"):
         json.loads(printed), json.loads(written)
+    elif name == "html":  # it has the seconds of the passes in it
+        assert printed.startswith("<!DOCTYPE html>") and written.startswith("<!DOCTYPE html>")
     elif name == "hlo":  # it has the lines of this test in it
         assert printed.startswith("HloModule") and written.startswith("HloModule")
     else:
@@ -314,3 +316,12 @@ def test_rows_as_json(target, tmp_path, capsys):
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["stage"] == "traced" and rows[-1]["nodes"] > rows[0]["nodes"]
     assert all(os.path.exists(row["path"]) for row in rows)
+
+
+def test_html_is_one_page_of_all_stages(target, tmp_path, capsys):
+    path = tmp_path / "page.html"
+    assert main(["dump", target, "--format", "html", "-o", str(path)]) == 0
+    assert capsys.readouterr().err.strip() == str(path)
+    data = path.read_text().partition('type="application/json">')[2].partition("</script>")[0]
+    stages = [stage["name"] for stage in json.loads(data)["stages"]]
+    assert stages[0] == "traced" and "autodiff" in stages

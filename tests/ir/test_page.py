@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 import backpass as bp
 from backpass.ir import OPS, ArrayType, Builder, Graph, Node, Origin, Value
@@ -19,6 +20,7 @@ from backpass.ir.page import Shown, write_page
 from backpass.ir.page.again import computed_again
 from backpass.ir.page.stages import program_data
 from backpass.ir.page.tables import runs
+from ir.graphs import graphs, patient
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
@@ -156,6 +158,16 @@ def test_hostile_text_stays_in_its_place():
     assert len(re.findall("</script", text)) == 2
     assert HOSTILE in data_of(text)["texts"]
     assert data_of(text)["title"] == HOSTILE
+
+
+@settings(patient, max_examples=20)
+@given(graphs())
+def test_any_graph_has_a_page(graph):
+    text = write_page(graph.name, [Shown("a", graph)]).encode().decode()
+    assert len(re.findall("</script", text)) == 2
+    data = data_of(text)
+    assert sum(data["stages"][0]["order"][1::2]) == len(graph.nodes)
+    assert graph._repr_html_().encode()
 
 
 def test_notebook_summary_has_no_script(lowered):
