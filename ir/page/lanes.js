@@ -208,13 +208,16 @@ function gather(app, rows) {
 function drawArcs(app, canvas, scroll, arcs) {
   const width = GUTTER, height = scroll.clientHeight, scale = window.devicePixelRatio || 1;
   canvas.style.left = `${(scroll.clientWidth - GUTTER) / 2}px`;
-  canvas.style.width = `${width}px`;
-  canvas.style.height = `${height}px`;
-  canvas.width = width * scale;
-  canvas.height = height * scale;
+  if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
+    canvas.style.width = `${width}px`;
+    canvas.style.height = `${height}px`;
+    canvas.width = Math.round(width * scale);
+    canvas.height = Math.round(height * scale);
+  }
   const pen = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
   const colours = Object.fromEntries([...KINDS, "plain"].map((kind) => [kind, style.getPropertyValue(`--${kind}`)]));
-  pen.scale(scale, scale);
+  pen.setTransform(scale, 0, 0, scale, 0, 0);
+  pen.clearRect(0, 0, width, height);
   for (const arc of arcs) {
     const y1 = arc.from * ROW + ROW / 2 - scroll.scrollTop, y2 = arc.to * ROW + ROW / 2 - scroll.scrollTop;
     if (Math.max(y1, y2) < 0 || Math.min(y1, y2) > height) continue;
