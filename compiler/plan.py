@@ -13,9 +13,9 @@ import numpy as np
 from ..ir.device import DeviceSpec, device_named
 from ..ir.errors import ArgumentError
 from ..ir.tables import bytes_text, table
-from ..passes import PLANNED
+from ..passes import PLANNED, Restack
 from ..passes.rematerialise import Planned, Planner
-from ..runtime.device import live_spec
+from ..runtime.device import live_spec, row_of
 from .budget import parse_bytes
 from .compile import CompiledFunction, compile
 from .memory_plan import MemoryPlan, plan_of
@@ -228,7 +228,8 @@ def _unplanned(fun: Callable[..., Any], passes: Any, given: dict[str, Any]) -> C
     try:
         if isinstance(fun, CompiledFunction):
             return fun.without_plan(passes, given)
-        return compile(fun, passes=passes or PLANNED, **given)
+        lean = (*PLANNED, Restack(row_of(jax.devices()[0])))
+        return compile(fun, passes=passes or lean, **given)
     except ArgumentError:
         raise
     except ValueError as error:  # JAX's, for positions that the function has not
