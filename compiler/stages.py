@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from ..ir.graph import Graph
 from ..ir.page import summary_html
 from ..passes import Fusion, Stage
+from .diagnose import is_exhausted
 from .dump import write_dump, write_text
 from .fallback import Fallback, fallbacks
 from .memory_plan import MemoryPlan
@@ -132,10 +135,16 @@ class Compiled:
     _compiled: Any
     stages: tuple[Stage, ...]
     plan: MemoryPlan | None
+    _exhausted: Callable[[Exception, Sequence[Any]], Exception]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on arguments of the signature that it was compiled for, static ones left out."""
-        return self._compiled(*args, **kwargs)
+        try:
+            return self._compiled(*args, **kwargs)
+        except jax.errors.JaxRuntimeError as error:
+            if not is_exhausted(error):
+                raise
+            raise self._exhausted(error, jax.tree.leaves((args, kwargs))) from error
 
     def as_text(self) -> str:
         """Return XLA's optimised HLO."""

@@ -86,6 +86,10 @@ class BudgetError(BackpassError, ValueError):
         self.minimum_bytes = minimum_bytes
 
 
+class OutOfMemoryError(BackpassError, jax.errors.JaxRuntimeError):
+    """XLA had not the memory that a program needs; JAX raises JaxRuntimeError."""
+
+
 class MissingRuleError(DifferentiationError, NotImplementedError):
     """An op on the way from inputs to loss has no VJP rule."""
 
@@ -104,6 +108,18 @@ class AutogradError(BackpassError, RuntimeError):
 
 class ZeroGradientWarning(UserWarning):
     """A gradient is zero everywhere, as an op such as `round` or `>` cuts the only ways to it."""
+
+
+class RetraceWarning(UserWarning):
+    """A function is traced and compiled again and again."""
+
+
+class ConstantWarning(UserWarning):
+    """Large arrays that a function closes over become a part of its program."""
+
+
+class MemoryWarning(UserWarning):
+    """A program is predicted to need more memory than its device has free."""
 
 
 class TrainingWarning(UserWarning):
