@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from ..ir.errors import ConstantWarning
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Value
 from ..ir.jax_compat import captured_bytes
 from ..ir.tables import bytes_text
 from ..ir.types import ArrayType
@@ -30,6 +30,7 @@ from .diagnose import caller_level, caller_line, defined_at
 LIMIT = 16 << 20
 _SHOWN = 6
 _SEARCHED = 2000  # functions and objects that are looked into for a name
+Place = tuple[int, int]
 
 
 @dataclass
@@ -43,27 +44,39 @@ class Captured:
 
 def captured(graph: Graph) -> list[Captured]:
     """The arrays that a traced graph and its regions hold, each once, the largest first."""
-    found: dict[int, Captured] = {}
+    found: dict[Place, Captured] = {}
     _collect(graph, found)
     return sorted(found.values(), key=lambda each: -each.type.nbytes)
 
 
-def _collect(graph: Graph, found: dict[int, Captured]) -> None:
+def _collect(graph: Graph, found: dict[Place, Captured]) -> None:
     for node in graph.nodes:
         value = node.attrs.get("value")
         if node.op.name == "constant" and not isinstance(value, jax.core.Tracer):
             kept = found.setdefault(_place(value), Captured(value, node.output.type, ""))
-            users = graph.users.get(node.output, ())
-            kept.source = kept.source or next((n.source for n in users if n.source), "")
+            kept.source = kept.source or _first_line(graph, node.output)
         for region in node.regions:
             _collect(region, found)
 
 
-def _place(value: Any) -> int:
+def _first_line(graph: Graph, value: Value) -> str:
+    """The line that reads a value first, inside of regions where the node has none."""
+    for node in graph.users.get(value, ()):
+        if node.source:
+            return node.source
+        for region in node.regions:
+            if len(region.inputs) == len(node.inputs):
+                inner = region.inputs[node.inputs.index(value)]
+                if found := _first_line(region, inner):
+                    return found
+    return ""
+
+
+def _place(value: Any) -> Place:
     """What tells arrays apart: JAX holds another view of the memory of one of NumPy's."""
     if isinstance(value, np.ndarray):
-        return int(value.__array_interface__["data"][0])
-    return id(value)
+        return int(value.__array_interface__["data"][0]), value.nbytes
+    return id(value), 0
 
 
 def warn_of_captured(fun: Callable[..., Any], graph: Graph) -> bool:
@@ -99,9 +112,9 @@ def _row(each: Captured, name: str) -> str:
     return f"    {known}{each.type}, {bytes_text(each.type.nbytes)}{used}"
 
 
-def _names(fun: Callable[..., Any], wanted: set[int]) -> dict[int, str]:
+def _names(fun: Callable[..., Any], wanted: set[Place]) -> dict[Place, str]:
     """A name for each of the arrays that a variable holds, by `_place`."""
-    found: dict[int, str] = {}
+    found: dict[Place, str] = {}
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", fun)]
     while waiting and len(seen) < _SEARCHED and len(found) < len(wanted):

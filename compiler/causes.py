@@ -52,6 +52,7 @@ class Cause:
 FIRST = Cause("first", "first call")
 OUTER = Cause("outer", "values of an outer trace")
 _ABSENT = object()
+_EQ: Any = object.__eq__
 
 
 def causes(new: Signature, earlier: Sequence[Signature]) -> tuple[Cause, ...]:
@@ -82,9 +83,9 @@ def _statics(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Cause]:
     for name in dict.fromkeys((*old, *new)):
         was, now = old.get(name, _ABSENT), new.get(name, _ABSENT)
         if was is _ABSENT or now is _ABSENT or was != now:
-            kind = "object" if type(now).__eq__ is object.__eq__ else "static"
             texts = ["its default" if x is _ABSENT else repr(x) for x in (was, now)]
-            kind = "static" if now is _ABSENT else kind
+            by_identity = now is not _ABSENT and getattr(type(now), "__eq__", _EQ) is _EQ
+            kind = "object" if by_identity else "static"
             yield Cause(kind, f"static argument {name}", _brief(*texts))
 
 
@@ -139,7 +140,7 @@ def _leaf(path: str, was: ArrayType, now: ArrayType) -> Cause:
 def _arguments(tree: Any) -> dict[str, Any]:
     """The tree of each argument, by its name."""
     positional, named = tree.children()
-    found = {}
+    found: dict[str, Any] = {}
     for group, form in ((positional, "args[{}]"), (named, "{}")):
         _, names = group.node_data()
         found.update(zip(map(form.format, names), group.children(), strict=True))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import jax
 
-from ..ir.errors import ArgumentError, BudgetError
+from ..ir.errors import ArgumentError, BackpassError, BudgetError
 from ..ir.graph import Graph
 from ..ir.liveness import Liveness, liveness
 from ..passes import (
@@ -24,10 +25,9 @@ from ..passes import (
     Unroll,
     default,
     parse_pipeline,
-    run_passes,
 )
-from ..passes.rematerialise import Planned, Planner
-from ..runtime.device import live_spec, row_of
+from ..passes.rematerialise import Planned
+from ..runtime.device import row_of
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .budget import Fitting, Planning, obeyed, parse_bytes, peak_bytes
@@ -148,7 +148,7 @@ class CompiledFunction:
                 self._settle(args, kwargs)
             else:
                 self._weigh(args, kwargs)
-            return self(*args, **kwargs)
+            return self._awaited(args, kwargs)
         except Exception as error:
             if self._planning.active and _holds_tracers(args, kwargs):
                 return self._inner(*args, **kwargs)
@@ -250,14 +250,29 @@ class CompiledFunction:
 
     def _compile(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Compiled:
         built = self._program(args, kwargs)
-        try:
+        with self._explained(args, kwargs):
             executable = self._settle(args, kwargs)
+
+        def exhausted(error: Exception, leaves: Sequence[Any]) -> Exception:
+            return out_of_memory(self._fun, error, built, leaves, self._passes)
+
+        return Compiled(executable, built.stages, built.plan, exhausted)
+
+    def _awaited(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call for the first time; wait, so that it is us who tells that memory ran out."""
+        out = self(*args, **kwargs)
+        with self._explained(args, kwargs):
+            return out if _holds_tracers(args, kwargs) else jax.block_until_ready(out)
+
+    @contextmanager
+    def _explained(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
+        """Explain that memory ran out."""
+        try:
+            yield
         except jax.errors.JaxRuntimeError as error:
-            if not is_exhausted(error):
+            if isinstance(error, BackpassError) or not is_exhausted(error):
                 raise
             raise self._exhausted(args, kwargs, error) from error
-        exhausted = functools.partial(self._out_of_memory, built)
-        return Compiled(executable, built.stages, built.plan, exhausted)
 
     def _weigh(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Warn, once for each program, where it is predicted to need more than what is free.
@@ -271,30 +286,22 @@ class CompiledFunction:
         if weighed or spread or _holds_tracers(args, kwargs):
             return
         if may_be_short(built.stages[-1].graph):
-            dynamic, _ = self._arguments.divide(args, kwargs)
-            leaves = jax.tree.leaves(dynamic)
-            planner = functools.partial(self._planner, built)
-            warn_of_memory(self._fun, built.live, leaves, planner)
-
-    def _planner(self, built: Built) -> Planner:
-        """The planner of a program, also where no budget was given."""
-        if built.fitting is not None:
-            return built.fitting.planner
-        passes = self._passes or default(jax.devices()[0].platform, planned=True)
-        graph = run_passes(built.program.graph, passes)[-1].graph
-        return Planner(graph, live_spec(), built.donated)
+            warn_of_memory(self._fun, built, self._leaves(args, kwargs), self._passes)
 
     def _exhausted(
         self, args: Sequence[Any], kwargs: dict[str, Any], error: Exception
     ) -> Exception:
         """Explain that a call ran out of memory, if its program is known."""
         built = self._programs.get(self._arguments.signature(args, kwargs))
-        dynamic, _ = self._arguments.divide(args, kwargs)
-        return self._out_of_memory(built, error, jax.tree.leaves(dynamic)) if built else error
+        if built is None:
+            return error
+        leaves = self._leaves(args, kwargs)
+        return out_of_memory(self._fun, error, built, leaves, self._passes)
 
-    def _out_of_memory(self, built: Built, error: Exception, leaves: Sequence[Any]) -> Exception:
-        planner = functools.partial(self._planner, built)
-        return out_of_memory(self._fun, error, built.live, leaves, planner)
+    def _leaves(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """The array leaves of a call."""
+        dynamic, _ = self._arguments.divide(args, kwargs)
+        return jax.tree.leaves(dynamic)
 
     def _dump(self, built: Built) -> None:
         """Write the stages where `BACKPASS_DUMP` says, once for each program."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -20,9 +20,14 @@ from ..ir.graph import Graph
 from ..ir.liveness import Liveness
 from ..ir.tables import bytes_text
 from ..ir.types import type_of
+from ..passes import Pass, default, run_passes
 from ..passes.rematerialise import Planner
+from ..runtime.device import live_spec
 from .budget import free_bytes
 from .diagnose import caller_level, caller_line, defined_at
+
+if TYPE_CHECKING:
+    from .compile import Built
 
 COPIES = 2  # of every value, which XLA is taken to make at most, where nothing is looked at closely
 LARGEST = 20_000  # nodes of a program that is planned for a suggestion: a few seconds
@@ -41,11 +46,11 @@ def may_be_short(graph: Graph) -> bool:
 
 def warn_of_memory(
     fun: Callable[..., Any],
-    live: Liveness,
+    built: Built,
     leaves: Sequence[Any],
-    planner: Callable[[], Planner],
+    passes: Sequence[Pass] | None,
 ) -> None:
-    """Warn where the peak of a program, `live`, is above the room that a call's `leaves` leave.
+    """Warn where the peak of a program is above the room that a call's `leaves` leave.
 
     Programs on several devices are passed over: what each of them gets is for XLA to decide.
     """
@@ -56,13 +61,13 @@ def warn_of_memory(
         free = free_bytes(device)
     except ArgumentError:
         return
-    held = held_bytes(leaves)
+    live, held = built.live, held_bytes(leaves)
     if live.peak_bytes > free + held:
         there = f", of which {bytes_text(held)} are there as arguments" if held else ""
         warnings.warn(
             f"{defined_at(fun)} is predicted to need {bytes_text(live.peak_bytes)} at its peak"
             f"{there}; {device.device_kind} has {bytes_text(free)} free\n{live.by_line()}\n"
-            f"  at {caller_line()}; {_suggestion(planner, live, free + held)}",
+            f"  at {caller_line()}; {_suggestion(built, live, free + held, passes)}",
             MemoryWarning,
             caller_level(),
         )
@@ -71,12 +76,12 @@ def warn_of_memory(
 def out_of_memory(
     fun: Callable[..., Any],
     error: Exception,
-    live: Liveness,
+    built: Built,
     leaves: Sequence[Any],
-    planner: Callable[[], Planner],
+    passes: Sequence[Pass] | None,
 ) -> OutOfMemoryError:
     """Say of a program that ran out of memory what it needs, and what would fit."""
-    device = _device(leaves)
+    device, live = _device(leaves), built.live
     room, has = live.peak_bytes, ""
     if device is not None:
         try:
@@ -88,7 +93,7 @@ def out_of_memory(
     return OutOfMemoryError(
         f"{defined_at(fun)} ran out of memory: {str(error).splitlines()[0]}\n"
         f"  it is predicted to need {bytes_text(live.peak_bytes)} at its peak{has}\n"
-        f"{live.by_line()}\n  at {caller_line()}; {_suggestion(planner, live, room)}"
+        f"{live.by_line()}\n  at {caller_line()}; {_suggestion(built, live, room, passes)}"
     )
 
 
@@ -106,16 +111,16 @@ def _device(leaves: Sequence[Any]) -> jax.Device | None:
     """The one device that a call runs on, or None."""
     devices = {device for x in leaves if _is_here(x) for device in x.devices()}
     if not devices:
-        default = jax.config.jax_default_device
+        default = getattr(jax.config, "jax_default_device", None)
         return default if isinstance(default, jax.Device) else jax.devices(default)[0]
     return devices.pop() if len(devices) == 1 else None
 
 
-def _suggestion(planner: Callable[[], Planner], live: Liveness, room: int) -> str:
+def _suggestion(built: Built, live: Liveness, room: int, passes: Sequence[Pass] | None) -> str:
     """The budgets that would fit by prediction, or that none does."""
     if len(live.graph.nodes) > LARGEST:
         return "bp.plan(...) tells which memory budgets would fit"
-    plans = planner()
+    plans = _planner(built, passes)
     least = plans.leanest
     aim = int(MARGIN * min(room, live.peak_bytes))
     aim = aim if least.bytes <= aim else room
@@ -135,3 +140,11 @@ def _suggestion(planner: Callable[[], Planner], live: Liveness, room: int) -> st
 def _budget(size: int) -> str:
     """A budget as it is written in a program, rounded down."""
     return f'"{size >> 20}MiB"' if size >= 1 << 30 else str(size)
+
+
+def _planner(built: Built, passes: Sequence[Pass] | None) -> Planner:
+    """The planner of a program, also where no budget was given; `passes` are the user's."""
+    if built.fitting is not None:
+        return built.fitting.planner
+    mine = passes or default(jax.devices()[0].platform, planned=True)
+    return Planner(run_passes(built.program.graph, mine)[-1].graph, live_spec(), built.donated)

@@ -86,7 +86,7 @@ class BudgetError(BackpassError, ValueError):
         self.minimum_bytes = minimum_bytes
 
 
-class OutOfMemoryError(BackpassError, jax.errors.JaxRuntimeError):
+class OutOfMemoryError(BackpassError, jax.errors.JaxRuntimeError):  # type: ignore[misc]
     """XLA had not the memory that a program needs; JAX raises JaxRuntimeError."""
 
 

@@ -40,7 +40,11 @@ LONG, LONGER = "a" * 100 + "b" * 100, "a" * 100 + "c" * 100
 RETRACED = {
     "shape": ({}, [(X,), (X[:2],)], ["args[0] dimension 0: 3 -> 2"]),
     "second dimension": ({}, [(WIDE,), (WIDE[:, :1],)], ["args[0] dimension 1: 3 -> 1"]),
-    "both dimensions": ({}, [(WIDE,), (WIDE.T,)], ["args[0] dimensions 0, 1: f32[2,3] -> f32[3,2]"]),
+    "both dimensions": (
+        {},
+        [(WIDE,), (WIDE.T,)],
+        ["args[0] dimensions 0, 1: f32[2,3] -> f32[3,2]"],
+    ),
     "rank": ({}, [(X,), (WIDE,)], ["args[0] rank: f32[3] -> f32[2,3]"]),
     "dtype": ({}, [(X,), (X.astype(np.int32),)], ["args[0] dtype: f32 -> i32"]),
     "weak": ({}, [(np.float32(1),), (1.0,)], ["args[0] weak type: f32[] -> f32[]*"]),
@@ -49,18 +53,32 @@ RETRACED = {
         [({"layer": [{"w": X}]},), ({"layer": [{"w": X[:1]}]},)],
         ["args[0]['layer'][0]['w'] dimension 0: 3 -> 1"],
     ),
-    "new leaf": ({}, [({"a": X},), ({"a": X, "b": X},)], ["tree of args[0]: new leaf args[0]['b']"]),
-    "leaf gone": ({}, [({"a": X, "b": X},), ({"a": X},)], ["tree of args[0]: no leaf args[0]['b']"]),
+    "new leaf": (
+        {},
+        [({"a": X},), ({"a": X, "b": X},)],
+        ["tree of args[0]: new leaf args[0]['b']"],
+    ),
+    "leaf gone": (
+        {},
+        [({"a": X, "b": X},), ({"a": X},)],
+        ["tree of args[0]: no leaf args[0]['b']"],
+    ),
     "none": ({}, [((X, X),), ((X, None),)], ["tree of args[0]: no leaf args[0][1]"]),
     "container": ({}, [([X],), ((X,),)], ["tree of args[0]: [*] -> (*,)"]),
     "empty argument": ({}, [(X,), (X, None)], ["tree of args[1]: given"]),
     "static": ({"static_argnums": 1}, [(X, 2), (X, 3)], ["static argument args[1]: 2 -> 3"]),
-    "default": ({"static_argnums": 1}, [(X,), (X, 3)], ["static argument args[1]: its default -> 3"]),
+    "default": (
+        {"static_argnums": 1},
+        [(X,), (X, 3)],
+        ["static argument args[1]: its default -> 3"],
+    ),
     "long": (
         {"static_argnums": 1},
         [(X, LONG), (X, LONGER)],
-        ["static argument args[1]: ...aaaaaaaabbbbbbbbbbbbbbbbbbbbbbbb... -> "
-         "...aaaaaaaacccccccccccccccccccccccc..."],
+        [
+            "static argument args[1]: ...aaaaaaaabbbbbbbbbbbbbbbbbbbbbbbb... -> "
+            "...aaaaaaaacccccccccccccccccccccccc..."
+        ],
     ),
     "nearest": (
         {},
@@ -90,10 +108,9 @@ def test_reasons_for_keywords_and_settings():
     with jax.set_mesh(jax.make_mesh((1,), ("data",))):
         step(X)
     assert reasons(step)[1] == "tree of mask: new leaf mask"
-    known = ("jax_enable_x64: False -> True", "jax_default_matmul_precision: None -> float32")
-    for found, named in zip(reasons(step)[2:4], known, strict=True):
-        assert found in (named, f"a setting of JAX's{named[named.index(':'):]}")
-    assert "mesh" in reasons(step)[4] and "data=1" in reasons(step)[4]
+    settings = ["jax_enable_x64: False -> True", "jax_default_matmul_precision: None -> float32"]
+    assert reasons(step)[2:4] == settings
+    assert reasons(step)[4] == "JAX's mesh: None -> data=1"
 
 
 def test_a_function_of_an_outer_traces_values():
@@ -102,11 +119,11 @@ def test_a_function_of_an_outer_traces_values():
     def outer(y):
         nonlocal step
         step = bp.compile(lambda x: x * y)
-        return step(X) + step(X)
+        step.trace(X)
+        return step(X)
 
     jax.jit(outer)(2.0)
-    assert reasons(step)[1:] in ([], ["values of an outer trace"])
-    assert len(reasons(step)) >= 1
+    assert reasons(step) == ["first call", "values of an outer trace"]
 
 
 # Seconds
