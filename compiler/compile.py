@@ -17,7 +17,6 @@ from ..ir.graph import Graph
 from ..ir.liveness import Liveness, liveness
 from ..passes import (
     PASSES,
-    PLANNED,
     Fuse,
     Pass,
     Restack,
@@ -204,9 +203,14 @@ class CompiledFunction:
         built = self._program(args, kwargs)
         return built.passed[-1].graph, built.donated
 
-    def without_plan(self, passes: Any, options: dict[str, Any]) -> CompiledFunction:
-        """Return this function with no budget, and with other passes and options where given."""
-        passes = passes or self._passes or PLANNED
+    def without_plan(
+        self, passes: Any, usual: Sequence[Pass], options: dict[str, Any]
+    ) -> CompiledFunction:
+        """Return this function with no budget, and with other passes and options where given.
+
+        `usual` are the passes where neither names any.
+        """
+        passes = passes or self._passes or usual
         return compile(self._fun, passes=passes, **{**self._jit_options, **options})
 
     def of_state(self, fun: Callable[..., Any]) -> CompiledFunction:

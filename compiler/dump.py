@@ -61,19 +61,23 @@ FORMATS: Mapping[str, Format] = {
     "hlo": Format(".hlo", lambda lowered: lowered.compile().as_text(), whole=True),
     "trace": Format(".json", chrome_trace, whole=True),
 }
+# What a dump's folder has besides the stages, and the format of each.
+_FILES: Mapping[str, str] = {
+    "graph.dot": "dot",
+    "graph.json": "json",
+    "trace.json": "trace",
+    "program.mlir": "stablehlo",
+}
 
 
 def write_dump(lowered: Lowered, directory: Path, hlo: bool) -> list[Path]:
     """Write a program's dump; returns the paths, the manifest last. Raises `DumpError`."""
-    last = lowered.graph
-    more: dict[str, Callable[[], str]] = {
-        "graph.dot": last.to_dot,
-        "graph.json": last.to_json,
-        "trace.json": lambda: chrome_trace(lowered),
-        "program.mlir": lambda: lowered.as_text("stablehlo"),
+    files = {**_FILES, "program.hlo": "hlo"} if hlo else _FILES
+    chosen = {name: FORMATS[format] for name, format in files.items()}
+    more = {
+        name: partial(each.render, lowered if each.whole else lowered.graph)
+        for name, each in chosen.items()
     }
-    if hlo:
-        more["program.hlo"] = lambda: lowered.compile().as_text()
     return _write(lowered._program, lowered.stages, directory, more)
 
 

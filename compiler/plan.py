@@ -13,7 +13,7 @@ import numpy as np
 from ..ir.device import DeviceSpec, device_named
 from ..ir.errors import ArgumentError
 from ..ir.tables import bytes_text, table
-from ..passes import PLANNED, Restack
+from ..passes import Pass, Restack, default
 from ..passes.rematerialise import Planned, Planner
 from ..runtime.device import live_spec, row_of
 from .budget import parse_bytes
@@ -174,7 +174,8 @@ def plan(
     }
     given = {key: value for key, value in given.items() if value is not None}
     with collection_paused():
-        graph, donated = _unplanned(fun, passes, given).joint(args, kwargs)
+        usual = default(_platform(device), planned=True)
+        graph, donated = _unplanned(fun, passes, usual, given).joint(args, kwargs)
         return plans_of(Planner(graph, spec, donated), sizes)
 
 
@@ -223,12 +224,24 @@ def spec_of(device: jax.Device | DeviceSpec | str | None) -> DeviceSpec:
     )
 
 
-def _unplanned(fun: Callable[..., Any], passes: Any, given: dict[str, Any]) -> CompiledFunction:
-    """The function under the options given, and its own otherwise, without a budget."""
+def _platform(device: jax.Device | DeviceSpec | str | None) -> str:
+    """The platform of a device: that of this process where it is not known."""
+    if isinstance(device, jax.Device):
+        return str(device.platform)
+    return device if isinstance(device, str) else jax.default_backend()
+
+
+def _unplanned(
+    fun: Callable[..., Any], passes: Any, usual: Sequence[Pass], given: dict[str, Any]
+) -> CompiledFunction:
+    """The function under the options given, and its own otherwise, without a budget.
+
+    `usual` are the passes where nobody has chosen others.
+    """
     try:
         if isinstance(fun, CompiledFunction):
-            return fun.without_plan(passes, given)
-        lean = (*PLANNED, Restack(row_of(jax.devices()[0])))
+            return fun.without_plan(passes, usual, given)
+        lean = (*usual, Restack(row_of(jax.devices()[0])))
         return compile(fun, passes=passes or lean, **given)
     except ArgumentError:
         raise

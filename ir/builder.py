@@ -365,6 +365,19 @@ class Builder:
         attrs = {"precision": precision, "preferred_element_type": dtype}
         return self.emit("dot_general", (x, y), {"dimension_numbers": numbers, **attrs})[0]
 
+    def scan(
+        self,
+        consts: Sequence[Value],
+        carry: Sequence[Value],
+        xs: Sequence[Value],
+        body: Graph,
+        length: int,
+    ) -> tuple[Value, ...]:
+        """Run `body` over the slices of `xs`: its last carry, then its stacked results."""
+        counts = {"num_consts": len(consts), "num_carry": len(carry), "length": length}
+        attrs = {**counts, "reverse": False, "unroll": 1}
+        return self.emit("scan", (*consts, *carry, *xs), attrs, (body,))
+
     def optimization_barrier(self, *xs: Value) -> tuple[Value, ...]:
         """Keep XLA from moving or merging work across this point."""
         return self.emit("optimization_barrier", xs)

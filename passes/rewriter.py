@@ -16,20 +16,28 @@ from ..ir.graph import Graph, Node, Value
 from ..ir.ops import OPS
 
 Rule = Callable[[Builder, Node], Sequence[Value] | None]
+# Ops whose regions are programs like the one around them; not custom rules, nor what runs on parts.
+ENTERED = frozenset("gradients scan while cond remat2".split())
 
 
-def rewrite(graph: Graph, rule: Rule) -> Graph:
+def rewrite(
+    graph: Graph, rule: Rule, regions_of: Callable[[Node], Sequence[Graph]] | None = None
+) -> Graph:
     """Offer each node, inputs already rewritten, to `rule`; the same graph when none is changed.
 
     `rule(b, node)` returns the values that take the place of the node's outputs, having emitted
-    on `b` what it needs, or None to keep the node. Regions are rewritten first.
+    on `b` what it needs, or None to keep the node. Regions are rewritten first, by the same rule
+    or as `regions_of(node)` has them.
     """
     b = Builder(OPS)
     env: dict[Value, Value] = {}
     changed = False
     for node in graph.nodes:
         node = substituted(node, env)
-        regions = tuple(rewrite(region, rule) for region in node.regions)
+        if regions_of is None:
+            regions = tuple(rewrite(region, rule) for region in node.regions)
+        else:
+            regions = tuple(regions_of(node))
         if any(new is not old for new, old in zip(regions, node.regions, strict=True)):
             node, changed = replace(node, regions=regions), True
         b.origin, b.phase = node.origin, node.phase

@@ -58,6 +58,12 @@ def _lower(
     return [*totals, *(lax.concatenate(both, 0) for both in zip(ys, outs[k:], strict=True))]
 
 
+def evenly(count: int, chunk: int) -> int:
+    """Return the size next to `chunk` that divides `count` rows, or `chunk` if none is near."""
+    near = [n for n in range(chunk * 3 // 4, chunk * 5 // 4 + 1) if n and count % n == 0]
+    return min(near, key=lambda n: abs(n - chunk), default=chunk)
+
+
 def emit_parts(
     b: Builder,
     parts: Sequence[Part],
@@ -85,14 +91,7 @@ def emit_parts(
         b.reshape(b.slice_in_dim(x, 0, whole * chunk, 0), (whole, chunk, *x.shape[1:]))
         for x in rows
     ]
-    attrs = {
-        "num_consts": len(shared),
-        "num_carry": num_sums,
-        "length": whole,
-        "reverse": False,
-        "unroll": 1,
-    }
-    outs = b.emit("scan", [*shared, *zeros, *stacked], attrs, (graph,))
+    outs = b.scan(shared, zeros, stacked, graph, whole)
     totals = list(outs[:num_sums])
     ys = [b.reshape(y, (whole * chunk, *y.shape[2:])) for y in outs[num_sums:]]
     if whole * chunk < count:

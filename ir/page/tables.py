@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from ..attrs import AttrPrinter
 from ..cost import node_cost
 from ..device import DeviceSpec, clock
-from ..graph import UNKNOWN, Graph, Literal, Node, Origin, Value
+from ..graph import UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
 from ..numbers import format_number
 from ..resources import Writer
 
-PHASES = ("forward", "backward", "update")
+PHASES = get_args(Phase)
 _LONGEST = 400  # of an attribute or line
 
 

@@ -6,7 +6,7 @@ would hold one copy for each step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from ...ir.graph import Graph, Literal, Node, Value
@@ -52,7 +52,7 @@ def hoist(
 
     Data movement that the rest of the body reads as well is done there again (see `repeated`).
     """
-    first = _needed(nodes, wanted)
+    first = needed(nodes, wanted)
     moved = set(first)
     rest = [node for node in nodes if node not in moved]
     producer = {value: node for node in first for value in node.outputs}
@@ -65,7 +65,7 @@ def hoist(
     return Hoisted(once, tuple(shared), tuple(rest))
 
 
-def _needed(nodes: Sequence[Node], wanted: Sequence[Value]) -> list[Node]:
+def needed(nodes: Sequence[Node], wanted: Iterable[Value]) -> list[Node]:
     """The nodes that `wanted` values depend on, in order."""
     live = set(wanted)
     found: list[Node] = []

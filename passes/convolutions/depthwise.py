@@ -51,49 +51,40 @@ def filter_sums(b: Builder, w: Window, size: int) -> Value:
 
 def _filter_sums(b: Builder, x: Value, g: Value, w: Window) -> Value:
     x = w.padded(b, x)
-    high, *rest = w.places
     if prod(w.places) <= UNROLLED:
-        rows = [_row_sums(b, _rows(b, x, i, w), g, w) for i in range(high)]
-        found = b.concatenate(rows, 0)
+        strides, dilation = w.node.attrs["window_strides"], w.node.attrs["rhs_dilation"]
+        starts = [i * strides[0] for i in range(w.places[0])]
+        rows = [shifted(b, x, (at,), w.taps[:1], dilation[:1]) for at in starts]
+        found = b.concatenate([_row_sums(b, row, g, w) for row in rows], 0)
     else:
         found = _scanned(b, x, g, w)
-    return b.reshape(found, (1, high, *rest, w.filters))
+    return b.reshape(found, (1, *w.places, w.filters))
 
 
 def _scanned(b: Builder, x: Value, g: Value, w: Window) -> Value:
     """Row by row of the taps: XLA compiles one row's sums, not those of all."""
-    starts = b.iota(np.int32, (w.places[0],), 0)
+    (stride, *_), (dilation, *_) = w.node.attrs["window_strides"], w.node.attrs["rhs_dilation"]
+    rows = b.iota(np.int32, (w.places[0],), 0)
     body = b.nested()
     images, cotangents = b.fresh((x, g))
-    start = body.value(starts.type.with_shape(()))
-    found = _row_sums(body, _rows(body, images, start, w), cotangents, w)
-    graph = body.graph("row", (images, cotangents, start), (found,))
-    attrs = {"num_consts": 2, "num_carry": 0, "reverse": False, "unroll": 1}
-    return b.emit("scan", (x, g, starts), {**attrs, "length": w.places[0]}, (graph,))[0]
-
-
-def _rows(b: Builder, x: Value, i: int | Value, w: Window) -> Value:
-    """Return the rows of the images that row `i` of the taps reads."""
-    stride, dilation = w.node.attrs["window_strides"][0], w.node.attrs["rhs_dilation"][0]
-    size = (w.taps[0] - 1) * dilation + 1
-    if isinstance(i, int):
-        return shifted(b, x, (i * stride,), w.taps[:1], (dilation,))
-    zero = b.literal(0, i.dtype)
-    at = (zero, b.mul(i, b.literal(stride, i.dtype)), *[zero] * (x.ndim - 2))
-    sizes = (x.shape[0], size, *x.shape[2:])
-    return shifted(
-        b, b.one("dynamic_slice", x, *at, slice_sizes=sizes), (0,), w.taps[:1], (dilation,)
-    )
+    row = body.value(rows.type.with_shape(()))
+    zero = body.literal(0, row.dtype)
+    at = (zero, body.mul(row, body.literal(stride, row.dtype)), *[zero] * (x.ndim - 2))
+    sizes = (x.shape[0], (w.taps[0] - 1) * dilation + 1, *x.shape[2:])
+    part = body.one("dynamic_slice", images, *at, slice_sizes=sizes)
+    part = shifted(body, part, (0,), w.taps[:1], (dilation,))
+    found = _row_sums(body, part, cotangents, w)
+    graph = body.graph("row", (images, cotangents, row), (found,))
+    return b.scan((x, g), (), (rows,), graph, w.places[0])[0]
 
 
 def _row_sums(b: Builder, x: Value, g: Value, w: Window) -> Value:
-    """Sums of one row of the taps, [taps, filters]."""
+    """Sums of one row of the taps, [taps, filters], of the rows of the images that it reads."""
     strides, dilation = w.node.attrs["window_strides"], w.node.attrs["rhs_dilation"]
-    sizes, steps = (w.taps[0], *w.taps[1:]), (1, *dilation[1:])
     found = []
     for place in positions(w.places[1:]):
         starts = [i * s for i, s in zip(place, strides[1:], strict=True)]
-        part = b.mul(shifted(b, x, (0, *starts), sizes, steps), g)
+        part = b.mul(shifted(b, x, (0, *starts), w.taps, (1, *dilation[1:])), g)
         found.append(b.reshape(b.reduce_sum(part, range(g.ndim - 1)), (1, w.filters)))
     return b.concatenate(found, 0)
 

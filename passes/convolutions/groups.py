@@ -8,8 +8,6 @@ from ...ir.builder import Builder
 from ...ir.graph import Value
 from .window import Window
 
-Shape = tuple[int, ...]
-
 
 def bundled(b: Builder, w: Window, size: int) -> Value:
     """Bring `size` groups at a time into one dense convolution."""

@@ -58,9 +58,7 @@ def _gathered(b: Builder, w: Window) -> list[Value]:
 
 def _scattered(b: Builder, w: Window) -> list[Value]:
     count, gaps = len(w.taps), w.node.attrs["lhs_dilation"]
-    numbers = w.node.attrs["dimension_numbers"]
-    batch, features, *spatial = numbers.lhs_spec
-    x = b.transpose(w.node.inputs[0], (batch, *spatial, features))
+    x = w.images(b, BATCH, FEATURES)
     k = b.rev(w.kernel(b, 1, *range(2, 2 + count), 0), range(1, 1 + count))
     sizes = x.shape[1:-1]
     found = _product(b, w, x, k, w.channels)
@@ -80,11 +78,8 @@ def _scattered(b: Builder, w: Window) -> list[Value]:
 
 def _product(b: Builder, w: Window, x: Value, k: Value, size: int) -> Value:
     """Rows of `size` numbers times a matrix of as many rows."""
-    attrs = w.node.attrs
     x = b.reshape(x, (x.type.size // size, size))
-    k = b.reshape(k, (size, k.type.size // size))
-    precision, dtype = attrs["precision"], attrs["preferred_element_type"]
-    return b.dot_general(x, k, ((1,), (0,)), precision=precision, dtype=dtype)
+    return w.product(b, x, b.reshape(k, (size, k.type.size // size)), 1)
 
 
 def _pairs(xs: Sequence[T], ys: Sequence[T]) -> list[T]:

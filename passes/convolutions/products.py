@@ -54,7 +54,5 @@ def rows_and_columns(b: Builder, x: Value, g: Value, w: Window) -> Value:
 
 def _matrix(b: Builder, w: Window, x: Value, y: Value) -> Value:
     """Contract all but the last dimensions, as a product of two matrices."""
-    attrs = w.node.attrs
     x, y = (b.reshape(v, (prod(v.shape[:-1]), v.shape[-1])) for v in (x, y))
-    precision, dtype = attrs["precision"], attrs["preferred_element_type"]
-    return b.dot_general(x, y, ((0,), (0,)), precision=precision, dtype=dtype)
+    return w.product(b, x, y, 0)

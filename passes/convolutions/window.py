@@ -9,7 +9,7 @@ from math import prod
 
 from ...ir.builder import Builder
 from ...ir.graph import Node, Value
-from ...ir.ops.chunked import emit_parts
+from ...ir.ops.chunked import emit_parts, evenly
 
 Dims = tuple[int, ...]
 # Dimensions of an input.
@@ -90,6 +90,11 @@ class Window:
         spec = self.node.attrs["dimension_numbers"].rhs_spec
         return b.transpose(self.node.inputs[1], [spec[i] for i in order])
 
+    def product(self, b: Builder, x: Value, y: Value, axis: int) -> Value:
+        """`y` times a matrix: dimension `axis` of `x` and the first of `y` are contracted."""
+        precision, dtype = self.node.attrs["precision"], self.node.attrs["preferred_element_type"]
+        return b.dot_general(x, y, ((axis,), (0,)), precision=precision, dtype=dtype)
+
     def output(self, b: Builder, value: Value, batch: int, filters: int) -> Value:
         """`value` in the output's own order; its other dimensions are the spatial ones."""
         spec = self.node.attrs["dimension_numbers"].out_spec
@@ -123,8 +128,7 @@ def in_parts(
     chunk = max(1, int(count / parts))
     if chunk >= count:
         return function(b, x, g)
-    even = (n for n in range(chunk, chunk // 2, -1) if count % n == 0)
-    chunk = next(even, chunk)
+    chunk = evenly(count, chunk)
 
     def part(b: Builder, values: Sequence[Value]) -> list[Value]:
         return [function(b, *values)]

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ...ir.builder import Builder
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops import OPS
+from ...ir.ops.chunked import evenly
 from ...ir.ops.contraction import free_dims
 from ..rewriter import substituted
 from .body import Body, Cut, needed
@@ -115,12 +116,6 @@ def _reason(body: Body, matters: Set[Value]) -> str:
 def _reader(body: Body, value: Value) -> str:
     readers = [node for node in body.outside if value in node.inputs]
     return told(readers[0]) if readers else "the caller"
-
-
-def evenly(count: int, chunk: int) -> int:
-    """Return the size next to `chunk` that divides `count` rows, or `chunk` if none is near."""
-    near = [n for n in range(chunk * 3 // 4, chunk * 5 // 4 + 1) if n and count % n == 0]
-    return min(near, key=lambda n: abs(n - chunk), default=chunk)
 
 
 def chunked(graph: Graph, found: Match, chunk: int) -> Graph | str:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ...ir.graph import Graph, Node, Value
+from ..rewriter import ENTERED
 from . import blocks, chunk
 from .report import Fusion
 from .statics import Statics
 from .verify import compare
 
 Known = Mapping[Value, Any]
-_ENTERED = frozenset("gradients scan while cond remat2".split())
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Fuse:
         return _outcome("queries in blocks", graph, node, tries, notes)
 
     def _entered(self, node: Node, notes: list[Fusion], statics: Statics) -> Node:
-        if node.op.name not in _ENTERED:
+        if node.op.name not in ENTERED:
             return node
         regions = []
         for region in node.regions:

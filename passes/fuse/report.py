@@ -14,7 +14,7 @@ class Fusion:
 
     `what` names the rewrite, `source` the user's line and `scope` the name stack. `reason` tells
     why a near miss is none; it is empty for a match. `nbytes` is what need not be there at once
-    any more, or what `gain` says.
+    any more, or what `gain` says; 0 where bytes are not what is gained.
     """
 
     what: str
@@ -33,7 +33,8 @@ class Fusion:
         """One line."""
         where = f"{self.what} at {self.source or 'unknown line'}"
         gain = self.gain or "never there as a whole"
-        return f"{where}: {self.reason or f'{bytes_text(self.nbytes)} {gain}'}"
+        size = f"{bytes_text(self.nbytes)} " if self.nbytes else ""
+        return f"{where}: {self.reason or size + gain}"
 
 
 def told(node: Node) -> str:

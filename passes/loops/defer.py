@@ -9,19 +9,19 @@ from typing import ClassVar
 from ...ir.builder import Builder
 from ...ir.graph import Graph, Literal, Node, Value
 from ...ir.tables import bytes_text
-from ..fuse.report import Fusion
-from .kinds import Kinds, needed
+from ..autodiff.invariant import needed
+from .kinds import Kinds
 from .tails import Tail, tails
 from .totals import Term, Total, totals
 from .trips import has_rule, product, stacked, up
-from .walk import Loop, over_scans
+from .walk import Loop, OverScans
 
 SHARE = 0.6  # of the bytes that a backward loop reads of stacks, for those that it leaves
 _VIEWS = frozenset("reshape transpose squeeze expand_dims convert_element_type slice neg".split())
 
 
 @dataclass(frozen=True)
-class Defer:
+class Defer(OverScans):
     """What a scan's steps add up, or make for its ys alone, is made after the loop.
 
         scan(s, c) { .. s + x_t^T . g_t }  ->  scan(c) { .. } stacks x and g;  s + x^T . g
@@ -46,17 +46,8 @@ class Defer:
 
     name: ClassVar[str] = "defer"
 
-    def __call__(self, graph: Graph) -> Graph:
-        """Return the rewritten graph, or `graph` itself when nothing moves."""
-        return over_scans(graph, self._deferred, [])
-
-    def report(self, graph: Graph) -> tuple[Fusion, ...]:
-        """Tell what the pass does to `graph`, near misses with their reasons."""
-        notes: list[Fusion] = []
-        over_scans(graph, self._deferred, notes)
-        return tuple(notes)
-
-    def _deferred(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
+    def offered(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
+        """See the class."""
         kinds = Kinds(loop)
         stacks = Stacks(kinds, self._limit(loop, kinds))
         sums = self._sums(totals(loop, kinds.invariant), loop, stacks)

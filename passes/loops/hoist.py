@@ -10,16 +10,15 @@ from ...ir.builder import Builder
 from ...ir.fusion import MOVES, is_fusible
 from ...ir.graph import Graph, Node, Value
 from ...ir.tables import bytes_text
-from ..autodiff.invariant import CHEAP, hoist
-from ..fuse.report import Fusion
+from ..autodiff.invariant import CHEAP, hoist, needed
 from .forms import prepared
-from .kinds import Kinds, needed
+from .kinds import Kinds
 from .trips import stacked
-from .walk import Loop, over_scans
+from .walk import Loop, OverScans
 
 
 @dataclass(frozen=True)
-class Hoist:
+class Hoist(OverScans):
     """Work of a scan's body that does not depend on its carry is done before the loop.
 
         scan(c, x_t)  { .. f(w) .. }      ->  s = f(w);      scan(c, x_t) { .. s .. }
@@ -45,17 +44,8 @@ class Hoist:
 
     name: ClassVar[str] = "hoist"
 
-    def __call__(self, graph: Graph) -> Graph:
-        """Return the rewritten graph, or `graph` itself when nothing moves."""
-        return over_scans(graph, self._hoisted, [])
-
-    def report(self, graph: Graph) -> tuple[Fusion, ...]:
-        """Tell what the pass does to `graph`, near misses with their reasons."""
-        notes: list[Fusion] = []
-        over_scans(graph, self._hoisted, notes)
-        return tuple(notes)
-
-    def _hoisted(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
+    def offered(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
+        """See the class."""
         kinds = Kinds(loop)
         found = self._early(kinds)
         body = prepared(kinds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -71,14 +71,3 @@ class Kinds:
             for value in node.outputs
             if value.type.is_inexact and value not in self.invariant
         )
-
-
-def needed(nodes: Sequence[Node], outputs: Collection[Value]) -> list[Node]:
-    """The nodes that the outputs depend on, in order; those with effects stay."""
-    live = set(outputs)
-    kept: list[Node] = []
-    for node in reversed(nodes):
-        if node.op.effect or has_effects(node) or not live.isdisjoint(node.outputs):
-            live.update(node.inputs)
-            kept.append(node)
-    return kept[::-1]

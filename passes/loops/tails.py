@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ...ir.fusion import is_fusible
 from ...ir.graph import Graph, Literal, Node, Value
-from .kinds import Kinds, needed
+from ..autodiff.invariant import needed
+from .kinds import Kinds
 from .trips import has_rule
 
 

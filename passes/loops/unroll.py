@@ -8,15 +8,14 @@ from typing import ClassVar
 
 from ...ir.builder import Builder
 from ...ir.cost import VIEWS
-from ...ir.graph import Graph, Literal, Node, Value
-from ..fuse.report import Fusion
-from .walk import Loop, over_scans
+from ...ir.graph import Literal, Node, Value
+from .walk import Loop, OverScans
 
 _LOOPS = frozenset("scan while cond remat2 shard_map".split())
 
 
 @dataclass(frozen=True)
-class Unroll:
+class Unroll(OverScans):
     """scan {unroll=1}  ->  scan {unroll=steps}, where a step is tiny.
 
     XLA:CPU takes some microseconds for a trip and for each of its kernels, which is more than the
@@ -32,17 +31,8 @@ class Unroll:
 
     name: ClassVar[str] = "unroll"
 
-    def __call__(self, graph: Graph) -> Graph:
-        """Return the graph with its tiny loops unrolled, or `graph` itself when there are none."""
-        return over_scans(graph, self._unrolled, [])
-
-    def report(self, graph: Graph) -> tuple[Fusion, ...]:
-        """Tell what the pass does to `graph`."""
-        notes: list[Fusion] = []
-        over_scans(graph, self._unrolled, notes)
-        return tuple(notes)
-
-    def _unrolled(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
+    def offered(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
+        """See the class."""
         node, nodes = loop.node, loop.body.nodes
         if node.attrs["unroll"] != 1 or loop.length < self.least:
             return None

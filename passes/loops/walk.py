@@ -5,18 +5,16 @@ A scan in a region of `shard_map`, or in a custom rule, stays as it is.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from ...ir.builder import Builder
 from ...ir.graph import Graph, Node, Origin, Value
-from ...ir.ops import OPS
 from ..dce import has_effects
 from ..fuse.report import Fusion
-from ..rewriter import substituted
+from ..rewriter import ENTERED, rewrite
 from ..scan import Scan
-
-ENTERED = frozenset("gradients scan while cond remat2".split())
 
 
 @dataclass(frozen=True)
@@ -47,28 +45,34 @@ def over_scans(graph: Graph, rule: Rule, notes: list[Fusion], *, within: bool = 
 
     Without effects, and of two steps or more. The same graph when nothing is changed.
     """
-    b = Builder(OPS)
-    env: dict[Value, Value] = {}
-    changed = False
-    for node in graph.nodes:
-        node = substituted(node, env)
-        if node.op.name in ENTERED:
-            inside = within or node.op.name == "gradients"
-            regions = tuple(over_scans(g, rule, notes, within=inside) for g in node.regions)
-            if any(new is not old for new, old in zip(regions, node.regions, strict=True)):
-                node, changed = replace(node, regions=regions), True
-        found = None
-        if node.op.name == "scan" and node.attrs["length"] > 1 and not has_effects(node):
-            b.origin, b.phase = node.origin, node.phase
-            start = len(b.nodes)
-            found = rule(b, Loop(node, within, notes))
-            if found is None:
-                del b.nodes[start:]
-        if found is None:
-            b.nodes.append(node)
-        else:
-            changed = True
-            env.update(zip(node.outputs, found, strict=True))
-    if not changed:
-        return graph
-    return b.graph(graph.name, graph.inputs, [env.get(v, v) for v in graph.outputs])
+
+    def regions_of(node: Node) -> Sequence[Graph]:
+        if node.op.name not in ENTERED:
+            return node.regions
+        inside = within or node.op.name == "gradients"
+        return [over_scans(region, rule, notes, within=inside) for region in node.regions]
+
+    def offered(b: Builder, node: Node) -> Sequence[Value] | None:
+        if node.op.name != "scan" or node.attrs["length"] < 2 or has_effects(node):
+            return None
+        return rule(b, Loop(node, within, notes))
+
+    return rewrite(graph, offered, regions_of)
+
+
+class OverScans(ABC):
+    """A pass that offers each scan to `offered`, which rewrites it and tells so."""
+
+    @abstractmethod
+    def offered(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
+        """Emit what takes the place of a loop, or return None."""
+
+    def __call__(self, graph: Graph) -> Graph:
+        """Return the rewritten graph, or `graph` itself when nothing changes."""
+        return over_scans(graph, self.offered, [])
+
+    def report(self, graph: Graph) -> tuple[Fusion, ...]:
+        """Tell what the pass does to `graph`, near misses with their reasons."""
+        notes: list[Fusion] = []
+        over_scans(graph, self.offered, notes)
+        return tuple(notes)

@@ -81,19 +81,11 @@ class _Writing:
         found, b, scopes = self.found, self.b, Scopes.of(self.found.rows)
         b.origin, b.phase = scopes.origin, found.rows[0][0].phase
         body = _Body(self.before, found, self.fixed, scopes)
-        starts = [value for _, value in found.carries]
-        inputs = [self.env.get(v, v) for v in (*body.consts, *starts)]
+        consts = [self.env.get(v, v) for v in body.consts]
+        starts = [self.env.get(v, v) for _, v in found.carries]
         producer = {v: n for n in b.nodes for v in n.outputs}
-        for values in body.each:
-            inputs.append(stacked(b, [self.env.get(v, v) for v in values], producer))
-        attrs = {
-            "num_consts": len(body.consts),
-            "num_carry": len(starts),
-            "length": found.length,
-            "reverse": False,
-            "unroll": 1,
-        }
-        outputs = b.emit("scan", inputs, attrs, (body.graph,))
+        xs = [stacked(b, [self.env.get(v, v) for v in each], producer) for each in body.each]
+        outputs = b.scan(consts, starts, xs, body.graph, found.length)
         self._name(outputs[: len(starts)], outputs[len(starts) :])
 
     def _name(self, last: Sequence[Value], ys: Sequence[Value]) -> None:
@@ -128,16 +120,12 @@ class _Body:
     def _graph(self) -> Graph:
         found, b = self.found, self.b
         for j, wires in enumerate(found.wires):
-            values = (
-                [self._operand(j, slot) for slot in range(len(wires))]
-                if j not in found.views
-                else []
-            )
-            row = [each[j] for each in found.rows]
             if j in found.views:
-                self.made[j, 0] = self._given(tuple(node.output for node in row))
+                self.made[j, 0] = self._given(tuple(row[j].output for row in found.rows))
                 continue
-            copy = b.clone(row[0], values, self.scopes.inner(row[0].origin))
+            first = found.rows[0][j]
+            values = [self._operand(j, slot) for slot in range(len(wires))]
+            copy = b.clone(first, values, self.scopes.inner(first.origin))
             self.made.update(((j, i), v) for i, v in enumerate(copy.outputs))
         inputs = [*self.consts.values(), *self.carried, *self.each.values()]
         places = [*(at for at, _ in found.carries), *found.escapes]

@@ -10,13 +10,13 @@ from ...ir.errors import ArgumentError
 from ...ir.fingerprint import gradient_order
 from ...ir.graph import Graph, Node
 from ..dce import Dce
+from ..fuse.report import Fusion
+from ..rewriter import ENTERED
 from .blocks import Match, match, shared
 from .emit import rolled
-from .report import Rolled
 from .runs import runs
 from .sequence import Labels, depth_first, fixed, weight
 
-_ENTERED = frozenset("gradients scan while cond remat2".split())
 _MODES = ("auto", "true", "false")
 
 
@@ -51,13 +51,13 @@ class Roll:
         """Return the rolled graph, or `graph` itself when nothing repeats."""
         return self._rolled(graph, [])
 
-    def report(self, graph: Graph) -> tuple[Rolled, ...]:
+    def report(self, graph: Graph) -> tuple[Fusion, ...]:
         """Tell what the pass does to `graph`, near misses with their reasons."""
-        notes: list[Rolled] = []
+        notes: list[Fusion] = []
         self._rolled(graph, notes)
         return tuple(dict.fromkeys(notes))
 
-    def _rolled(self, graph: Graph, notes: list[Rolled]) -> Graph:
+    def _rolled(self, graph: Graph, notes: list[Fusion]) -> Graph:
         if self._mode == "false" or (self._mode == "auto" and self._small(graph)):
             return graph
         labels = Labels(gradient_order(graph))
@@ -68,7 +68,7 @@ class Roll:
         """True where not even the whole graph has the nodes that blocks need."""
         return sum(1 for _ in graph.walk()) < self.nodes
 
-    def _entered(self, graph: Graph, labels: Labels, notes: list[Rolled]) -> Graph:
+    def _entered(self, graph: Graph, labels: Labels, notes: list[Fusion]) -> Graph:
         """Regions first; then the graph, as long as something in it repeats."""
         nodes = tuple(self._inside(node, labels, notes) for node in graph.nodes)
         if any(new is not old for new, old in zip(nodes, graph.nodes, strict=True)):
@@ -79,14 +79,14 @@ class Roll:
         notes.append(_note(found, ""))
         return self._entered(rolled(graph, found, fixed(graph)), labels, notes)
 
-    def _inside(self, node: Node, labels: Labels, notes: list[Rolled]) -> Node:
-        if node.op.name not in _ENTERED:
+    def _inside(self, node: Node, labels: Labels, notes: list[Fusion]) -> Node:
+        if node.op.name not in ENTERED:
             return node
         regions = tuple(self._entered(region, labels, notes) for region in node.regions)
         same = all(new is old for new, old in zip(regions, node.regions, strict=True))
         return node if same else replace(node, regions=regions)
 
-    def _best(self, graph: Graph, labels: Labels, notes: list[Rolled]) -> Match | None:
+    def _best(self, graph: Graph, labels: Labels, notes: list[Fusion]) -> Match | None:
         """The blocks that hold most nodes, in the order as written or as the outputs ask for."""
         constant = fixed(graph)
         written = [node for node in graph.nodes if node not in constant]
@@ -98,7 +98,7 @@ class Roll:
         return max(found, key=_size, default=None)
 
     def _tried(
-        self, graph: Graph, nodes: Sequence[Node], labels: Labels, notes: list[Rolled]
+        self, graph: Graph, nodes: Sequence[Node], labels: Labels, notes: list[Fusion]
     ) -> Match | None:
         for found in self._matches(graph, nodes, labels, notes):
             reason = self._not_worth(found)
@@ -108,7 +108,7 @@ class Roll:
         return None
 
     def _matches(
-        self, graph: Graph, nodes: Sequence[Node], labels: Labels, notes: list[Rolled]
+        self, graph: Graph, nodes: Sequence[Node], labels: Labels, notes: list[Fusion]
     ) -> Iterator[Match]:
         weights = [weight(node) for node in nodes]
         for run in runs(labels.of(nodes), weights, self._least):
@@ -120,7 +120,7 @@ class Roll:
             elif found:
                 first = nodes[run.start]
                 what = f"{(run.stop - run.start) // run.period} blocks of {run.period} nodes"
-                notes.append(Rolled(what, first.source, first.scope, 0, found))
+                notes.append(Fusion(what, first.source, first.scope, 0, found))
 
     @property
     def _least(self) -> int:
@@ -145,7 +145,7 @@ def _size(found: Match) -> int:
     return sum(weight(node) for row in found.rows for node in row)
 
 
-def _note(found: Match, reason: str) -> Rolled:
+def _note(found: Match, reason: str) -> Fusion:
     first = found.rows[0][0]
     what = f"{found.length} blocks of {len(found.rows[0])} nodes"
-    return Rolled(what, first.source, first.scope, 0, reason)
+    return Fusion(what, first.source, first.scope, 0, reason, "rolled into one scan")

@@ -176,3 +176,20 @@ def test_a_long_chain_is_planned():
     plans = bp.plan(step, *args, donate_argnums=0)
     assert plans.minimum_bytes < plans.plain_bytes / 4
     assert all("recompute" in {d.action for d in plan.decisions} for plan in plans[2:])
+
+
+def test_forms_for_the_cpu_are_not_planned_elsewhere():
+    """Gradients of filters are scanned products here, and convolutions on an accelerator."""
+
+    def loss(w, x):
+        out = jax.lax.conv_general_dilated(
+            x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return jnp.sin(out).sum()
+
+    args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((3, 3, 32, 32), (32, 32, 32, 32))]
+    text = {
+        device: str(bp.plan(bp.grad(loss), *args, device=device, budgets="1GiB")[0])
+        for device in ("cpu", "h100")
+    }
+    assert "inside scan" in text["cpu"] and "inside conv_general_dilated" in text["h100"]
