@@ -131,7 +131,8 @@ def _names(fun: Callable[..., Any], wanted: set[Place]) -> dict[Place, str]:
 def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """What a function, an object or a pytree holds, with names."""
     if isinstance(value, functools.partial):
-        yield from (("", value.func), (f"{name}.args", value.args), (name, value.keywords))
+        own = name or "partial"
+        yield from (("", value.func), (f"{own}.args", value.args), (own, value.keywords))
     elif inspect.ismethod(value):
         yield from (("", value.__func__), ("self", value.__self__))
     elif inspect.isfunction(value):

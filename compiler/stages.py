@@ -127,6 +127,19 @@ class Lowered:
         """Figures and a small picture of the final graph, for notebooks."""
         return summary_html(self.graph, self.donated)
 
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        """Stages, layers, what was rewritten and planned, and the final graph, for Treescope."""
+        from ..ir.treescope_view import fold, graph_view, text_lines
+
+        told = {
+            "stages": str(self).partition("\n")[2],
+            "layers": str(self.summary()),
+            "plan": "" if self.plan is None else str(self.plan),
+        }
+        folds = [fold(name, text_lines(text)) for name, text in told.items() if text]
+        last = graph_view(self.graph, None if path is None else f"{path}.graph", "final graph")
+        return fold(f"Lowered {self._program.name}", [*folds, last], path, opened=True)
+
 
 @dataclass(frozen=True)
 class Compiled:

@@ -91,26 +91,16 @@ class Liveness:
 
     def by_line(self) -> str:
         """Table of what is live at the peak by Python line; leaves of one argument are one row."""
-        groups: dict[tuple[str, str], list[int]] = {}
-        for buffer in self.peak_buffers:
-            name = buffer.value.name
-            line = argument_of(name) if name else self._line(buffer)
-            groups.setdefault((line, buffer.kind), []).append(buffer.nbytes)
-        inside = self.peak_bytes - sum(map(sum, groups.values()))
-        here = self.peak_position
-        if inside and 0 <= here < len(self.graph.nodes):
-            node = self.graph.nodes[here]
-            groups[f"inside {node.op.name} {node.source}".rstrip(), "temporary"] = [inside]
-        found = sorted(groups.items(), key=lambda group: -sum(group[1]))
-        rows = [
-            (line, kind, count_text(len(sizes)), bytes_text(sum(sizes)))
-            for (line, kind), sizes in found[:_SHOWN]
-        ]
-        if len(found) > _SHOWN:
-            rest = [size for _, sizes in found[_SHOWN:] for size in sizes]
-            lines = f"{len(found) - _SHOWN} more lines"
-            rows.append((lines, "", count_text(len(rest)), bytes_text(sum(rest))))
-        total = (f"peak, at {self._name(here)}", "", "", bytes_text(self.peak_bytes))
+        rows = _lines(self, self.peak_buffers, _SHOWN)
+        inside = self.peak_bytes - sum(buffer.nbytes for buffer in self.peak_buffers)
+        if inside:
+            rows.append((f"inside {self._name(self.peak_position)}", "", "", bytes_text(inside)))
+            inner = self.regions.get(self.peak_position)
+            if inner is not None:
+                made = [b for b in inner.peak_buffers if b.kind != "argument"]
+                rows += [("  " + line, *rest) for line, *rest in _lines(inner, made, _INSIDE)]
+        peak = f"peak, at {self._name(self.peak_position)}"
+        total = (peak, "", "", bytes_text(self.peak_bytes))
         return table(("live at the peak", "kind", "values", "size"), rows, [total])
 
     def _inner_rows(self) -> list[tuple[str, ...]]:
@@ -144,6 +134,26 @@ class Liveness:
             return "return" if position >= 0 else "an argument"
         node = self.graph.nodes[position]
         return f"{node.op.name} {node.source}".rstrip()
+
+
+def _lines(live: Liveness, buffers: Collection[Buffer], count: int) -> list[tuple[str, ...]]:
+    """Rows by line and kind: the `count` largest, and one for the rest."""
+    groups: dict[tuple[str, Kind], list[int]] = {}
+    for buffer in buffers:
+        name = buffer.value.name
+        line = argument_of(name) if name else live._line(buffer)
+        groups.setdefault((line, buffer.kind), []).append(buffer.nbytes)
+    found = sorted(groups.items(), key=lambda group: -sum(group[1]))
+    rows: list[tuple[str, ...]] = [
+        (line, kind, count_text(len(sizes)), bytes_text(sum(sizes)))
+        for (line, kind), sizes in found[:count]
+    ]
+    if len(found) > count:
+        rest = [size for _, sizes in found[count:] for size in sizes]
+        rows.append(
+            (f"{len(found) - count} more", "", count_text(len(rest)), bytes_text(sum(rest)))
+        )
+    return rows
 
 
 def argument_of(path: str) -> str:
