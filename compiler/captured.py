@@ -97,8 +97,10 @@ def warn_of_captured(fun: Callable[..., Any], graph: Graph) -> bool:
         rows.append(f"    {len(arrays) - _SHOWN} more, {bytes_text(rest)}")
     warnings.warn(
         f"{defined_at(fun)} closes over {bytes_text(total)} of arrays, which become a part of its "
-        "program: each compile reads them, and each executable holds a copy that no memory plan "
-        "counts\n" + "\n".join(rows) + f"\n  at {caller_line()}; pass them as arguments; "
+        "program: each compile reads them, and each executable holds a copy, which XLA's report of "
+        "its memory leaves out\n"
+        + "\n".join(rows)
+        + f"\n  at {caller_line()}; pass them as arguments; "
         "jax.config.update('jax_captured_constants_warn_bytes', n) sets another limit, -1 none",
         ConstantWarning,
         caller_level(),

@@ -70,8 +70,9 @@ def _differences(old: Signature, new: Signature) -> Iterator[Cause]:
     settings = {}
     for name, was, now in context_changes(old.context, new.context):
         # On a mesh JAX has two settings of it, of which one is enough.
-        what = "JAX's mesh" if "mesh" in name else name
-        settings[what] = Cause("setting", what, _brief(_mesh(was), _mesh(now)))
+        on_mesh = "mesh" in name
+        what, text = ("JAX's mesh", _axes) if on_mesh else (name, str)
+        settings[what] = Cause("setting", what, _brief(text(was), text(now)))
     yield from settings.values()
     if old.tree != new.tree:
         yield from _trees(old, new)
@@ -91,10 +92,11 @@ def _statics(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Cause]:
 
 def _trees(old: Signature, new: Signature) -> Iterator[Cause]:
     before, after = set(old.paths), set(new.paths)
-    named = [("new leaf", path) for path in new.paths if path not in before]
-    named += [("no leaf", path) for path in old.paths if path not in after]
-    for change, path in named:
-        yield Cause("tree", f"tree of {argument_of(path)}", f"{change} {path}")
+    named = [(path, "new leaf", "given") for path in new.paths if path not in before]
+    named += [(path, "no leaf", "left out") for path in old.paths if path not in after]
+    for path, leaf, whole in named:
+        name = argument_of(path)
+        yield Cause("tree", f"tree of {name}", whole if path == name else f"{leaf} {path}")
     if not named:
         trees, others = _arguments(old.tree), _arguments(new.tree)
         for name, tree in others.items():
@@ -102,7 +104,7 @@ def _trees(old: Signature, new: Signature) -> Iterator[Cause]:
                 texts = [str(each)[len("PyTreeDef(") : -1] for each in (trees[name], tree)]
                 yield Cause("tree", f"tree of {name}", _brief(*texts))
         for name in trees.keys() ^ others.keys():
-            yield Cause("tree", f"tree of {name}", "no such argument" if name in trees else "given")
+            yield Cause("tree", f"tree of {name}", "left out" if name in trees else "given")
 
 
 def _leaves(old: Signature, new: Signature, *, placed: bool) -> Iterator[Cause]:
@@ -147,11 +149,9 @@ def _arguments(tree: Any) -> dict[str, Any]:
     return found
 
 
-def _mesh(x: Any) -> str:
-    """Text of a setting; of a mesh its axes alone."""
-    if hasattr(x, "shape_tuple"):
-        return ", ".join(f"{name}={size}" for name, size in x.shape_tuple) or "none"
-    return str(x)
+def _axes(mesh: Any) -> str:
+    """Names and sizes of a mesh's axes."""
+    return ", ".join(f"{n}={size}" for n, size in getattr(mesh, "shape_tuple", ())) or "none"
 
 
 def _brief(was: str, now: str) -> str:

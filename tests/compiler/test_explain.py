@@ -64,6 +64,7 @@ RETRACED = {
         ["tree of args[0]: no leaf args[0]['b']"],
     ),
     "none": ({}, [((X, X),), ((X, None),)], ["tree of args[0]: no leaf args[0][1]"]),
+    "argument gone": ({}, [(X, X), (X,)], ["tree of args[1]: left out"]),
     "container": ({}, [([X],), ((X,),)], ["tree of args[0]: [*] -> (*,)"]),
     "empty argument": ({}, [(X,), (X, None)], ["tree of args[1]: given"]),
     "static": ({"static_argnums": 1}, [(X, 2), (X, 3)], ["static argument args[1]: 2 -> 3"]),
@@ -107,10 +108,10 @@ def test_reasons_for_keywords_and_settings():
         step(X)
     with jax.set_mesh(jax.make_mesh((1,), ("data",))):
         step(X)
-    assert reasons(step)[1] == "tree of mask: new leaf mask"
+    assert reasons(step)[1] == "tree of mask: given"
     settings = ["jax_enable_x64: False -> True", "jax_default_matmul_precision: None -> float32"]
     assert reasons(step)[2:4] == settings
-    assert reasons(step)[4] == "JAX's mesh: None -> data=1"
+    assert reasons(step)[4] == "JAX's mesh: none -> data=1"
 
 
 def test_a_function_of_an_outer_traces_values():

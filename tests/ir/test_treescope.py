@@ -9,6 +9,8 @@ import pytest
 import backpass as bp
 from backpass.ir import treescope_view
 
+# Treescope walks through all of NumPy, what is deprecated there as well.
+pytestmark = pytest.mark.filterwarnings("ignore:The chararray class:DeprecationWarning")
 treescope = pytest.importorskip("treescope")
 
 
