@@ -14,6 +14,7 @@ from ..passes import Fusion, Stage
 from .dump import write_dump, write_text
 from .fallback import Fallback, fallbacks
 from .memory_plan import MemoryPlan
+from .nonfinite import Guard
 from .page import page
 from .program import Program
 from .summary import Summary, summarise
@@ -132,10 +133,13 @@ class Compiled:
     _compiled: Any
     stages: tuple[Stage, ...]
     plan: MemoryPlan | None
+    _guard: Guard | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on arguments of the signature that it was compiled for, static ones left out."""
-        return self._compiled(*args, **kwargs)
+        if self._guard is None:
+            return self._compiled(*args, **kwargs)
+        return self._guard(self._compiled, args, kwargs)
 
     def as_text(self) -> str:
         """Return XLA's optimised HLO."""
