@@ -37,6 +37,7 @@ from .explain import Explanation, History
 from .fallback import forbid
 from .headroom import may_be_short, out_of_memory, warn_of_memory
 from .memory_plan import MemoryPlan
+from .nonfinite import Guard, copied, not_finite
 from .program import Arguments, Program, collection_paused, trace_program
 from .stages import Compiled, Lowered, Traced
 from .state import Stateful
@@ -76,6 +77,7 @@ class Built:
     refusal: BudgetError | None = None
     dumped: bool = False
     weighed: bool = False
+    guard: Guard | None = None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -135,6 +137,22 @@ class CompiledFunction:
         """Run the step. Arguments that were donated must not be used again."""
         if self._by_state is not None:
             return self._by_state(*args, **kwargs)
+        if self._debug == "nan" and not _holds_tracers(args, kwargs):
+            return self._guarded(args, kwargs)
+        return self._run(args, kwargs)
+
+    def _guarded(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run the step and look at what it returns; what is donated are copies."""
+        away = self._given_away
+        given = [copied(x) if i in away.static_positions else x for i, x in enumerate(args)]
+        named = {k: copied(x) if k in away.static_names else x for k, x in kwargs.items()}
+        out = self._run(given, named)
+        if self._by_state is None and (bad := not_finite(out)):
+            guard = self._guard(self._program(args, kwargs), args, kwargs)
+            guard.check(bad, jax.tree.leaves(self._arguments.divide(args, kwargs)[0]))
+        return out
+
+    def _run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self._calls += 1
         try:
             return self._jit(*args, **kwargs)
@@ -254,17 +272,30 @@ class CompiledFunction:
 
     def _compile(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Compiled:
         built = self._program(args, kwargs)
+        guard = self._guard(built, args, kwargs) if self._debug == "nan" else None
         with self._explained(args, kwargs):
             executable = self._settle(args, kwargs)
 
         def exhausted(error: Exception, leaves: Sequence[Any]) -> Exception:
             return out_of_memory(self._fun, error, built, leaves, self._passes)
 
-        return Compiled(executable, built.stages, built.plan, exhausted)
+        return Compiled(executable, built.stages, built.plan, exhausted, guard)
+
+    def _guard(self, built: Built, args: Sequence[Any], kwargs: dict[str, Any]) -> Guard:
+        if built.guard is None:
+            options = self._jit_options["compiler_options"]
+            built.guard = Guard(
+                built.program,
+                lambda: built.stages[-1].graph,
+                built.donated,
+                self._planning,
+                options,
+            )
+        return built.guard
 
     def _awaited(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call for the first time; wait, so that it is us who tells that memory ran out."""
-        out = self(*args, **kwargs)
+        out = self._run(args, kwargs)
         with self._explained(args, kwargs):
             return out if _holds_tracers(args, kwargs) else jax.block_until_ready(out)
 
@@ -426,13 +457,18 @@ class CompiledFunction:
             return passes
         return tuple(replace(p, verify=True) if isinstance(p, Fuse) else p for p in passes)
 
+    @functools.cached_property
+    def _given_away(self) -> Arguments:
+        """Which arguments are donated, as if they were static ones."""
+        numbers, names = self._jit_options["donate_argnums"], self._jit_options["donate_argnames"]
+        return _arguments(self._fun, {"static_argnums": numbers, "static_argnames": names})
+
     def _donated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
         """Positions of the array leaves whose buffers the outputs may take over."""
-        numbers, names = self._jit_options["donate_argnums"], self._jit_options["donate_argnames"]
-        given = _arguments(self._fun, {"static_argnums": numbers, "static_argnames": names})
+        away = self._given_away
         (positional, named), _ = self._arguments.divide(args, kwargs)
-        groups = [(i in given.static_positions, x) for i, x in positional.items()]
-        groups += [(k in given.static_names, named[k]) for k in sorted(named)]
+        groups = [(i in away.static_positions, x) for i, x in positional.items()]
+        groups += [(k in away.static_names, named[k]) for k in sorted(named)]
         flags = [donated for donated, tree in groups for _ in jax.tree.leaves(tree)]
         return [i for i, donated in enumerate(flags) if donated]
 
@@ -485,8 +521,10 @@ def compile(
         passes: a pipeline such as `"canonicalise,autodiff,cse"` or a sequence of passes, in
             place of the default one.
         debug: verify the graph after every pass; `"strict"` also forbids `Lowered.fallbacks`,
-            derivatives that are JAX's own for want of a rule, and `"verify-fusions"` compares each
-            of `Lowered.fusions` with what it takes the place of, on random inputs.
+            derivatives that are JAX's own for want of a rule, `"verify-fusions"` compares each
+            of `Lowered.fusions` with what it takes the place of, on random inputs, and `"nan"`
+            looks at every result: where one is not finite, it says which op made the first NaN or
+            infinity, and of what. Donated arguments then stay as they are.
         max_traces: warn when the function has been traced more often than this; by default,
             once, when it is traced at nearly every call.
         static_argnums: positions of arguments that are hashable settings of the program.
@@ -505,9 +543,10 @@ def compile(
         BudgetError: at the first call, when no schedule fits; `.minimum_bytes` would.
         MissingRuleError: at the first call, with `debug="strict"`.
         FusionError: at the first call, with `debug="verify-fusions"`.
+        NonFiniteError: at any call, with `debug="nan"`.
     """
-    if debug not in (None, True, False, "strict", "verify-fusions"):
-        wanted = "a boolean, 'strict' or 'verify-fusions'"
+    if debug not in (None, True, False, "strict", "verify-fusions", "nan"):
+        wanted = "a boolean, 'strict', 'verify-fusions' or 'nan'"
         raise ArgumentError(f"debug wants {wanted}, got {debug!r}")
     unknown = sorted(shardings.keys() - {"in_shardings", "out_shardings"})
     if unknown:

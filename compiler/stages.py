@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from ..ir.errors import BackpassError
 from ..ir.graph import Graph
 from ..ir.page import summary_html
 from ..passes import Fusion, Stage
@@ -17,6 +18,7 @@ from .diagnose import is_exhausted
 from .dump import write_dump, write_text
 from .fallback import Fallback, fallbacks
 from .memory_plan import MemoryPlan
+from .nonfinite import Guard
 from .page import page
 from .program import Program
 from .summary import Summary, summarise
@@ -149,13 +151,16 @@ class Compiled:
     stages: tuple[Stage, ...]
     plan: MemoryPlan | None
     _exhausted: Callable[[Exception, Sequence[Any]], Exception]
+    _guard: Guard | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on arguments of the signature that it was compiled for, static ones left out."""
         try:
-            return self._compiled(*args, **kwargs)
+            if self._guard is None:
+                return self._compiled(*args, **kwargs)
+            return self._guard(self._compiled, args, kwargs)
         except jax.errors.JaxRuntimeError as error:
-            if not is_exhausted(error):
+            if isinstance(error, BackpassError) or not is_exhausted(error):
                 raise
             raise self._exhausted(error, jax.tree.leaves((args, kwargs))) from error
 

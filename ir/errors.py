@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax.errors
 
 
@@ -100,6 +102,33 @@ class GradcheckError(BackpassError, AssertionError):
 
 class FusionError(BackpassError, AssertionError):
     """A rewrite gives other values than what it took the place of: a fault of ours."""
+
+
+class NonFiniteError(BackpassError, FloatingPointError):
+    """A step gave NaN or infinity; says where the first such value was made.
+
+    `op`, `phase`, `source` (`file:line`) and `scope` are those of the node that made it, or empty
+    where it came in by an argument; `steps` are the steps of the loops around it, outermost first;
+    `leaves` are the paths of the results that are not finite; `repro` is a file that computes the
+    node alone.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        op: str = "",
+        phase: str = "",
+        source: str = "",
+        scope: str = "",
+        steps: tuple[int, ...] = (),
+        leaves: tuple[str, ...] = (),
+        repro: Path | None = None,
+    ) -> None:
+        """Tell the parts beside the message."""
+        super().__init__(message)
+        self.op, self.phase, self.source, self.scope = op, phase, source, scope
+        self.steps, self.leaves, self.repro = steps, leaves, repro
 
 
 class AutogradError(BackpassError, RuntimeError):
