@@ -13,6 +13,12 @@ import backpass as bp
 from compiler.faults import FAULTS, W, X, descend
 
 
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Files of single ops go where the test's files go."""
+    monkeypatch.setenv("BACKPASS_DUMP", str(tmp_path))
+
+
 def caught(step, *args, **options):
     with pytest.raises(bp.NonFiniteError) as found:
         bp.compile(step, debug="nan", **options)(*args)
@@ -106,8 +112,7 @@ def test_the_file_computes_the_node_alone():
     assert "nan" in ran.stdout and "operand 0: float32[8]" in ran.stdout
 
 
-def test_the_file_goes_where_dumps_go(tmp_path, monkeypatch):
-    monkeypatch.setenv("BACKPASS_DUMP", str(tmp_path))
+def test_the_file_goes_where_dumps_go(tmp_path):
     error = caught(FAULTS["product_beyond_float16"].step, *FAULTS["product_beyond_float16"].args)
     assert tmp_path in Path(error.repro).parents and "dot_general" in error.repro.read_text()
 
