@@ -1,0 +1,112 @@
+"""The sums that a row is made of: one `reduce` over squares of all and counts of the gradient's.
+
+A reduction of several operands reads every array once and stores nothing in between, on any
+backend. For a sum by itself XLA:CPU has a loop by itself, and for the comparisons an array besides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...ir.builder import Builder
+from ...ir.graph import Value
+from ...ir.types import is_complex
+
+FLOAT, COUNT = np.dtype(np.float32), np.dtype(np.int32)
+_WIDE = (np.dtype(np.float64), np.dtype(np.complex128))
+
+
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """Of a gradient, `[rows]` each: squares; numbers of zeros, of NaNs, of infinities; runs.
+
+    A branch may not be taken, and the body of a loop runs more than once: sums are over all runs.
+    """
+
+    squares: Value
+    zeros: Value
+    nans: Value
+    infinities: Value
+    runs: Value
+
+    @property
+    def all(self) -> tuple[Value, ...]:
+        """As a loop carries them."""
+        return self.squares, self.zeros, self.nans, self.infinities, self.runs
+
+
+def sum_dtype(x: Value) -> np.dtype[np.generic]:
+    """What squares of `x` are added up in: float64 where `x` has as many bits, else float32."""
+    return np.dtype(np.float64) if x.dtype in _WIDE else FLOAT
+
+
+def sums_of(
+    b: Builder, gradient: Value | None, parameter: Value | None, new: Value | None, rows: int
+) -> tuple[Sums | None, Value | None, Value | None]:
+    """Emit the sums of a gradient, and the squares of a parameter and of its update, `f[rows]`.
+
+    `rows` is the length of the leading axis where each of its slices has a row, else 0: one row.
+    """
+    terms: list[Value] = []
+    if gradient is not None:
+        terms += _of_gradient(b, gradient)
+    if parameter is not None:
+        terms.append(_square(b, parameter))
+        if new is not None:
+            terms.append(_square(b, b.sub(_widened(b, new), _widened(b, parameter))))
+    if len({x.shape for x in terms}) > 1:  # a gradient by another form of the parameter
+        size = terms[0].type.size
+        terms = [b.reshape(x, (rows, size // rows) if rows else (size,)) for x in terms]
+    found = _summed(b, terms, rows)
+    sums = None
+    if gradient is not None:
+        sums = Sums(*found[:4], b.full(found[0].shape, 1, COUNT))
+        found = found[4:]
+    return sums, *(found[i] if i < len(found) else None for i in range(2))  # type: ignore[return-value]
+
+
+def _widened(b: Builder, x: Value) -> Value:
+    return x if is_complex(x.dtype) else b.convert(x, sum_dtype(x))
+
+
+def _square(b: Builder, x: Value) -> Value:
+    """|x|^2."""
+    if is_complex(x.dtype):
+        return b.add(b.square(b.real(x)), b.square(b.imag(x)))
+    return b.square(_widened(b, x))
+
+
+def _of_gradient(b: Builder, x: Value) -> list[Value]:
+    """Squares, and 1 where there is a zero, a NaN, an infinity; a complex number may hold both."""
+    size = _widened(b, x)
+    if is_complex(x.dtype):
+        size = b.add(b.one("abs", b.real(x)), b.one("abs", b.imag(x)))
+    endless = b.eq(b.one("abs", size), np.inf)
+    tests = b.eq(size, 0), b.ne(size, size), endless
+    return [_square(b, x), *(b.convert(test, COUNT) for test in tests)]
+
+
+def _summed(b: Builder, terms: Sequence[Value], rows: int) -> list[Value]:
+    """Sums by slices of the leading axis, `[rows]`, or of all as `[1]`.
+
+    By the leading axis first in any case: these sums run in parallel, and are more exact.
+    """
+    ndim = terms[0].ndim
+    if ndim > 1:
+        terms = _reduced(b, terms, range(1, ndim))
+    if rows:
+        return list(terms)
+    return [b.reshape(x, (1,)) for x in (_reduced(b, terms, (0,)) if ndim else terms)]
+
+
+def _reduced(b: Builder, terms: Sequence[Value], axes: Sequence[int]) -> Sequence[Value]:
+    sub = b.nested()
+    scalars = [x.type.with_shape(()).strong() for x in terms]
+    left, right = ([sub.value(t) for t in scalars] for _ in range(2))
+    outputs = [sub.add(x, y) for x, y in zip(left, right, strict=True)]
+    region = sub.graph("sums", (*left, *right), outputs)
+    starts = [b.literal(0, t.dtype) for t in scalars]
+    return b.emit("reduce", (*terms, *starts), {"dimensions": tuple(axes)}, (region,))
