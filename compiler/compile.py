@@ -197,10 +197,10 @@ class CompiledFunction:
         """True where a call returns `(result, Health)`."""
         return self._health is not None
 
-    def of_state(self, fun: Callable[..., Any], names: Mapping[str, str]) -> CompiledFunction:
+    def of_state(self, fun: Callable[..., Any], labels: Mapping[str, str]) -> CompiledFunction:
         """Compile `fun` as this function was asked to be; its first argument is given away.
 
-        `names` are those that its arguments have for people, by their paths.
+        `labels` are names that its arguments have for people, by their paths.
         """
         names = "static_argnums static_argnames donate_argnums donate_argnames in_shardings"
         mine = (*names.split(), "out_shardings")
@@ -212,7 +212,7 @@ class CompiledFunction:
             )
         options = {**self._jit_options, "donate_argnums": 0}
         limit = self._history.limit
-        health = names if self.tells_health else None
+        health = labels if self.tells_health else None
         return CompiledFunction(
             fun, self._passes, self._debug, limit, self._planning, options, health
         )

@@ -16,7 +16,7 @@ from ..dce import Dce
 from ..rewriter import rewrite
 from .gradients import Taken, builder, gradients_of, placed, root
 from .statistics import COUNT, FLOAT, Sums, sums_of
-from .updates import flow, updates
+from .updates import flow, update_of, updates
 
 CALLS = frozenset("jit closed_call eval_jaxpr".split())
 
@@ -129,7 +129,9 @@ class _Table:
         b = builder()
         sums, squares = each.gradient, self.known.get(key, (None, None))
         if gradient is not None or missing is not None:
-            made, *fresh = sums_of(b, gradient, missing, new, each.rows)
+            known = missing is not None and new is not None
+            update = update_of(b, self.graph, missing, new) if known else None
+            made, *fresh = sums_of(b, gradient, missing, update, each.rows)
             sums = made or sums
             squares = squares if missing is None else tuple(fresh)
             self.known[key] = squares

@@ -44,7 +44,7 @@ def sum_dtype(x: Value) -> np.dtype[np.generic]:
 
 
 def sums_of(
-    b: Builder, gradient: Value | None, parameter: Value | None, new: Value | None, rows: int
+    b: Builder, gradient: Value | None, parameter: Value | None, update: Value | None, rows: int
 ) -> tuple[Sums | None, Value | None, Value | None]:
     """Emit the sums of a gradient, and the squares of a parameter and of its update, `f[rows]`.
 
@@ -53,10 +53,7 @@ def sums_of(
     terms: list[Value] = []
     if gradient is not None:
         terms += _of_gradient(b, gradient)
-    if parameter is not None:
-        terms.append(_square(b, parameter))
-        if new is not None:
-            terms.append(_square(b, b.sub(_widened(b, new), _widened(b, parameter))))
+    terms += [_square(b, x) for x in (parameter, update) if x is not None]
     if len({x.shape for x in terms}) > 1:  # a gradient by another form of the parameter
         size = terms[0].type.size
         terms = [b.reshape(x, (rows, size // rows) if rows else (size,)) for x in terms]
@@ -68,7 +65,8 @@ def sums_of(
     return sums, *(found[i] if i < len(found) else None for i in range(2))  # type: ignore[return-value]
 
 
-def _widened(b: Builder, x: Value) -> Value:
+def widened(b: Builder, x: Value) -> Value:
+    """What squares are made of; a complex number as it is."""
     return x if is_complex(x.dtype) else b.convert(x, sum_dtype(x))
 
 
@@ -76,12 +74,12 @@ def _square(b: Builder, x: Value) -> Value:
     """|x|^2."""
     if is_complex(x.dtype):
         return b.add(b.square(b.real(x)), b.square(b.imag(x)))
-    return b.square(_widened(b, x))
+    return b.square(widened(b, x))
 
 
 def _of_gradient(b: Builder, x: Value) -> list[Value]:
     """Squares, and 1 where there is a zero, a NaN, an infinity; a complex number may hold both."""
-    size = _widened(b, x)
+    size = widened(b, x)
     if is_complex(x.dtype):
         size = b.add(b.one("abs", b.real(x)), b.one("abs", b.imag(x)))
     endless = b.eq(b.one("abs", size), np.inf)

@@ -11,7 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ...ir.builder import Builder
 from ...ir.graph import Graph, Literal, Node, Value
+from .statistics import widened
 
 _ARGUMENT = re.compile(r"args\[\d+\]|\w+")
 _KEY = re.compile(r"\[[^\]]*\]|\.\w+")
@@ -65,6 +67,21 @@ def updates(graph: Graph, paths: Sequence[str], found: Flow) -> dict[Value, Valu
         ]
         new.update(_paired(graph, places, ends, found))
     return new
+
+
+def update_of(b: Builder, graph: Graph, old: Value, new: Value) -> Value:
+    """`u` where `new = old + u` or `old - u`, else `new - old`.
+
+    The former is known before `new`, which can then take the memory of `old`. Where rounding may
+    leave next to nothing of it, in half precision, it is the latter.
+    """
+    node = graph.producer.get(new)
+    if node is not None and node.op.name in ("add", "sub") and old.dtype.itemsize >= 4:
+        others = [v for v in node.inputs if v is not old]
+        ordered = node.op.name == "add" or node.inputs[0] is old
+        if len(others) == 1 and ordered and others[0].shape == old.shape:
+            return others[0]
+    return b.sub(widened(b, new), widened(b, old))
 
 
 def _is_whole(path: str, rest: str) -> bool:
