@@ -461,9 +461,7 @@ def compile(
         if not callable(fun):
             raise ArgumentError(f"compile wants a function, got {type(fun).__name__}")
         names: dict[str, str] | None = {} if health else None
-        return CompiledFunction(
-            fun, pipeline, debug or False, max_traces, planning, options, names
-        )
+        return CompiledFunction(fun, pipeline, debug or False, max_traces, planning, options, names)
 
     return decorate if fun is None else decorate(fun)
 

@@ -116,8 +116,8 @@ class Health:
         if np.ndim(self.norms) == 2:
             return (self,)
         norms, counts = jax.device_get((self.norms, self.counts))
-        pairs = zip(norms.reshape(-1, *norms.shape[-2:]), counts.reshape(-1, *counts.shape[-2:]))
-        return tuple(Health(a, b, self.rows) for a, b in pairs)
+        each = (x.reshape(-1, *x.shape[-2:]) for x in (norms, counts))
+        return tuple(Health(a, b, self.rows) for a, b in zip(*each, strict=True))
 
     @property
     def readings(self) -> tuple[Reading, ...]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from ..compiler.program import path_text
 from ..compiler.state import watched
 from .labels import names_of
 from .storage import Storage
@@ -131,11 +132,8 @@ class _Arguments:
     @property
     def paths(self) -> list[str]:
         """The leaves' paths: `args[0]['w']`."""
-        group = jax.tree.unflatten(self.tree, range(len(self.leaves)))
-        return [
-            f"{'args' * (path[0].idx == 0)}{jax.tree_util.keystr(path[1:])}"
-            for path, _ in jax.tree.leaves_with_path(group)
-        ]
+        numbered = jax.tree.unflatten(self.tree, range(len(self.leaves)))
+        return [path_text(path) for path, _ in jax.tree.leaves_with_path(numbered)]
 
     @property
     def arrays(self) -> list[Any]:

@@ -44,7 +44,7 @@ Found = tuple[Sequence[Node], list[Taken]]
 
 
 def gradients_of(graph: Graph) -> tuple[Graph, list[Taken]]:
-    """Return the gradients of a graph without dead nodes and calls, and it as it carries them out."""
+    """Return a graph that carries gradients out of its regions, and them; it holds no calls."""
     read = {v for node in graph.nodes for v in node.inputs}.union(graph.outputs)
     nodes: list[Node] = []
     found: list[Taken] = []
@@ -135,7 +135,7 @@ def _outer(
     place = {value: i for i, value in enumerate(body.inputs)}
     outer = []
     for each in found:
-        at = each.parameter and place.get(root(each.parameter, body.producer))
+        at = place.get(root(each.parameter, body.producer)) if each.parameter is not None else None
         outer.append(replace(each, parameter=None if at is None else given(at)))
     return outer
 
@@ -190,9 +190,7 @@ def _while(node: Node) -> Found:
     outer = _outer(body, found, lambda i: node.inputs[nc + i])
     body, sums = _summed(body, found)
     body, before, after = _with_totals(body, sums)
-    body = replace(
-        body, inputs=(*body.inputs, *_flat(before)), outputs=(*body.outputs, *after)
-    )
+    body = replace(body, inputs=(*body.inputs, *_flat(before)), outputs=(*body.outputs, *after))
     test = replace(test, inputs=(*test.inputs, *_flat(_fresh(sums))))
     node = replace(node, regions=(test, body))
     return _looped(node, body, sums, len(node.inputs), len(node.outputs), outer, [])
@@ -278,9 +276,7 @@ def _cond(node: Node) -> Found:
         nodes = (*body.nodes, *b.nodes)
         branches.append(replace(body, nodes=nodes, outputs=(*body.outputs, *outs)))
     results = _fresh([s for _, sums in made for s in sums])
-    node = replace(
-        node, outputs=(*node.outputs, *_flat(results)), regions=tuple(branches)
-    )
+    node = replace(node, outputs=(*node.outputs, *_flat(results)), regions=tuple(branches))
     return [node], [replace(each, gradient=s) for each, s in zip(outer, results, strict=True)]
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from ...ir.builder import Builder
 from ...ir.graph import Graph, Node, Value
 from ..dce import Dce
@@ -71,7 +69,7 @@ class _Table:
         self.graph = graph
         self.new = new
         self.pieces: list[Sequence[Node]] = []
-        self.known: dict[tuple[Value, int], tuple[Value | None, Value | None]] = {}
+        self.known: dict[tuple[Value | None, int], tuple[Value | None, Value | None]] = {}
         self.names: dict[str, int] = {}
 
     def measured(self, found: Sequence[Taken]) -> Measured:
@@ -124,23 +122,24 @@ class _Table:
         """
         parameter, new = self._of(each)
         gradient = each.gradient if isinstance(each.gradient, Value) else None
-        key = parameter, each.rows
-        missing = None if key in self.known else parameter
         b = builder()
-        sums, squares = each.gradient, self.known.get(key, (None, None))
+        squares = self.known.get((parameter, each.rows))
+        missing = parameter if squares is None else None
+        sums = each.gradient if isinstance(each.gradient, Sums) else None
         if gradient is not None or missing is not None:
-            known = missing is not None and new is not None
-            update = update_of(b, self.graph, missing, new) if known else None
+            update = None
+            if missing is not None and new is not None:
+                update = update_of(b, self.graph, missing, new)
             made, *fresh = sums_of(b, gradient, missing, update, each.rows)
             sums = made or sums
-            squares = squares if missing is None else tuple(fresh)
-            self.known[key] = squares
+            squares = self.known.setdefault((parameter, each.rows), (fresh[0], fresh[1]))
         n = max(each.rows, 1)
-        none = b.full((n,), 0, FLOAT)
-        given = sums.all if isinstance(sums, Sums) else (none, *[b.full((n,), 0, COUNT)] * 4)
+        none, nought = b.full((n,), 0, FLOAT), b.full((n,), 0, COUNT)
+        old, change = (none if v is None else v for v in squares or (None, None))
         self.pieces.append(b.nodes)
-        old, change = (none if v is None else v for v in squares)
-        return given[0], old, change, *given[1:]
+        if sums is None:
+            return none, old, change, *[nought] * 4
+        return sums.squares, old, change, *sums.all[1:]
 
 
 def _joined(b: Builder, column: Sequence[Value]) -> Value:

@@ -57,12 +57,12 @@ def sums_of(
     if len({x.shape for x in terms}) > 1:  # a gradient by another form of the parameter
         size = terms[0].type.size
         terms = [b.reshape(x, (rows, size // rows) if rows else (size,)) for x in terms]
-    found = _summed(b, terms, rows)
+    found = iter(_summed(b, terms, rows))
     sums = None
     if gradient is not None:
-        sums = Sums(*found[:4], b.full(found[0].shape, 1, COUNT))
-        found = found[4:]
-    return sums, *(found[i] if i < len(found) else None for i in range(2))  # type: ignore[return-value]
+        squares, zeros, nans, infinities = (next(found) for _ in range(4))
+        sums = Sums(squares, zeros, nans, infinities, b.full(squares.shape, 1, COUNT))
+    return sums, next(found, None), next(found, None)
 
 
 def widened(b: Builder, x: Value) -> Value:

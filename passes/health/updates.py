@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import jax.numpy as jnp
+
 from ...ir.builder import Builder
 from ...ir.graph import Graph, Literal, Node, Value
 from .statistics import widened
@@ -81,7 +83,17 @@ def update_of(b: Builder, graph: Graph, old: Value, new: Value) -> Value:
         ordered = node.op.name == "add" or node.inputs[0] is old
         if len(others) == 1 and ordered and others[0].shape == old.shape:
             return others[0]
-    return b.sub(widened(b, new), widened(b, old))
+    return b.sub(_rounded(b, new), widened(b, old))
+
+
+def _rounded(b: Builder, new: Value) -> Value:
+    """As it will be: in a loop XLA keeps more bits of a narrow number than it stores."""
+    wide = widened(b, new)
+    if wide.dtype == new.dtype:
+        return wide
+    kind = jnp.finfo(new.dtype)  # type: ignore[no-untyped-call]
+    bits = {"exponent_bits": kind.nexp, "mantissa_bits": kind.nmant}
+    return b.emit("reduce_precision", (wide,), bits)[0]
 
 
 def _is_whole(path: str, rest: str) -> bool:
@@ -101,8 +113,12 @@ def _paired(
         ]
         least = min((depth for depth, _ in mine), default=0)
         best[i] = [output for depth, output in mine if depth == least]
-    sure = {i: outputs[0] for i, outputs in best.items() if len(outputs) == 1}
-    several = {i: outputs for i, outputs in best.items() if len(outputs) > 1}
+    sure: dict[int, Value] = {}
+    while ready := [i for i, outputs in best.items() if len(outputs) == 1]:
+        sure |= {i: best.pop(i)[0] for i in ready}
+        taken = set(sure.values())
+        best = {i: [v for v in outputs if v not in taken] for i, outputs in best.items()}
+    several = {i: outputs for i, outputs in best.items() if outputs}
     first = next(iter(several.values()), [])
     if len(first) == len(several) and all(outputs == first for outputs in several.values()):
         sure |= dict(zip(several, first, strict=True))
