@@ -43,6 +43,14 @@ class Taken:
 Found = tuple[Sequence[Node], list[Taken]]
 
 
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Nodes to be put in a graph `behind` some of its values, and those that they read."""
+
+    nodes: Sequence[Node]
+    behind: Sequence[Value] = ()
+
+
 def gradients_of(graph: Graph) -> tuple[Graph, list[Taken]]:
     """Return a graph that carries gradients out of its regions, and them; it holds no calls."""
     read = {v for node in graph.nodes for v in node.inputs}.union(graph.outputs)
@@ -67,14 +75,15 @@ def root(value: Value, producer: Mapping[Value, Node]) -> Value:
     return value
 
 
-def placed(nodes: Sequence[Node], pieces: Sequence[Sequence[Node]]) -> tuple[Node, ...]:
+def placed(nodes: Sequence[Node], pieces: Sequence[Piece]) -> tuple[Node, ...]:
     """Put each piece right behind the last node that it waits for."""
     at = {value: i for i, node in enumerate(nodes) for value in node.outputs}
     behind: dict[int, list[Node]] = {}
     for piece in pieces:
-        last = max((at.get(v, -1) for node in piece for v in node.inputs), default=-1)
-        behind.setdefault(last, []).extend(piece)
-    found = list(behind.get(-1, ()))
+        reads = (*(v for node in piece.nodes for v in node.inputs), *piece.behind)
+        last = max((at[v] for v in reads if v in at), default=len(nodes) - 1)
+        behind.setdefault(last, []).extend(piece.nodes)
+    found: list[Node] = []
     for i, node in enumerate(nodes):
         found += (node, *behind.get(i, ()))
     return tuple(found)
@@ -114,13 +123,13 @@ def _layers(function: Graph, i: int) -> int:
 
 def _summed(body: Graph, found: Sequence[Taken]) -> tuple[Graph, list[Sums]]:
     """The sums of gradients of a region, made in it."""
-    pieces: list[Sequence[Node]] = []
+    pieces: list[Piece] = []
     sums: list[Sums] = []
     for each in found:
         if isinstance(each.gradient, Value):
             b = builder()
             made, _, _ = sums_of(b, each.gradient, None, None, each.rows)
-            pieces.append(b.nodes)
+            pieces.append(Piece(b.nodes))
         else:
             made = each.gradient
         assert made is not None
@@ -207,6 +216,7 @@ def _looped(
 ) -> Found:
     """The loop with totals in its carry, which begin with zeros."""
     results, b = _fresh(sums), builder()
+    b.phase = node.phase
     starts = [b.zeros(v) for v in _flat(sums)]
     attrs = node.attrs
     if node.op.name == "scan":

@@ -12,7 +12,7 @@ from ...ir.builder import Builder
 from ...ir.graph import Graph, Node, Value
 from ..dce import Dce
 from ..rewriter import rewrite
-from .gradients import Taken, builder, gradients_of, placed, root
+from .gradients import Piece, Taken, builder, gradients_of, placed, root
 from .statistics import COUNT, FLOAT, Sums, sums_of
 from .updates import flow, update_of, updates
 
@@ -68,7 +68,7 @@ class _Table:
     def __init__(self, graph: Graph, new: dict[Value, Value]) -> None:
         self.graph = graph
         self.new = new
-        self.pieces: list[Sequence[Node]] = []
+        self.pieces: list[Piece] = []
         self.known: dict[tuple[Value | None, int], tuple[Value | None, Value | None]] = {}
         self.names: dict[str, int] = {}
 
@@ -136,7 +136,7 @@ class _Table:
         n = max(each.rows, 1)
         none, nought = b.full((n,), 0, FLOAT), b.full((n,), 0, COUNT)
         old, change = (none if v is None else v for v in squares or (None, None))
-        self.pieces.append(b.nodes)
+        self.pieces.append(Piece(b.nodes, () if sums is None else sums.all))
         if sums is None:
             return none, old, change, *[nought] * 4
         return sums.squares, old, change, *sums.all[1:]
