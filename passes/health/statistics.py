@@ -1,7 +1,8 @@
-"""The sums that a row is made of: one `reduce` over squares of all and counts of the gradient's.
+"""The sums that a row is made of: a gradient's squares and counts in one `reduce`, two more sums.
 
-A reduction of several operands reads every array once and stores nothing in between, on any
-backend. For a sum by itself XLA:CPU has a loop by itself, and for the comparisons an array besides.
+A reduction of several operands reads the gradient once and stores nothing in between, on any
+backend; for counts by themselves XLA:CPU would store the comparisons. Squares alone are summed
+alone: XLA:CPU has a kernel for that, twice as fast as if they came along with the counts.
 """
 
 from __future__ import annotations
@@ -50,19 +51,12 @@ def sums_of(
 
     `rows` is the length of the leading axis where each of its slices has a row, else 0: one row.
     """
-    terms: list[Value] = []
-    if gradient is not None:
-        terms += _of_gradient(b, gradient)
-    terms += [_square(b, x) for x in (parameter, update) if x is not None]
-    if len({x.shape for x in terms}) > 1:  # a gradient by another form of the parameter
-        size = terms[0].type.size
-        terms = [b.reshape(x, (rows, size // rows) if rows else (size,)) for x in terms]
-    found = iter(_summed(b, terms, rows))
     sums = None
     if gradient is not None:
-        squares, zeros, nans, infinities = (next(found) for _ in range(4))
+        squares, zeros, nans, infinities = _summed(b, _of_gradient(b, gradient), rows)
         sums = Sums(squares, zeros, nans, infinities, b.full(squares.shape, 1, COUNT))
-    return sums, next(found, None), next(found, None)
+    old, change = (None if x is None else _squares(b, x, rows) for x in (parameter, update))
+    return sums, old, change
 
 
 def widened(b: Builder, x: Value) -> Value:
@@ -75,6 +69,12 @@ def _square(b: Builder, x: Value) -> Value:
     if is_complex(x.dtype):
         return b.add(b.square(b.real(x)), b.square(b.imag(x)))
     return b.square(widened(b, x))
+
+
+def _squares(b: Builder, x: Value, rows: int) -> Value:
+    """Sum of |x|^2, `[rows]` or `[1]`."""
+    total = b.reduce_sum(_square(b, x), range(1 if rows else 0, x.ndim))
+    return total if rows else b.reshape(total, (1,))
 
 
 def _of_gradient(b: Builder, x: Value) -> list[Value]:
