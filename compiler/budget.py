@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Hashable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
 from time import perf_counter
@@ -47,18 +48,24 @@ def parse_bytes(budget: Any) -> int:
     )
 
 
-def free_bytes() -> int:
-    """Bytes of memory that the default device has free; on a CPU, what the system tells."""
-    device = jax.devices()[0]
+def free_bytes(device: jax.Device | None = None) -> int:
+    """Bytes of memory that a device has free, or the default one; on a CPU, what the system tells.
+
+    Raises `ArgumentError` where nothing tells.
+    """
+    device = device or jax.devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    with open("/proc/meminfo") as lines:
-        for line in lines:
-            name, _, rest = line.partition(":")
-            if name == "MemAvailable":
-                return int(rest.split()[0]) * 1024
-    raise ArgumentError("memory_budget='auto' cannot tell how much memory is free here")
+    if device.platform == "cpu":
+        with suppress(OSError), open("/proc/meminfo") as lines:
+            for line in lines:
+                name, _, rest = line.partition(":")
+                if name == "MemAvailable":
+                    return int(rest.split()[0]) * 1024
+    raise ArgumentError(
+        f"nothing tells how much memory {device.device_kind} has free\n  give a budget in bytes"
+    )
 
 
 def peak_bytes(stats: Any) -> int:

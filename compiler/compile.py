@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import jax
 
-from ..ir.errors import ArgumentError, BudgetError
+from ..ir.errors import ArgumentError, BackpassError, BudgetError
 from ..ir.graph import Graph
+from ..ir.liveness import Liveness, liveness
 from ..passes import (
     PASSES,
     Fuse,
@@ -27,12 +30,15 @@ from ..runtime.device import row_of
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .budget import Fitting, Planning, obeyed, parse_bytes, peak_bytes
-from .diagnose import caller_line, defined_at, explain_failure
+from .captured import warn_of_captured
+from .diagnose import caller_line, defined_at, explain_failure, is_exhausted
 from .dump import dump_by_environment
 from .explain import Explanation, History
 from .fallback import forbid
+from .headroom import may_be_short, out_of_memory, warn_of_memory
 from .health import with_health
 from .memory_plan import MemoryPlan
+from .nonfinite import Guard, copied, not_finite
 from .program import Arguments, Program, collection_paused, trace_program
 from .stages import Compiled, Lowered, Traced
 from .state import Stateful
@@ -50,20 +56,29 @@ class _Unsettled(Exception):
     """A program that has a budget was asked for before its plan was settled."""
 
 
+class _Unweighed(Exception):
+    """A large program was asked for before its memory was compared with what is free."""
+
+
 @dataclass
 class Built:
     """A program, what the passes made of it, and the search for its plan.
 
     While `open`, the program must not be bound: no plan has been tried, or none fits and
-    `refusal` tells so.
+    `refusal` tells so. `key` is that of its trace in the history, `donated` are positions of
+    inputs; `weighed` tells that its memory was compared with what is free.
     """
 
     program: Program
     passed: tuple[Stage, ...]
+    key: object
+    donated: frozenset[int]
     fitting: Fitting | None = None
     open: bool = False
     refusal: BudgetError | None = None
     dumped: bool = False
+    weighed: bool = False
+    guard: Guard | None = None
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -77,6 +92,13 @@ class Built:
     def plan(self) -> MemoryPlan | None:
         """The plan as it stands, where there is one."""
         return None if self.fitting is None else self.fitting.plan
+
+    @property
+    def live(self) -> Liveness:
+        """What is predicted to be in memory."""
+        if self.fitting is not None:
+            return self.fitting.candidate.live
+        return liveness(self.passed[-1].graph, self.donated, fused=True)
 
 
 class CompiledFunction:
@@ -106,10 +128,12 @@ class CompiledFunction:
         self._passes = passes
         self._debug = debug
         self._arguments = _arguments(fun, jit_options)
-        self._history = History(self._name, max_traces)
+        self._history = History(fun, self._name, max_traces)
+        self._calls = 0
         self._planning = replace(planning, options=repr(sorted(jit_options.items())))
         self._programs: dict[Any, Built] = {}
-        self._watch: Watch | None = None
+        self._watches: dict[int, tuple[Watch, object]] = {}  # what each thread compiles
+        self._told_captured = False
         self._jit_options = jit_options
         self._health = health
         self._by_state: Any = None
@@ -119,25 +143,47 @@ class CompiledFunction:
         """Run the step. Arguments that were donated must not be used again."""
         if self._by_state is not None:
             return self._by_state(*args, **kwargs)
+        if self._debug == "nan" and not _holds_tracers(args, kwargs):
+            return self._guarded(args, kwargs)
+        return self._run(args, kwargs)
+
+    def _guarded(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run the step and look at what it returns; what is donated are copies."""
+        away = self._given_away
+        given = [copied(x) if i in away.static_positions else x for i, x in enumerate(args)]
+        named = {k: copied(x) if k in away.static_names else x for k, x in kwargs.items()}
+        out = self._run(given, named)
+        if self._by_state is None and (bad := not_finite(out)):
+            guard = self._guard(self._program(args, kwargs), args, kwargs)
+            guard.check(bad, jax.tree.leaves(self._arguments.divide(args, kwargs)[0]))
+        return out
+
+    def _run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        self._calls += 1
         try:
             return self._jit(*args, **kwargs)
         except Stateful as met:
             self._by_state = met.build(self)
             return self._by_state(*args, **kwargs)
-        except _Unsettled:
-            self._settle(args, kwargs)
-            return self(*args, **kwargs)
+        except (_Unsettled, _Unweighed) as met:
+            self._calls -= 1  # it is the same call again
+            if isinstance(met, _Unsettled):
+                self._settle(args, kwargs)
+            else:
+                self._weigh(args, kwargs)
+            return self._awaited(args, kwargs)
         except Exception as error:
             if self._planning.active and _holds_tracers(args, kwargs):
                 return self._inner(*args, **kwargs)
             arrays, static = self._arguments.listed(args, kwargs)
-            explained = explain_failure(self._fun, error, arrays, static)
+            exhausted = functools.partial(self._exhausted, args, kwargs)
+            explained = explain_failure(self._fun, error, arrays, static, exhausted)
             if explained is error:
                 raise
             raise explained from error
         finally:
-            if self._watch is not None:
-                self._finish()
+            if self._watches:
+                self._finish(compiles=not _holds_tracers(args, kwargs))
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method, as a plain function would; the stages are bound too."""
@@ -173,13 +219,13 @@ class CompiledFunction:
             built.plan,
             lambda: self._as_planned(args, kwargs),
             lambda: self._compile(args, kwargs),
-            tuple(self._donated(args, kwargs)),
+            tuple(sorted(built.donated)),
         )
 
     def joint(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Graph, frozenset[int]]:
         """Return the graph that the planner gets, and the positions of its donated inputs."""
         built = self._program(args, kwargs)
-        return built.passed[-1].graph, frozenset(self._donated(args, kwargs))
+        return built.passed[-1].graph, built.donated
 
     def without_plan(
         self, passes: Any, usual: Sequence[Pass], options: dict[str, Any]
@@ -233,16 +279,82 @@ class CompiledFunction:
             self._finish()
 
     def _lower_by_jax(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        self._program(args, kwargs).open = False
+        built = self._program(args, kwargs)
+        built.open, weighed = False, built.weighed
+        built.weighed = True  # nothing runs yet
         try:
             return self._jit.lower(*args, **kwargs)
         finally:
+            built.weighed = weighed
             self._finish()
 
     def _compile(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Compiled:
         built = self._program(args, kwargs)
-        executable = self._settle(args, kwargs)
-        return Compiled(executable, built.stages, built.plan)
+        guard = self._guard(built, args, kwargs) if self._debug == "nan" else None
+        with self._explained(args, kwargs):
+            executable = self._settle(args, kwargs)
+
+        def exhausted(error: Exception, leaves: Sequence[Any]) -> Exception:
+            return out_of_memory(self._fun, error, built, leaves, self._passes)
+
+        return Compiled(executable, built.stages, built.plan, exhausted, guard)
+
+    def _guard(self, built: Built, args: Sequence[Any], kwargs: dict[str, Any]) -> Guard:
+        if built.guard is None:
+            options = self._jit_options["compiler_options"]
+            built.guard = Guard(
+                built.program,
+                lambda: built.stages[-1].graph,
+                built.donated,
+                self._planning,
+                options,
+            )
+        return built.guard
+
+    def _awaited(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call for the first time; wait, so that it is us who tells that memory ran out."""
+        out = self._run(args, kwargs)
+        with self._explained(args, kwargs):
+            return out if _holds_tracers(args, kwargs) else jax.block_until_ready(out)
+
+    @contextmanager
+    def _explained(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
+        """Explain that memory ran out."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if isinstance(error, BackpassError) or not is_exhausted(error):
+                raise
+            raise self._exhausted(args, kwargs, error) from error
+
+    def _weigh(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Warn, once for each program, where it is predicted to need more than what is free.
+
+        Not of one that is a part of another, or that is spread over several devices.
+        """
+        built = self._program(args, kwargs)
+        weighed, built.weighed = built.weighed, True
+        shardings = (self._jit_options.get(f"{way}_shardings") for way in ("in", "out"))
+        spread = any(shardings) or built.program.signature.placed
+        if weighed or spread or _holds_tracers(args, kwargs):
+            return
+        if may_be_short(built.stages[-1].graph):
+            warn_of_memory(self._fun, built, self._leaves(args, kwargs), self._passes)
+
+    def _exhausted(
+        self, args: Sequence[Any], kwargs: dict[str, Any], error: Exception
+    ) -> Exception:
+        """Explain that a call ran out of memory, if its program is known."""
+        built = self._programs.get(self._arguments.signature(args, kwargs))
+        if built is None:
+            return error
+        leaves = self._leaves(args, kwargs)
+        return out_of_memory(self._fun, error, built, leaves, self._passes)
+
+    def _leaves(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """The array leaves of a call."""
+        dynamic, _ = self._arguments.divide(args, kwargs)
+        return jax.tree.leaves(dynamic)
 
     def _dump(self, built: Built) -> None:
         """Write the stages where `BACKPASS_DUMP` says, once for each program."""
@@ -259,18 +371,20 @@ class CompiledFunction:
 
     def _settled(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Compile, and plan again until XLA's peak is within the budget; gives the executable."""
+        self._weigh(args, kwargs)
         built = self._program(args, kwargs)
         search = built.fitting
         if built.refusal is not None:
             raise built.refusal
         made: dict[Planned, tuple[Any, Any]] = {}
         while True:
-            executable = self._lower_by_jax(args, kwargs).compile()
+            executable = self._executable(built, args, kwargs)
             if search is None or search.settled:
                 return executable
             made[search.candidate] = self._jit, executable
             try:
-                settled = search.measure(peak_bytes(executable.memory_analysis()))
+                with self._history.timed(built.key, "planning"):
+                    settled = search.measure(peak_bytes(executable.memory_analysis()))
             except BudgetError as error:
                 built.refusal, built.open = error, True
                 self._jit = self._fresh_jit()
@@ -279,6 +393,15 @@ class CompiledFunction:
                 self._jit, executable = made[search.candidate]
                 return executable
             self._jit = self._fresh_jit()
+
+    def _executable(self, built: Built, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Compile a program as it stands."""
+        lowered = self._lower_by_jax(args, kwargs)
+        self._watches[threading.get_ident()] = Watch(self._name), built.key
+        try:
+            return lowered.compile()
+        finally:
+            self._finish(compiles=True)
 
     def _fresh_jit(self) -> Any:
         options = self._for_jit
@@ -306,17 +429,21 @@ class CompiledFunction:
         def staged(*args: Any, **kwargs: Any) -> Any:
             with collection_paused():
                 built = self._program(args, kwargs)
+                program = built.program
                 if built.open and not inner:
                     raise _Unsettled
-                program = built.program
+                if not (inner or built.weighed or program.holds_tracers):
+                    if may_be_short(built.stages[-1].graph):
+                        raise _Unweighed
                 if built.fitting is None:
                     self._dump(built)
                 dynamic, _ = self._arguments.divide(args, kwargs)
                 call = lowered(built.stages[-1].graph, program.out_types)
-                with self._history.binding(program):
+                with self._history.timed(built.key, "binding"):
                     outs = call(*jax.tree.leaves(dynamic))
-            if self._watch is None:
-                self._watch = Watch(self._name)
+            thread = threading.get_ident()
+            if thread not in self._watches:
+                self._watches[thread] = Watch(self._name), built.key
             return jax.tree.unflatten(jax.tree.structure(program.out_shapes), outs)
 
         return staged
@@ -327,14 +454,19 @@ class CompiledFunction:
         found = self._programs.get(signature)
         if found is None:
             program = trace_program(self._arguments, self._name, args, kwargs)
+            if not self._told_captured:
+                self._told_captured = warn_of_captured(self._fun, program.graph)
             if self._health is not None:
                 program = with_health(program, self._health)
             stages = program.stages(self._pipeline, bool(self._debug))
             if self._debug == "strict":
                 forbid(stages[-1].graph)
-            fit = self._planning.fitting(stages[-1].graph, self._donated(args, kwargs))
-            self._history.record(program, stages)
-            found = Built(program, stages, fit, open=fit is not None)
+            donated = frozenset(self._donated(args, kwargs))
+            fit = self._planning.fitting(stages[-1].graph, donated)
+            key = self._history.record(program, stages, self._calls)
+            if fit is not None:
+                self._history.add(key, "planning", fit.seconds)
+            found = Built(program, stages, key, donated, fit, open=fit is not None)
             if not program.holds_tracers:
                 self._programs[signature] = found
         return found
@@ -353,20 +485,26 @@ class CompiledFunction:
             return passes
         return tuple(replace(p, verify=True) if isinstance(p, Fuse) else p for p in passes)
 
+    @functools.cached_property
+    def _given_away(self) -> Arguments:
+        """Which arguments are donated, as if they were static ones."""
+        numbers, names = self._jit_options["donate_argnums"], self._jit_options["donate_argnames"]
+        return _arguments(self._fun, {"static_argnums": numbers, "static_argnames": names})
+
     def _donated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
         """Positions of the array leaves whose buffers the outputs may take over."""
-        numbers, names = self._jit_options["donate_argnums"], self._jit_options["donate_argnames"]
-        given = _arguments(self._fun, {"static_argnums": numbers, "static_argnames": names})
+        away = self._given_away
         (positional, named), _ = self._arguments.divide(args, kwargs)
-        groups = [(i in given.static_positions, x) for i, x in positional.items()]
-        groups += [(k in given.static_names, named[k]) for k in sorted(named)]
+        groups = [(i in away.static_positions, x) for i, x in positional.items()]
+        groups += [(k in away.static_names, named[k]) for k in sorted(named)]
         flags = [donated for donated, tree in groups for _ in jax.tree.leaves(tree)]
         return [i for i, donated in enumerate(flags) if donated]
 
-    def _finish(self) -> None:
-        watch, self._watch = self._watch, None
-        if watch is not None:
-            self._history.compiled(watch.stop())
+    def _finish(self, *, compiles: bool = False) -> None:
+        """Stop the watch of this thread; its time goes to the trace that it was set for."""
+        if found := self._watches.pop(threading.get_ident(), None):
+            watch, key = found
+            self._history.add(key, "compiling", watch.stop(), int(compiles))
 
     def __repr__(self) -> str:
         """Name and place of the function."""
@@ -412,11 +550,14 @@ def compile(
         passes: a pipeline such as `"canonicalise,autodiff,cse"` or a sequence of passes, in
             place of the default one.
         debug: verify the graph after every pass; `"strict"` also forbids `Lowered.fallbacks`,
-            derivatives that are JAX's own for want of a rule, and `"verify-fusions"` compares each
-            of `Lowered.fusions` with what it takes the place of, on random inputs.
+            derivatives that are JAX's own for want of a rule, `"verify-fusions"` compares each
+            of `Lowered.fusions` with what it takes the place of, on random inputs, and `"nan"`
+            looks at every result: where one is not finite, it says which op made the first NaN or
+            infinity, and of what. Donated arguments then stay as they are.
         health: return `(result, bp.Health)`: norms of gradients, parameters and updates, zeros and
             non-finite elements, computed inside the step.
-        max_traces: warn when the function has been traced more often than this.
+        max_traces: warn when the function has been traced more often than this; by default,
+            once, when it is traced at nearly every call.
         static_argnums: positions of arguments that are hashable settings of the program.
         static_argnames: their names.
         donate_argnums: positions of arguments whose buffers the outputs may take over.
@@ -433,9 +574,10 @@ def compile(
         BudgetError: at the first call, when no schedule fits; `.minimum_bytes` would.
         MissingRuleError: at the first call, with `debug="strict"`.
         FusionError: at the first call, with `debug="verify-fusions"`.
+        NonFiniteError: at any call, with `debug="nan"`.
     """
-    if debug not in (None, True, False, "strict", "verify-fusions"):
-        wanted = "a boolean, 'strict' or 'verify-fusions'"
+    if debug not in (None, True, False, "strict", "verify-fusions", "nan"):
+        wanted = "a boolean, 'strict', 'verify-fusions' or 'nan'"
         raise ArgumentError(f"debug wants {wanted}, got {debug!r}")
     if not isinstance(health, bool):
         raise ArgumentError(

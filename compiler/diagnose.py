@@ -198,13 +198,17 @@ def explain_failure(
     error: Exception,
     arrays: Sequence[tuple[str, Any]],
     static: Sequence[tuple[str, Any]],
+    exhausted: Callable[[Exception], Exception],
 ) -> Exception:
     """Say what a failed call means; an error that needs no translation is given back.
 
-    `arrays` and `static` are the call's arguments with their paths.
+    `arrays` and `static` are the call's arguments with their paths; `exhausted` explains that
+    memory ran out.
     """
     if isinstance(error, BackpassError):
         return error
+    if is_exhausted(error):
+        return exhausted(error)
     if isinstance(error, jax.errors.UnexpectedTracerError):
         return leaked(fun, error)
     for path, leaf in arrays:
@@ -223,6 +227,12 @@ def explain_failure(
                 f"at {path}\n  at {caller_line()}; pass a tuple or a frozen dataclass"
             )
     return error
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """True for XLA's word that it has no memory left."""
+    told = isinstance(error, jax.errors.JaxRuntimeError)
+    return told and "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _is_deleted(leaf: Any) -> bool:

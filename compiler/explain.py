@@ -1,36 +1,64 @@
-"""Why a function was traced, and what each trace cost."""
+"""Why a function was traced, and what each trace, and each cause of traces, has cost."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any, Literal
 
+from ..ir.errors import RetraceWarning
+from ..ir.tables import table
 from ..passes import Stage
+from .causes import Cause, causes
+from .diagnose import caller_level, caller_line, defined_at
 from .program import Program, Signature
+
+PATIENCE = 8  # traces of a function that is traced at nearly every call, before it is warned of
+_OFTEN = 2  # calls for each trace, at most, that are "nearly every call"
+
+Phase = Literal["planning", "binding", "compiling"]
 
 
 @dataclass(frozen=True)
 class Trace:
     """One trace: why it happened and the seconds of each phase.
 
-    `passes` is the sum over all passes, `binding` the time to bind JAX's primitives, `compiling`
-    what JAX and XLA took after that (with the first run), 0 while it has not been compiled.
+    `passes` is the sum over all passes, `planning` the search for a plan under a memory budget,
+    `binding` the time to bind JAX's primitives, `compiling` what JAX and XLA took after that (with
+    the first run), 0 while it has not been compiled. A budget may take several `compiles`.
     """
 
-    reason: str
+    causes: tuple[Cause, ...]
     nodes: int
     tracing: float
     passes: float
+    planning: float = 0.0
     binding: float = 0.0
     compiling: float = 0.0
+    compiles: int = 0
+
+    @property
+    def reason(self) -> str:
+        """The first cause, and how many more there are."""
+        rest = f", and {len(self.causes) - 1} more" if len(self.causes) > 1 else ""
+        return str(self.causes[0]) + rest
 
     @property
     def seconds(self) -> float:
         """Sum of all phases."""
-        return self.tracing + self.passes + self.binding + self.compiling
+        return self.tracing + self.passes + self.planning + self.binding + self.compiling
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What all traces of one cause have cost: `what` was another each time."""
+
+    what: str
+    traces: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -45,82 +73,96 @@ class Explanation:
         """Seconds spent on all traces."""
         return sum(trace.seconds for trace in self.traces)
 
+    @property
+    def by_cause(self) -> tuple[Tally, ...]:
+        """Traces and seconds of each cause, the dearest first; a trace counts for its first one."""
+        groups: dict[str, list[Trace]] = {}
+        for trace in self.traces:
+            groups.setdefault(trace.causes[0].what, []).append(trace)
+        found = (Tally(w, len(ts), sum(t.seconds for t in ts)) for w, ts in groups.items())
+        return tuple(sorted(found, key=lambda tally: -tally.seconds))
+
     def __str__(self) -> str:
-        """Return the table: a row for each trace."""
+        """Return two tables: a row for each cause, and one for each trace."""
         head = f"{self.name}: {len(self.traces)} traces, {self.seconds:.2f} s"
-        columns = f"{'#':>3} {'nodes':>7} {'trace s':>8} {'passes s':>8} {'bind s':>8} {'XLA s':>8}"
-        rows = [
-            f"{i:>3} {t.nodes:>7} {t.tracing:>8.3f} {t.passes:>8.3f} {t.binding:>8.3f} "
-            f"{t.compiling:>8.3f}  {t.reason}"
-            for i, t in enumerate(self.traces, 1)
-        ]
-        return "\n".join([head, f"{columns}  reason", *rows])
+        if not self.traces:
+            return head
+        by_cause = [(t.what, str(t.traces), f"{t.seconds:.3f}") for t in self.by_cause]
+        columns = "nodes tracing passes planning binding compiling compiles".split()
+        rows = [(f"{i} {t.reason}", *_cells(t)) for i, t in enumerate(self.traces, 1)]
+        causes = table(("cause", "traces", "seconds"), by_cause)
+        return "\n\n".join([head, causes, table(("trace", *columns), rows)])
+
+
+def _cells(trace: Trace) -> tuple[str, ...]:
+    seconds = (trace.tracing, trace.passes, trace.planning, trace.binding, trace.compiling)
+    return (str(trace.nodes), *(f"{each:.3f}" for each in seconds), str(trace.compiles))
 
 
 class History:
     """Collects a function's traces as they happen."""
 
-    def __init__(self, name: str, max_traces: int | None) -> None:
-        """Start with no traces; warn past `max_traces`."""
+    def __init__(self, fun: Callable[..., Any], name: str, max_traces: int | None) -> None:
+        """Start with no traces; warn past `max_traces`, or else of a trace at nearly every call."""
+        self._fun = fun
         self._name = name
         self.limit = max_traces
         self._signatures: list[Signature] = []
-        self._traces: list[Trace] = []
+        self._traces: dict[object, Trace] = {}
+        self._warned = False
 
-    def record(self, program: Program, stages: Sequence[Stage]) -> None:
-        """Add a trace, and find out why it was needed."""
-        reason = difference(program.signature, self._signatures)
-        self._signatures.append(program.signature)
+    def record(self, program: Program, stages: Sequence[Stage], calls: int) -> object:
+        """Add a trace, find out why it was needed, and give a key to add its later phases by.
+
+        `calls` is how often the function has been called so far.
+        """
+        found = causes(program.signature, self._signatures)
         seconds = sum(stage.seconds for stage in stages[1:])
         nodes = len(stages[-1].graph.nodes)
-        self._traces.append(Trace(reason, nodes, program.trace_seconds, seconds))
-        if self.limit is not None and len(self._traces) > self.limit:
-            warnings.warn(
-                f"{self._name} was traced {len(self._traces)} times, more than "
-                f"max_traces={self.limit}: {reason}",
-                stacklevel=2,
-            )
+        self._signatures.append(program.signature)
+        key, trace = object(), Trace(found, nodes, program.trace_seconds, seconds)
+        self._traces[key] = trace
+        if self._too_many(calls):
+            self._warned = True
+            warnings.warn(self._complaint(trace, calls), RetraceWarning, caller_level())
+        return key
+
+    def add(self, key: object, phase: Phase, seconds: float, compiles: int = 0) -> None:
+        """Add to the time of a phase of one trace."""
+        trace = self._traces[key]
+        compiles += trace.compiles
+        time: Any = {phase: getattr(trace, phase) + seconds}
+        self._traces[key] = replace(trace, compiles=compiles, **time)
 
     @contextmanager
-    def binding(self, program: Program) -> Iterator[None]:
-        """Time the binding of a program's primitives."""
+    def timed(self, key: object, phase: Phase) -> Iterator[None]:
+        """Add the time of a block."""
         start = perf_counter()
-        yield
-        place = self._signatures.index(program.signature)
-        self._traces[place] = replace(self._traces[place], binding=perf_counter() - start)
-
-    def compiled(self, seconds: float) -> None:
-        """Add the time that JAX and XLA took for the last trace."""
-        if self._traces:
-            self._traces[-1] = replace(self._traces[-1], compiling=seconds)
+        try:
+            yield
+        finally:
+            self.add(key, phase, perf_counter() - start)
 
     def explanation(self) -> Explanation:
         """Return what happened so far."""
-        return Explanation(self._name, tuple(self._traces))
+        return Explanation(self._name, tuple(self._traces.values()))
 
+    def _too_many(self, calls: int) -> bool:
+        traces = len(self._traces)
+        if self.limit is not None:
+            return traces > self.limit
+        return not self._warned and traces > PATIENCE and traces <= calls <= _OFTEN * traces
 
-def difference(new: Signature, earlier: Sequence[Signature]) -> str:
-    """Say what tells `new` from the nearest of the earlier signatures."""
-    if not earlier:
-        return "first call"
-    found = min((_differences(new, old) for old in reversed(earlier)), key=len)
-    rest = f", and {len(found) - 1} more" if len(found) > 1 else ""
-    return found[0] + rest if found else "JAX's settings, or values of an outer trace"
-
-
-def _differences(new: Signature, old: Signature) -> list[str]:
-    statics = [
-        f"static argument {name}: {was!r} -> {now!r}"
-        for (name, was), (_, now) in zip(old.static, new.static, strict=False)
-        if was != now
-    ]
-    if new.tree != old.tree:
-        added = [path for path in new.paths if path not in old.paths]
-        gone = [path for path in old.paths if path not in new.paths]
-        changes = [f"new leaf {path}" for path in added] + [f"no leaf {path}" for path in gone]
-        return statics + (changes or ["tree structure"])
-    return statics + [
-        f"{path}: {was} -> {now}"
-        for path, was, now in zip(new.paths, old.types, new.types, strict=True)
-        if was != now
-    ]
+    def _complaint(self, last: Trace, calls: int) -> str:
+        """What happened, what it has cost so far, and what to do about the dearest cause."""
+        beyond = f"more than max_traces={self.limit}"
+        said = f" in {calls} calls" if self.limit is None else f", {beyond}"
+        cause, explanation = last.causes[0], self.explanation()
+        tally = next(each for each in explanation.by_cause if each.what == cause.what)
+        times = f"{tally.traces} traces" if tally.traces > 1 else "a trace"
+        share = f"{tally.seconds:.1f} s so far, of {explanation.seconds:.1f} s"
+        return (
+            f"{defined_at(self._fun)} was traced {len(self._traces)} times{said}: {last.reason}"
+            f"\n  at {caller_line()}; {cause.what} has made for {times} and {share}: "
+            f"{cause.advice or 'raise max_traces'}; {self._name}.explain() lists all traces"
+        )

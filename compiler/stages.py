@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
+
+from ..ir.errors import BackpassError
 from ..ir.graph import Graph
 from ..ir.page import summary_html
 from ..passes import Fusion, Stage
+from .diagnose import is_exhausted
 from .dump import write_dump, write_text
 from .fallback import Fallback, fallbacks
 from .memory_plan import MemoryPlan
+from .nonfinite import Guard
 from .page import page
 from .program import Program
 from .summary import Summary, summarise
@@ -124,6 +129,19 @@ class Lowered:
         """Figures and a small picture of the final graph, for notebooks."""
         return summary_html(self.graph, self.donated)
 
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        """Stages, layers, what was rewritten and planned, and the final graph, for Treescope."""
+        from ..ir.treescope_view import fold, graph_view, text_lines
+
+        told = {
+            "stages": str(self).partition("\n")[2],
+            "layers": str(self.summary()),
+            "plan": "" if self.plan is None else str(self.plan),
+        }
+        folds = [fold(name, text_lines(text)) for name, text in told.items() if text]
+        last = graph_view(self.graph, None if path is None else f"{path}.graph", "final graph")
+        return fold(f"Lowered {self._program.name}", [*folds, last], path, opened=True)
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -132,10 +150,19 @@ class Compiled:
     _compiled: Any
     stages: tuple[Stage, ...]
     plan: MemoryPlan | None
+    _exhausted: Callable[[Exception, Sequence[Any]], Exception]
+    _guard: Guard | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on arguments of the signature that it was compiled for, static ones left out."""
-        return self._compiled(*args, **kwargs)
+        try:
+            if self._guard is None:
+                return self._compiled(*args, **kwargs)
+            return self._guard(self._compiled, args, kwargs)
+        except jax.errors.JaxRuntimeError as error:
+            if isinstance(error, BackpassError) or not is_exhausted(error):
+                raise
+            raise self._exhausted(error, jax.tree.leaves((args, kwargs))) from error
 
     def as_text(self) -> str:
         """Return XLA's optimised HLO."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax.errors
 
 
@@ -86,6 +88,10 @@ class BudgetError(BackpassError, ValueError):
         self.minimum_bytes = minimum_bytes
 
 
+class OutOfMemoryError(BackpassError, jax.errors.JaxRuntimeError):  # type: ignore[misc]
+    """XLA had not the memory that a program needs; JAX raises JaxRuntimeError."""
+
+
 class MissingRuleError(DifferentiationError, NotImplementedError):
     """An op on the way from inputs to loss has no VJP rule."""
 
@@ -98,12 +104,51 @@ class FusionError(BackpassError, AssertionError):
     """A rewrite gives other values than what it took the place of: a fault of ours."""
 
 
+class NonFiniteError(BackpassError, FloatingPointError):
+    """A step gave NaN or infinity; says where the first such value was made.
+
+    `op`, `phase`, `source` (`file:line`) and `scope` are those of the node that made it, or empty
+    where it came in by an argument; `steps` are the steps of the loops around it, outermost first;
+    `leaves` are the paths of the results that are not finite; `repro` is a file that computes the
+    node alone.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        op: str = "",
+        phase: str = "",
+        source: str = "",
+        scope: str = "",
+        steps: tuple[int, ...] = (),
+        leaves: tuple[str, ...] = (),
+        repro: Path | None = None,
+    ) -> None:
+        """Tell the parts beside the message."""
+        super().__init__(message)
+        self.op, self.phase, self.source, self.scope = op, phase, source, scope
+        self.steps, self.leaves, self.repro = steps, leaves, repro
+
+
 class AutogradError(BackpassError, RuntimeError):
     """The graph that a dynamic program recorded does not allow what was asked for."""
 
 
 class ZeroGradientWarning(UserWarning):
     """A gradient is zero everywhere, as an op such as `round` or `>` cuts the only ways to it."""
+
+
+class RetraceWarning(UserWarning):
+    """A function is traced and compiled again and again."""
+
+
+class ConstantWarning(UserWarning):
+    """Large arrays that a function closes over become a part of its program."""
+
+
+class MemoryWarning(UserWarning):
+    """A program is predicted to need more memory than its device has free."""
 
 
 class TrainingWarning(UserWarning):

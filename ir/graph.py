@@ -245,6 +245,12 @@ class Graph:
 
         return summary_html(self)
 
+    def __treescope_repr__(self, path: str | None, subtree_renderer: Any) -> Any:
+        """Layers that unfold, for Treescope."""
+        from .treescope_view import graph_view
+
+        return graph_view(self, path)
+
 
 def forward_of(nodes: Sequence[Node]) -> dict[Node, Node]:
     """The forward node that each backward node differentiates, by their shared origin."""

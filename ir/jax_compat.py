@@ -29,7 +29,17 @@ except ImportError:  # no such name: programs are then keyed by their arguments 
         return None
 
 
+try:
+    from jax._src.config import trace_context_names as _trace_context_names
+except ImportError:  # the settings of a context have no names
+
+    def _trace_context_names() -> Any:
+        return ()
+
+
 JAX_VERSION: tuple[int, ...] = tuple(int(part) for part in jax.__version__.split(".")[:3])
+
+_CAPTURED = 2 * 10**9  # JAX's default of `jax_captured_constants_warn_bytes`
 
 # Parameters that JAX's primitives need and that are plain in almost every program: the importer
 # leaves them out of a node's attrs when they have the value given here, binding puts them back.
@@ -187,6 +197,28 @@ def trace_context() -> Any:
     `jax.jit` keys its own cache with it; there is no public name.
     """
     return _trace_context()
+
+
+def context_changes(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """`(name of the setting, before, after)` where two of `trace_context`'s values differ."""
+    if old == new:
+        return []
+    try:
+        names = _trace_context_names()
+    except NotImplementedError:  # by jaxlibs that do not tell
+        names = ()
+    if not isinstance(old, tuple) or not len(names) == len(old) == len(new):
+        return [("a setting of JAX's", old, new)]
+    return [each for each in zip(names, old, new, strict=True) if each[1] != each[2]]
+
+
+def captured_bytes() -> int | None:
+    """Bytes of captured constants of which the user has asked JAX to warn; below 0: of none.
+
+    None while that is JAX's default.
+    """
+    found = int(getattr(jax.config, "jax_captured_constants_warn_bytes", _CAPTURED))
+    return None if found == _CAPTURED else found
 
 
 def is_jaxpr(x: Any) -> bool:

@@ -14,6 +14,7 @@ regions runs, what its body needs besides the node's own operands and results is
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from typing import get_args
 from .cost import VIEWS
 from .fusion import inlined, transposed_bytes
 from .graph import Graph, Node, Value, maker
-from .tables import bytes_text, table
+from .tables import bytes_text, count_text, table
 
 Kind = Either["argument", "output", "temporary"]
 _SHOWN = 12
@@ -88,6 +89,20 @@ class Liveness:
         total = (peak, "", "", bytes_text(self.peak_bytes))
         return table(("live at the peak", "type", "kind", "size"), rows, [total])
 
+    def by_line(self) -> str:
+        """Table of what is live at the peak by Python line; leaves of one argument are one row."""
+        rows = _lines(self, self.peak_buffers, _SHOWN)
+        inside = self.peak_bytes - sum(buffer.nbytes for buffer in self.peak_buffers)
+        if inside:
+            rows.append((f"inside {self._name(self.peak_position)}", "", "", bytes_text(inside)))
+            inner = self.regions.get(self.peak_position)
+            if inner is not None:
+                made = [b for b in inner.peak_buffers if b.kind != "argument"]
+                rows += [("  " + line, *rest) for line, *rest in _lines(inner, made, _INSIDE)]
+        peak = f"peak, at {self._name(self.peak_position)}"
+        total = (peak, "", "", bytes_text(self.peak_bytes))
+        return table(("live at the peak", "kind", "values", "size"), rows, [total])
+
     def _inner_rows(self) -> list[tuple[str, ...]]:
         inner = self.regions.get(self.peak_position)
         if inner is None:
@@ -100,8 +115,14 @@ class Liveness:
         name = buffer.value.name or self._maker(buffer)
         return (name, str(buffer.value.type), buffer.kind, bytes_text(buffer.nbytes))
 
+    def _line(self, buffer: Buffer) -> str:
+        node = self.graph.producer.get(buffer.value)
+        if node is None:
+            return self._name(buffer.first)
+        return maker(node, node.outputs.index(buffer.value)).source or "(unknown line)"
+
     def _maker(self, buffer: Buffer) -> str:
-        node = next((n for n in self.graph.nodes if buffer.value in n.outputs), None)
+        node = self.graph.producer.get(buffer.value)
         if node is None:
             return self._name(buffer.first)
         made = maker(node, node.outputs.index(buffer.value))
@@ -113,6 +134,32 @@ class Liveness:
             return "return" if position >= 0 else "an argument"
         node = self.graph.nodes[position]
         return f"{node.op.name} {node.source}".rstrip()
+
+
+def _lines(live: Liveness, buffers: Collection[Buffer], count: int) -> list[tuple[str, ...]]:
+    """Rows by line and kind: the `count` largest, and one for the rest."""
+    groups: dict[tuple[str, Kind], list[int]] = {}
+    for buffer in buffers:
+        name = buffer.value.name
+        line = argument_of(name) if name else live._line(buffer)
+        groups.setdefault((line, buffer.kind), []).append(buffer.nbytes)
+    found = sorted(groups.items(), key=lambda group: -sum(group[1]))
+    rows: list[tuple[str, ...]] = [
+        (line, kind, count_text(len(sizes)), bytes_text(sum(sizes)))
+        for (line, kind), sizes in found[:count]
+    ]
+    if len(found) > count:
+        rest = [size for _, sizes in found[count:] for size in sizes]
+        rows.append(
+            (f"{len(found) - count} more", "", count_text(len(rest)), bytes_text(sum(rest)))
+        )
+    return rows
+
+
+def argument_of(path: str) -> str:
+    """`args[0]` of the path `args[0]['w']`, `batch` of `batch['x']`."""
+    found = re.match(r"args\[\d+\]|\w+", path)
+    return found[0] if found else path
 
 
 def liveness(

@@ -54,6 +54,12 @@ def print_graph(graph: Graph, *, resource_limit: int = WRITE_LIMIT) -> str:
     return "\n".join([*lines, *constants.section(), ""])
 
 
+def node_texts(graph: Graph, count: int) -> list[str]:
+    """One line for each of the first `count` nodes of `graph`, without regions; for people."""
+    body = _Body(graph, Writer(0), "", "forward")
+    return [re.sub(r"\n\s*", " ", body.node(node, "")) for node in graph.nodes[:count]]
+
+
 def excerpt(graph: Graph, position: int, around: int = 3) -> str:
     """Print the lines of the node at `position`, marked, and of some nodes `around` it."""
     body = _Body(graph, Writer(0), "", "forward")

@@ -36,6 +36,13 @@ def test_fusion_parts(load_benchmark, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split()[0] == "gru_6"
 
 
+def test_nonfinite(load_benchmark, capsys):
+    """The fault is found by both, and a row told."""
+    (row,) = load_benchmark("nonfinite").main(["--tiny", "--repeats", "2", "--models", "mlp"])
+    assert row.time.median > 0 and min(row.found, row.again, row.debug_nans) > 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[0] == "mlp"
+
+
 def test_rolling(load_benchmark, capsys):
     """Each arm has a row, the first one's steps relative to themselves."""
     arguments = ["--tiny", "--layers", "3", "--arms", "rolled", "jax", "--repeats", "2"]

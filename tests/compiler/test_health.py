@@ -160,6 +160,21 @@ def test_stages_tell_both():
     assert any(node.scope == "health" for node in lowered.graph.nodes)
 
 
+def test_debug_nan_looks_at_the_result_and_leaves_the_health():
+    def kept(w, x):
+        g = bp.grad(lambda w: jnp.sum(w * x))(w)
+        return jnp.where(jnp.isfinite(g), w - g, w)
+
+    fun = bp.compile(kept, health=True, debug="nan")
+    new, health = fun(jnp.ones(2), jnp.asarray([1.0, np.nan]))
+    assert new.tolist() == [0, 1] and health.names("non-finite") == ("args[0]",)
+    fun = bp.compile(
+        lambda w, x: w - bp.grad(lambda w: jnp.sum(w * x / x))(w), health=True, debug="nan"
+    )
+    with pytest.raises(bp.NonFiniteError, match="div"):
+        fun(jnp.ones(2), jnp.asarray([1.0, 0.0]))
+
+
 def test_plan_of_a_step():
     fun = bp.compile(step, health=True, donate_argnums=0)
     plain = bp.compile(step, donate_argnums=0)

@@ -1,4 +1,4 @@
-"""The stages of ahead-of-time compilation, and what is told about traces."""
+"""The stages of ahead-of-time compilation."""
 
 import inspect
 import threading
@@ -123,82 +123,7 @@ def test_dump(step, tmp_path):
     assert bp.ir.parse(paths[len(lowered.stages) - 1].read_text()) == lowered.graph
 
 
-# Why a function was traced
-
-
-def reasons(step):
-    return [trace.reason for trace in step.explain().traces]
-
-
-def test_calls_that_need_no_trace():
-    step = bp.compile(lambda x, n=1.0: x * n)
-    for x in (X, jnp.asarray(X), X + 1, jax.device_put(X)):
-        step(x, 2.0)
-        step(x, 3.0)
-    assert reasons(step) == ["first call"]
-
-
-RETRACED = {
-    "shape": ({}, [(X,), (X[:2],)], ["args[0]: f32[3] -> f32[2]"]),
-    "dtype": ({}, [(X,), (X.astype(np.int32),)], ["args[0]: f32[3] -> i32[3]"]),
-    "weak": ({}, [(np.float32(1),), (1.0,)], ["args[0]: f32[] -> f32[]*"]),
-    "leaf path": (
-        {},
-        [({"layer": [{"w": X}]},), ({"layer": [{"w": X[:1]}]},)],
-        ["args[0]['layer'][0]['w']: f32[3] -> f32[1]"],
-    ),
-    "new leaf": ({}, [({"a": X},), ({"a": X, "b": X},)], ["new leaf args[0]['b']"]),
-    "leaf gone": ({}, [({"a": X, "b": X},), ({"a": X},)], ["no leaf args[0]['b']"]),
-    "none": ({}, [((X, X),), ((X, None),)], ["no leaf args[0][1]"]),
-    "container": ({}, [([X],), ((X,),)], ["tree structure"]),
-    "static": ({"static_argnums": 1}, [(X, 2), (X, 3)], ["static argument args[1]: 2 -> 3"]),
-    "nearest": (
-        {},
-        [(X, X), (X[:1], X[:1]), (X, X[:2])],
-        ["args[0]: f32[3] -> f32[1], and 1 more", "args[1]: f32[3] -> f32[2]"],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", RETRACED)
-def test_reasons(name):
-    options, calls, expected = RETRACED[name]
-    step = bp.compile(lambda x, *rest: jax.tree.leaves(x)[0] * 2, **options)
-    for args in [*calls, *calls]:
-        step(*args)
-    assert reasons(step) == ["first call", *expected]
-
-
-def test_reason_for_keyword_and_context():
-    step = bp.compile(lambda x, mask=None: x)
-    step(X)
-    step(X, mask=X)
-    assert reasons(step)[1] == "new leaf mask"
-    with jax.enable_x64(True):
-        step(np.float32(X))
-    assert "x64" in reasons(step)[2] or "setting" in reasons(step)[2]
-
-
-def test_explanation_as_a_table():
-    step = bp.compile(lambda x: x * 2)
-    assert "0 traces" in str(step.explain())
-    step(X)
-    step(X[:1])
-    explanation = step.explain()
-    lines = str(explanation).splitlines()
-    assert "<lambda>: 2 traces" in lines[0] and "reason" in lines[1]
-    assert lines[2].endswith("first call") and lines[3].endswith("args[0]: f32[3] -> f32[1]")
-    for trace in explanation.traces:
-        assert trace.nodes == 1
-        assert trace.tracing > 0 and trace.binding > 0 and trace.compiling > 0
-    assert explanation.seconds == pytest.approx(sum(t.seconds for t in explanation.traces))
-
-
-def test_too_many_traces_warn():
-    step = bp.compile(lambda x: x * 2, max_traces=1)
-    step(X)
-    with pytest.warns(UserWarning, match=r"traced 2 times, more than max_traces=1: args\[0\]"):
-        step(X[:1])
+# Threads and platforms
 
 
 def test_no_threads_are_left_behind():

@@ -135,6 +135,42 @@ def test_table():
     assert text.split("\n")[-1].startswith("peak, at ")
 
 
+def test_table_by_line():
+    """The leaves of an argument are one row, and so are the values of a line."""
+    inputs = "%0: f32[256] args[0]['a'], %1: f32[256] args[0]['b'], %2: f32[512] batch"
+    text = """
+      %3: f32[256] = sin(%0)  @ model.py:3
+      %4: f32[256] = sin(%1)  @ model.py:3
+      %5: f32[256] = mul(%3, %4)  @ model.py:4
+      return %5
+    """
+    rows = [line.split() for line in liveness(body(text, inputs)).by_line().splitlines()[2:]]
+    assert ["args[0]", "argument", "2", "2.0", "KiB"] in rows
+    assert ["batch", "argument", "1", "2.0", "KiB"] in rows
+    assert ["model.py:3", "temporary", "2", "2.0", "KiB"] in rows
+    assert ["model.py:4", "output", "1", "1.0", "KiB"] in rows
+    assert " ".join(rows[-1]) == "peak, at mul model.py:4 7.0 KiB"
+
+
+def test_table_by_line_tells_what_a_branch_has_inside():
+    chain = "%1: f32[512] = concatenate(%0, %0) {dimension=0}  @ model.py:7\n"
+    big = f"{chain}%2: f32[512] = sin(%1)  @ model.py:8\n%3: f32[] = reduce_sum(%2) {{axes=(0)}}"
+    text = "%1: f32[] = cond(0:i32, %0)  @ model.py:5\n"
+    text += f"graph a(%0: f32[256]) {{\n{big}\nreturn %3\n}}\nreturn %1"
+    rows = [line.split() for line in liveness(body(text)).by_line().splitlines()]
+    at = rows.index(["inside", "cond", "model.py:5", "4.0", "KiB"])
+    assert rows[at + 1 : at + 3] == [
+        [f"model.py:{line}", "temporary", "1", "2.0", "KiB"] for line in (7, 8)
+    ]
+
+
+@patient
+@given(graphs())
+def test_tables_of_any_graph(graph):
+    text = liveness(graph).by_line()
+    assert text.split("\n")[-1].startswith("peak, at ")
+
+
 @patient
 @given(graphs())
 def test_bounds(graph):
