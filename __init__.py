@@ -17,6 +17,7 @@ from .compiler.derivatives import jvp, linearize, vjp
 from .compiler.explain import Explanation
 from .compiler.gradcheck import gradcheck
 from .compiler.gradients import grad, value_and_grad
+from .compiler.health import Health
 from .compiler.jacobians import hessian, hvp, jacfwd, jacrev
 from .compiler.memory_plan import MemoryPlan
 from .compiler.plan import Plans, plan
@@ -66,6 +67,7 @@ __all__ = [
     "Explanation",
     "GradcheckError",
     "GraphError",
+    "Health",
     "LeakError",
     "Lowered",
     "MemoryPlan",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, overload
@@ -36,6 +36,7 @@ from .dump import dump_by_environment
 from .explain import Explanation, History
 from .fallback import forbid
 from .headroom import may_be_short, out_of_memory, warn_of_memory
+from .health import with_health
 from .memory_plan import MemoryPlan
 from .nonfinite import Guard, copied, not_finite
 from .program import Arguments, Program, collection_paused, trace_program
@@ -115,8 +116,12 @@ class CompiledFunction:
         max_traces: int | None,
         planning: Planning,
         jit_options: dict[str, Any],
+        health: Mapping[str, str] | None = None,
     ) -> None:
-        """Made by `compile`, where the arguments are explained."""
+        """Made by `compile`, where the arguments are explained.
+
+        With `health`, new names of parameters by their paths, a `Health` is returned as well.
+        """
         functools.update_wrapper(self, fun)
         self._fun = fun
         self._name = getattr(fun, "__name__", type(fun).__name__)
@@ -130,6 +135,7 @@ class CompiledFunction:
         self._watches: dict[int, tuple[Watch, object]] = {}  # what each thread compiles
         self._told_captured = False
         self._jit_options = jit_options
+        self._health = health
         self._by_state: Any = None
         self._jit = self._fresh_jit()
 
@@ -229,10 +235,19 @@ class CompiledFunction:
         `usual` are the passes where neither names any.
         """
         passes = passes or self._passes or usual
-        return compile(self._fun, passes=passes, **{**self._jit_options, **options})
+        health = self._health is not None
+        return compile(self._fun, passes=passes, health=health, **{**self._jit_options, **options})
 
-    def of_state(self, fun: Callable[..., Any]) -> CompiledFunction:
-        """Compile `fun` as this function was asked to be; its first argument is given away."""
+    @property
+    def tells_health(self) -> bool:
+        """True where a call returns `(result, Health)`."""
+        return self._health is not None
+
+    def of_state(self, fun: Callable[..., Any], labels: Mapping[str, str]) -> CompiledFunction:
+        """Compile `fun` as this function was asked to be; its first argument is given away.
+
+        `labels` are names that its arguments have for people, by their paths.
+        """
         names = "static_argnums static_argnames donate_argnums donate_argnames in_shardings"
         mine = (*names.split(), "out_shardings")
         taken = [name for name in mine if self._jit_options.get(name) is not None]
@@ -243,7 +258,10 @@ class CompiledFunction:
             )
         options = {**self._jit_options, "donate_argnums": 0}
         limit = self._history.limit
-        return CompiledFunction(fun, self._passes, self._debug, limit, self._planning, options)
+        health = labels if self.tells_health else None
+        return CompiledFunction(
+            fun, self._passes, self._debug, limit, self._planning, options, health
+        )
 
     def explain(self) -> Explanation:
         """Return the traces so far, why each happened, and the seconds of each phase."""
@@ -386,7 +404,7 @@ class CompiledFunction:
             self._finish(compiles=True)
 
     def _fresh_jit(self) -> Any:
-        options = self._jit_options
+        options = self._for_jit
         if self._planning.active:
             options = {**options, "compiler_options": obeyed(options["compiler_options"])}
         return jax.jit(self._staged(), **options)
@@ -394,7 +412,15 @@ class CompiledFunction:
     @functools.cached_property
     def _inner(self) -> Any:
         """What runs inside a program that somebody else compiles: planned, but not measured."""
-        return jax.jit(self._staged(inner=True), **self._jit_options)
+        return jax.jit(self._staged(inner=True), **self._for_jit)
+
+    @property
+    def _for_jit(self) -> dict[str, Any]:
+        """JAX's options: shardings are those of the result alone, where more is returned."""
+        given = self._jit_options
+        if self._health is None or given.get("out_shardings") is None:
+            return given
+        return {**given, "out_shardings": (given["out_shardings"], None)}
 
     def _staged(self, *, inner: bool = False) -> Callable[..., Any]:
         """Return the function that `jax.jit` traces when it meets a new signature."""
@@ -430,6 +456,8 @@ class CompiledFunction:
             program = trace_program(self._arguments, self._name, args, kwargs)
             if not self._told_captured:
                 self._told_captured = warn_of_captured(self._fun, program.graph)
+            if self._health is not None:
+                program = with_health(program, self._health)
             stages = program.stages(self._pipeline, bool(self._debug))
             if self._debug == "strict":
                 forbid(stages[-1].graph)
@@ -498,6 +526,7 @@ def compile(
     plan: MemoryPlan | None = None,
     passes: str | Sequence[Pass] | None = None,
     debug: bool | str | None = None,
+    health: bool = False,
     max_traces: int | None = None,
     static_argnums: Numbers = None,
     static_argnames: Names = None,
@@ -525,6 +554,8 @@ def compile(
             of `Lowered.fusions` with what it takes the place of, on random inputs, and `"nan"`
             looks at every result: where one is not finite, it says which op made the first NaN or
             infinity, and of what. Donated arguments then stay as they are.
+        health: return `(result, bp.Health)`: norms of gradients, parameters and updates, zeros and
+            non-finite elements, computed inside the step.
         max_traces: warn when the function has been traced more often than this; by default,
             once, when it is traced at nearly every call.
         static_argnums: positions of arguments that are hashable settings of the program.
@@ -548,6 +579,11 @@ def compile(
     if debug not in (None, True, False, "strict", "verify-fusions", "nan"):
         wanted = "a boolean, 'strict', 'verify-fusions' or 'nan'"
         raise ArgumentError(f"debug wants {wanted}, got {debug!r}")
+    if not isinstance(health, bool):
+        raise ArgumentError(
+            f"health wants True or False, got {health!r}\n  with True a call returns (result, "
+            "bp.Health)"
+        )
     unknown = sorted(shardings.keys() - {"in_shardings", "out_shardings"})
     if unknown:
         raise ArgumentError(f"compile has no option {unknown[0]!r}")
@@ -566,7 +602,8 @@ def compile(
     def decorate(fun: Callable[..., Any]) -> CompiledFunction:
         if not callable(fun):
             raise ArgumentError(f"compile wants a function, got {type(fun).__name__}")
-        return CompiledFunction(fun, pipeline, debug or False, max_traces, planning, options)
+        names: dict[str, str] | None = {} if health else None
+        return CompiledFunction(fun, pipeline, debug or False, max_traces, planning, options, names)
 
     return decorate if fun is None else decorate(fun)
 

@@ -25,6 +25,7 @@ from ..passes.probe import FINITE, Birth, Record, births, mask_of, recorded, tap
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .budget import Planning, obeyed
+from .health import Health
 from .nonfinite_report import Found, described, unexplained
 from .program import Program
 
@@ -125,9 +126,9 @@ def _is_key(value: Value) -> bool:
 
 
 def not_finite(out: Any) -> list[int]:
-    """Positions of the leaves that are not finite."""
-    leaves = jax.tree.leaves(out)
-    floats = [i for i, x in enumerate(leaves) if is_inexact(x.dtype)]
+    """Positions of the leaves that are not finite; a `Health`, which comes last, may tell of it."""
+    leaves = jax.tree.leaves(out, is_leaf=lambda x: isinstance(x, Health))
+    floats = [i for i, x in enumerate(leaves) if not isinstance(x, Health) and is_inexact(x.dtype)]
     if not floats or _all_finite([leaves[i] for i in floats]):
         return []
     return [i for i in floats if not _all_finite([leaves[i]])]

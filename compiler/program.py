@@ -55,7 +55,7 @@ class Arguments:
         """Signature of a call. Raises `ArgumentError` for a leaf that is no array."""
         dynamic, static = self.divide(args, kwargs)
         leaves, tree = jax.tree_util.tree_flatten_with_path(dynamic)
-        paths = tuple(_path(path) for path, _ in leaves)
+        paths = tuple(path_text(path) for path, _ in leaves)
         types = tuple(self._type(path, leaf) for path, (_, leaf) in zip(paths, leaves, strict=True))
         placed = () if on_no_mesh() else tuple(struct_of(leaf) for _, leaf in leaves)
         return Signature(paths, types, tree, static, trace_context(), placed)
@@ -66,7 +66,7 @@ class Arguments:
         """Return the array leaves and the static values, each with its path."""
         dynamic, static = self.divide(args, kwargs)
         leaves = jax.tree_util.tree_leaves_with_path(dynamic)
-        return [(_path(path), leaf) for path, leaf in leaves], static
+        return [(path_text(path), leaf) for path, leaf in leaves], static
 
     def divide(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -97,10 +97,15 @@ class Arguments:
             raise not_an_array(self.fun, path, leaf) from None
 
 
-def _path(path: Any) -> str:
-    """`args[0]['w']` for a leaf of a positional argument, `name['w']` for that of a named one."""
+def path_text(path: Any) -> str:
+    """`args[0]['w']` for a leaf of a positional argument, `name['w']` for that of a named one.
+
+    `path` is that in `(args, kwargs)`.
+    """
     group, argument, *rest = path
-    first = f"args[{argument.key}]" if group.idx == 0 else str(argument.key)
+    place = getattr(argument, "idx", None) if group.idx == 0 else None
+    place = getattr(argument, "key", None) if place is None else place
+    first = f"args[{place}]" if group.idx == 0 else str(place)
     return first + jax.tree_util.keystr(tuple(rest))
 
 

@@ -20,7 +20,9 @@ from typing import Any
 
 import jax
 
+from ..compiler.program import path_text
 from ..compiler.state import watched
+from .labels import names_of
 from .storage import Storage
 from .tensor import Tensor
 
@@ -128,6 +130,12 @@ class _Arguments:
         return self.tree, tuple(map(_is_tensor, self.leaves)), tuple(kinds)
 
     @property
+    def paths(self) -> list[str]:
+        """The leaves' paths: `args[0]['w']`."""
+        numbered = jax.tree.unflatten(self.tree, range(len(self.leaves)))
+        return [path_text(path) for path, _ in jax.tree.leaves_with_path(numbered)]
+
+    @property
     def arrays(self) -> list[Any]:
         return [x.value if _is_tensor(x) else x for x in self.leaves]
 
@@ -182,7 +190,10 @@ class _Variant:
         return given, kept, numbers, arguments.arrays
 
     def __call__(self, arguments: _Arguments) -> Any:
-        out, given, grads, changed, got = self.compiled(*self.inputs(arguments))
+        found = self.compiled(*self.inputs(arguments))
+        (out, given, grads, changed, got), *health = (
+            found if self.compiled.tells_health else (found,)
+        )
         for storage, array in zip(self.given, given, strict=True):
             storage.array = array
             storage.version += 1
@@ -196,7 +207,8 @@ class _Variant:
             arguments.leaves[i]._put(array)
         for i, array in zip(self.got, got, strict=True):
             arguments.leaves[i]._held_grad = Tensor(array)
-        return jax.tree.map(lambda x: Tensor(x), jax.tree.unflatten(self.out, out))
+        result = jax.tree.map(lambda x: Tensor(x), jax.tree.unflatten(self.out, out))
+        return (result, *health) if health else result
 
 
 def _alone(x: Any, seen: set[int]) -> Any:
@@ -289,7 +301,7 @@ class CompiledStep:
             )
 
         step.__name__ = getattr(fun, "__name__", "step")
-        compiled = self._function.of_state(step)
+        compiled = self._function.of_state(step, names_of(fun, (given, kept), arguments.paths))
         return _Variant(
             given, kept, capture, grads, found[0].spent, changed, got, out_tree, compiled
         )

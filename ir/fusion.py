@@ -20,7 +20,7 @@ FUSIBLE = MOVES | {op.name for op in (*elementwise.OPS, *special.OPS)}
 
 
 REDUCTIONS = frozenset(
-    "reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split()
+    "reduce reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split()
 )
 CALLS = frozenset("jit closed_call custom_jvp_call custom_vjp_call".split())
 

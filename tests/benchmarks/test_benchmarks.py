@@ -52,6 +52,15 @@ def test_rolling(load_benchmark, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["3", "jax"]
 
 
+def test_health(load_benchmark, capsys):
+    """A row for each model and optimiser, with and without health."""
+    arguments = ["--tiny", "--models", "mlp_1024", "--optimisers", "sgd", "--repeats", "2"]
+    (result,) = load_benchmark("health").main(arguments)
+    assert result.step == "mlp_1024 sgd" and set(result.seconds) == {"plain", "health"}
+    assert result.cpu.low <= result.cpu.median <= result.cpu.high
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["mlp_1024", "sgd"]
+
+
 def test_steps(load_benchmark, tmp_path, capsys):
     """Ratios are told on stdout, all numbers are in the file, and both arms agree."""
     path = tmp_path / "steps.json"

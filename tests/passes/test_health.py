@@ -1,0 +1,189 @@
+"""`passes/health`: statistics are added, results stay as they were, loops are left alone where they can be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import backpass as bp
+from backpass.ir import evaluate, verify
+from backpass.passes.health import measured
+
+W = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+X = jnp.asarray(np.random.default_rng(1).normal(size=(4, 5, 3)), jnp.float32)
+
+
+def loss(w, x):
+    return jnp.sum(jnp.sin(x @ w))
+
+
+def graph_of(fun, *args):
+    traced = bp.compile(fun).trace(*args)
+    leaves = jax.tree_util.tree_leaves_with_path(traced.out_info)
+    return traced.graph, [jax.tree_util.keystr(path) for path, _ in leaves]
+
+
+def seen(fun, *args):
+    """The rows of a program, its norms and counts; its own results are checked to be the same."""
+    graph, paths = graph_of(fun, *args)
+    found = measured(graph, paths)
+    verify(found.graph)
+    final = bp.compile(fun).lower(*args).stages
+    leaves = jax.tree.leaves(args)
+    from backpass.passes import DEFAULT, run_passes
+
+    plain = evaluate(final[-1].graph, *leaves)
+    *outs, norms, counts = evaluate(run_passes(found.graph, DEFAULT, check=True)[-1].graph, *leaves)
+    for a, b in zip(plain, outs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    return found.rows, np.asarray(norms), np.asarray(counts)
+
+
+def norm(x):
+    return np.linalg.norm(np.asarray(x).ravel())
+
+
+def accumulated(w, xs):
+    def body(total, x):
+        return total + bp.grad(loss)(w, x) / len(xs), None
+
+    total, _ = jax.lax.scan(body, jnp.zeros_like(w), xs)
+    return w - 0.1 * total
+
+
+def trained(w, xs):
+    return jax.lax.scan(lambda w, x: (w - 0.1 * bp.grad(loss)(w, x), None), w, xs)[0]
+
+
+def trained_backwards(w, xs):
+    def body(w, x):
+        return w - 0.1 * bp.grad(loss)(w, x), None
+
+    return jax.lax.scan(body, w, xs, reverse=True)[0]
+
+
+def trained_while(w, xs, n):
+    def body(state):
+        w, i = state
+        return w - 0.1 * bp.grad(loss)(w, xs[i]), i + 1
+
+    return jax.lax.while_loop(lambda state: state[1] < n, body, (w, 0))[0]
+
+
+def either(w, xs, n):
+    def on(w):
+        return bp.grad(loss)(w, xs[0])
+
+    return w - jax.lax.cond(n > 0, on, lambda w: 2 * bp.grad(loss)(w, xs[1]), w)
+
+
+def steps_of(order):
+    w, squares = W, []
+    for x in order:
+        g = jax.grad(loss)(w, x)
+        squares.append(norm(g) ** 2)
+        w = w - 0.1 * g
+    return w, np.sqrt(np.mean(squares))
+
+
+def test_the_sum_over_microbatches_is_measured_and_the_loop_is_as_it_was():
+    graph, paths = graph_of(accumulated, W, X)
+    found = measured(graph, paths).graph
+    (before,), (after,) = ([n for n in g.nodes if n.op.name == "scan"] for g in (graph, found))
+    assert len(after.outputs) == len(before.outputs)
+    assert after.regions[0].outputs == before.regions[0].outputs
+    rows, norms, counts = seen(accumulated, W, X)
+    g = jnp.mean(jax.vmap(jax.grad(loss), (None, 0))(W, X), 0)
+    np.testing.assert_allclose(norms, [[norm(g), norm(W), norm(0.1 * g)]], rtol=1e-5)
+    assert counts.tolist() == [[0, 0, 0, 1]] and [row.name for row in rows] == ["args[0]"]
+
+
+@pytest.mark.parametrize(
+    ("fun", "order"), [(trained, X), (trained_backwards, X[::-1])], ids=["scan", "reverse"]
+)
+def test_gradients_of_a_loop_of_steps_are_carried_out(fun, order):
+    _, norms, counts = seen(fun, W, X)
+    end, rms = steps_of(order)
+    np.testing.assert_allclose(norms, [[rms, norm(W), norm(end - W)]], rtol=1e-5)
+    assert counts.tolist() == [[0, 0, 0, 4]]
+
+
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_while_counts_its_trips(n):
+    _, norms, counts = seen(trained_while, W, X, n)
+    end, rms = steps_of(X[:n]) if n else (W, 0.0)
+    np.testing.assert_allclose(norms, [[rms, norm(W), norm(end - W)]], rtol=1e-5)
+    assert counts.tolist() == [[0, 0, 0, n]]
+
+
+def test_a_scan_of_no_trips_tells_no_gradient():
+    _, norms, counts = seen(trained, W, X[:0])
+    assert counts.tolist() == [[0, 0, 0, 0]] and norms[0, 0] == 0
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_branches_have_rows_of_their_own(n):
+    rows, norms, counts = seen(either, W, X, n)
+    assert [row.name for row in rows] == ["args[0]", "args[0] (2)"]
+    taken = norm(jax.grad(loss)(W, X[1 - n]))
+    np.testing.assert_allclose(norms[n, 0], taken, rtol=1e-5)  # JAX's first branch is that of False
+    assert counts[:, 3].tolist() == [1 - n, n] and norms[1 - n, 0] == 0
+    np.testing.assert_allclose(norms[:, 1], norm(W), rtol=1e-6)
+
+
+def test_layers_that_are_scanned_over_have_rows():
+    stack = jnp.stack([W.T @ W, jnp.zeros((4, 4)), 3 * jnp.eye(4)])
+
+    def deep(stack, h):
+        return jnp.sum(jax.lax.scan(lambda h, w: (jnp.sin(h @ w), None), h, stack)[0])
+
+    def step(stack, h):
+        return stack - bp.grad(deep)(stack, h)
+
+    rows, norms, _ = seen(step, stack, jnp.ones((2, 4)))
+    g = jax.grad(deep)(stack, jnp.ones((2, 4)))
+    assert [(row.name, row.layer, row.size) for row in rows] == [
+        ("args[0]", i, 16) for i in range(3)
+    ]
+    expected = [[norm(g[i]), norm(stack[i]), norm(g[i])] for i in range(3)]
+    np.testing.assert_allclose(norms, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_inside_of_a_loss_is_left_alone():
+    def outer(w, x):
+        return jnp.sum(bp.grad(loss)(w, x) ** 2)
+
+    rows, norms, _ = seen(lambda w, x: w - bp.grad(outer)(w, x), W, X[0])
+    assert len(rows) == 1
+    g = jax.grad(lambda w: jnp.sum(jax.grad(loss)(w, X[0]) ** 2))(W)
+    np.testing.assert_allclose(norms[0, 0], norm(g), rtol=1e-5)
+
+
+def test_gradients_that_nobody_reads_are_not_made():
+    def step(w, x):
+        return w - bp.grad(loss, argnums=(0, 1))(w, x)[0]
+
+    rows, _, _ = seen(step, W, X[0])
+    assert [row.name for row in rows] == ["args[0]"]
+
+
+@pytest.mark.parametrize(
+    ("fun", "known"),
+    [
+        (lambda p, m: (p - m["w"], {"w": m["w"] + 1}), {"args[0]": 0, "args[1]['w']": 1}),
+        (lambda p, m: ({"w": m["w"] + p}, p * 2), {"args[0]": 1, "args[1]['w']": 0}),
+        (lambda p, m: (p + 1, p + 2), {}),  # either may be
+        (lambda p, m: {"w": m["w"][::-1], "v": m["w"]}, {"args[1]['w']": 1}),
+        (lambda p, m: {"w": 2 * p}, {"args[0]": 0, "args[1]['w']": None}),  # nothing of m is in it
+        (lambda p, m: (p + m["w"], {"w": m["w"]}), {"args[0]": 0, "args[1]['w']": 1}),
+    ],
+    ids=["by path", "out of order", "ambiguous", "alone", "not of it", "one is sure"],
+)
+def test_updates_are_found_by_path_and_type(fun, known):
+    from backpass.passes.health.updates import flow, updates
+
+    graph, paths = graph_of(fun, jnp.ones(3), {"w": jnp.ones(3)})
+    found = updates(graph, paths, flow(graph))
+    places = {v.name: graph.outputs.index(new) for v, new in found.items()}
+    assert known or not places
+    assert {name: places.get(name) for name in known} == known
