@@ -12,13 +12,15 @@ import importlib
 from typing import Any
 
 from . import ir
-from .compiler.compile import CompiledFunction, compile
+from .compiler.compile import compile
 from .compiler.derivatives import jvp, linearize, vjp
 from .compiler.explain import Explanation
+from .compiler.function import CompiledFunction
 from .compiler.gradcheck import gradcheck
 from .compiler.gradients import grad, value_and_grad
 from .compiler.health import Health
 from .compiler.jacobians import hessian, hvp, jacfwd, jacrev
+from .compiler.loss_scale import LossScale
 from .compiler.memory_plan import MemoryPlan
 from .compiler.plan import Plans, plan
 from .compiler.stages import Compiled, Lowered, Traced
@@ -69,6 +71,7 @@ __all__ = [
     "GraphError",
     "Health",
     "LeakError",
+    "LossScale",
     "Lowered",
     "MemoryPlan",
     "MemoryWarning",

@@ -25,8 +25,9 @@ from ..ir.tables import bytes_text
 from ..passes import PASSES, Stage
 from ..runtime.device import cache_path, measured
 from .budget import parse_bytes
-from .compile import CompiledFunction, compile
+from .compile import compile
 from .dump import FORMATS, installed, read_stages, stage_file, write_text
+from .function import CompiledFunction
 from .plan import plan
 from .stages import Lowered
 from .target import load_target, parse_spec

@@ -20,14 +20,15 @@ from ..ir.graph import Graph
 from ..ir.liveness import Liveness
 from ..ir.tables import bytes_text
 from ..ir.types import type_of
-from ..passes import Pass, default, run_passes
+from ..passes import default, run_passes
 from ..passes.rematerialise import Planner
 from ..runtime.device import live_spec
 from .budget import free_bytes
 from .diagnose import caller_level, caller_line, defined_at
 
 if TYPE_CHECKING:
-    from .compile import Built
+    from .built import Built
+    from .options import Options
 
 COPIES = 2  # of every value, which XLA is taken to make at most, where nothing is looked at closely
 LARGEST = 20_000  # nodes of a program that is planned for a suggestion: a few seconds
@@ -48,7 +49,7 @@ def warn_of_memory(
     fun: Callable[..., Any],
     built: Built,
     leaves: Sequence[Any],
-    passes: Sequence[Pass] | None,
+    options: Options,
 ) -> None:
     """Warn where the peak of a program is above the room that a call's `leaves` leave.
 
@@ -67,7 +68,7 @@ def warn_of_memory(
         warnings.warn(
             f"{defined_at(fun)} is predicted to need {bytes_text(live.peak_bytes)} at its peak"
             f"{there}; {device.device_kind} has {bytes_text(free)} free\n{live.by_line()}\n"
-            f"  at {caller_line()}; {_suggestion(built, live, free + held, passes)}",
+            f"  at {caller_line()}; {_suggestion(built, live, free + held, options)}",
             MemoryWarning,
             caller_level(),
         )
@@ -78,7 +79,7 @@ def out_of_memory(
     error: Exception,
     built: Built,
     leaves: Sequence[Any],
-    passes: Sequence[Pass] | None,
+    options: Options,
 ) -> OutOfMemoryError:
     """Say of a program that ran out of memory what it needs, and what would fit."""
     device, live = _device(leaves), built.live
@@ -93,7 +94,7 @@ def out_of_memory(
     return OutOfMemoryError(
         f"{defined_at(fun)} ran out of memory: {str(error).splitlines()[0]}\n"
         f"  it is predicted to need {bytes_text(live.peak_bytes)} at its peak{has}\n"
-        f"{live.by_line()}\n  at {caller_line()}; {_suggestion(built, live, room, passes)}"
+        f"{live.by_line()}\n  at {caller_line()}; {_suggestion(built, live, room, options)}"
     )
 
 
@@ -116,11 +117,11 @@ def _device(leaves: Sequence[Any]) -> jax.Device | None:
     return devices.pop() if len(devices) == 1 else None
 
 
-def _suggestion(built: Built, live: Liveness, room: int, passes: Sequence[Pass] | None) -> str:
+def _suggestion(built: Built, live: Liveness, room: int, options: Options) -> str:
     """The budgets that would fit by prediction, or that none does."""
     if len(live.graph.nodes) > LARGEST:
         return "bp.plan(...) tells which memory budgets would fit"
-    plans = _planner(built, passes)
+    plans = _planner(built, options)
     least = plans.leanest
     aim = int(MARGIN * min(room, live.peak_bytes))
     aim = aim if least.bytes <= aim else room
@@ -142,9 +143,10 @@ def _budget(size: int) -> str:
     return f'"{size >> 20}MiB"' if size >= 1 << 30 else str(size)
 
 
-def _planner(built: Built, passes: Sequence[Pass] | None) -> Planner:
-    """The planner of a program, also where no budget was given; `passes` are the user's."""
+def _planner(built: Built, options: Options) -> Planner:
+    """The planner of a program, also where no budget was given."""
     if built.fitting is not None:
         return built.fitting.planner
-    mine = passes or default(jax.devices()[0].platform, planned=True)
-    return Planner(run_passes(built.program.graph, mine)[-1].graph, live_spec(), built.donated)
+    passes = options.passes or default(jax.devices()[0].platform, planned=True)
+    graph = run_passes(built.program.graph, options.adapted(passes))[-1].graph
+    return Planner(graph, live_spec(), built.donated)

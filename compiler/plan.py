@@ -17,7 +17,8 @@ from ..passes import Pass, Restack, default
 from ..passes.rematerialise import Planned, Planner
 from ..runtime.device import live_spec, row_of
 from .budget import parse_bytes
-from .compile import CompiledFunction, compile
+from .compile import compile
+from .function import CompiledFunction
 from .memory_plan import MemoryPlan, plan_of
 from .program import collection_paused
 

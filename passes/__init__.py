@@ -13,6 +13,7 @@ from .fold import Fold
 from .fuse import Fuse, Fusion
 from .loops import Defer, Hoist, Unroll
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
+from .precision import Accumulate, Autocast
 from .rematerialise import Rematerialise, Restack
 from .roll import Roll
 from .simplify import Simplify
@@ -37,6 +38,8 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
             Restack,
             Rematerialise,
             Unroll,
+            Autocast,
+            Accumulate,
         )
     }
 )
@@ -78,6 +81,8 @@ __all__ = [
     "DEFAULT",
     "PASSES",
     "PLANNED",
+    "Accumulate",
+    "Autocast",
     "Autodiff",
     "Canonicalise",
     "Convolutions",

@@ -2,5 +2,6 @@
 
 from .accumulate import Accumulate
 from .autocast import Autocast
+from .place import with_precision
 
-__all__ = ["Accumulate", "Autocast"]
+__all__ = ["Accumulate", "Autocast", "with_precision"]

@@ -1,0 +1,62 @@
+"""One program of a compiled function, on its way from the graph to an executable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..ir.errors import BudgetError
+from ..ir.liveness import Liveness, liveness
+from ..passes import Stage
+from .budget import Fitting
+from .memory_plan import MemoryPlan
+from .nonfinite import Guard
+from .program import Program
+
+
+class Unsettled(Exception):
+    """A program that has a budget was asked for before its plan was settled."""
+
+
+class Unweighed(Exception):
+    """A large program was asked for before its memory was compared with what is free."""
+
+
+@dataclass
+class Built:
+    """A program, what the passes made of it, and the search for its plan.
+
+    While `open`, the program must not be bound: no plan has been tried, or none fits and
+    `refusal` tells so. `key` is that of its trace in the history, `donated` are positions of
+    inputs; `weighed` tells that its memory was compared with what is free.
+    """
+
+    program: Program
+    passed: tuple[Stage, ...]
+    key: object
+    donated: frozenset[int]
+    fitting: Fitting | None = None
+    open: bool = False
+    refusal: BudgetError | None = None
+    dumped: bool = False
+    weighed: bool = False
+    guard: Guard | None = None
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages, that of the plan last."""
+        if self.fitting is None:
+            return self.passed
+        candidate = self.fitting.candidate
+        return (*self.passed, Stage("rematerialise", candidate.graph, self.fitting.seconds))
+
+    @property
+    def plan(self) -> MemoryPlan | None:
+        """The plan as it stands, where there is one."""
+        return None if self.fitting is None else self.fitting.plan
+
+    @property
+    def live(self) -> Liveness:
+        """What is predicted to be in memory."""
+        if self.fitting is not None:
+            return self.fitting.candidate.live
+        return liveness(self.passed[-1].graph, self.donated, fused=True)

@@ -1,0 +1,405 @@
+"""The function that `bp.compile` makes."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import jax
+
+from ..ir.errors import ArgumentError, BackpassError, BudgetError
+from ..ir.graph import Graph
+from ..passes import Pass
+from ..passes.rematerialise import Planned
+from ..runtime.lower import lowered
+from ..runtime.progress import Watch
+from .budget import Planning, obeyed, peak_bytes
+from .built import Built, Unsettled, Unweighed
+from .captured import warn_of_captured
+from .diagnose import defined_at, explain_failure, is_exhausted
+from .dump import dump_by_environment
+from .explain import Explanation, History
+from .fallback import forbid
+from .headroom import may_be_short, out_of_memory, warn_of_memory
+from .health import with_health
+from .nonfinite import Guard, copied, not_finite
+from .options import Options, pipeline_of
+from .program import collection_paused, trace_program
+from .stages import Compiled, Lowered, Traced
+from .state import Stateful
+
+
+def _holds_tracers(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+    """True inside a program that somebody else compiles, where JAX refuses XLA's options."""
+    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
+
+
+class CompiledFunction:
+    """A function that runs as one optimised XLA program for each signature of its arguments.
+
+    A call goes straight to `jax.jit`'s own path. Only when that has no program for a signature
+    does it come back to be traced, differentiated, rewritten and bound.
+    """
+
+    def __init__(self, fun: Callable[..., Any], options: Options) -> None:
+        """Made by `compile`, where the options are explained."""
+        functools.update_wrapper(self, fun)
+        self._fun = fun
+        self._name = getattr(fun, "__name__", type(fun).__name__)
+        self._options = options
+        self._arguments = options.static(fun)
+        self._donates = options.donated(fun)
+        self._history = History(fun, self._name, options.max_traces)
+        self._calls = 0
+        self._programs: dict[Any, Built] = {}
+        self._watches: dict[int, tuple[Watch, object]] = {}  # what each thread compiles
+        self._told_captured = False
+        self._by_state: Any = None
+        self._jit = self._fresh_jit()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the step. Arguments that were donated must not be used again."""
+        if self._by_state is not None:
+            return self._by_state(*args, **kwargs)
+        if self._options.debug == "nan" and not _holds_tracers(args, kwargs):
+            return self._guarded(args, kwargs)
+        return self._run(args, kwargs)
+
+    def _guarded(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Run the step and look at what it returns; what is donated are copies."""
+        away = self._donates
+        given = [copied(x) if i in away.static_positions else x for i, x in enumerate(args)]
+        named = {k: copied(x) if k in away.static_names else x for k, x in kwargs.items()}
+        out = self._run(given, named)
+        if self._by_state is None and (bad := not_finite(out)):
+            guard = self._guard(self._program(args, kwargs), args, kwargs)
+            guard.check(bad, jax.tree.leaves(self._arguments.divide(args, kwargs)[0]))
+        return out
+
+    def _run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        self._calls += 1
+        try:
+            return self._jit(*args, **kwargs)
+        except Stateful as met:
+            self._by_state = met.build(self)
+            return self._by_state(*args, **kwargs)
+        except (Unsettled, Unweighed) as met:
+            self._calls -= 1  # it is the same call again
+            if isinstance(met, Unsettled):
+                self._settle(args, kwargs)
+            else:
+                self._weigh(args, kwargs)
+            return self._awaited(args, kwargs)
+        except Exception as error:
+            if self._options.planning.active and _holds_tracers(args, kwargs):
+                return self._inner(*args, **kwargs)
+            arrays, static = self._arguments.listed(args, kwargs)
+            exhausted = functools.partial(self._exhausted, args, kwargs)
+            explained = explain_failure(self._fun, error, arrays, static, exhausted)
+            if explained is error:
+                raise
+            raise explained from error
+        finally:
+            if self._watches:
+                self._finish(compiles=not _holds_tracers(args, kwargs))
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """Bind as a method, as a plain function would; the stages are bound too."""
+        if instance is None:
+            return self
+        bound: Any = functools.partial(self, instance)
+        bound.trace = functools.partial(self.trace, instance)
+        bound.lower = functools.partial(self.lower, instance)
+        bound.explain = self.explain
+        return bound
+
+    def trace(self, *args: Any, **kwargs: Any) -> Traced:
+        """Trace and import; arguments may be arrays or `jax.ShapeDtypeStruct`s."""
+        try:
+            built = self._program(args, kwargs)
+        except Stateful as met:
+            self._by_state = met.build(self)
+        if self._by_state is not None:
+            return self._by_state.trace(*args, **kwargs)  # type: ignore[no-any-return]
+        return Traced(built.program, lambda: self.lower(*args, **kwargs))
+
+    def lower(self, *args: Any, **kwargs: Any) -> Lowered:
+        """Trace, import and run the passes; see `Lowered`."""
+        try:
+            built = self._program(args, kwargs)
+        except Stateful as met:
+            self._by_state = met.build(self)
+        if self._by_state is not None:
+            return self._by_state.lower(*args, **kwargs)  # type: ignore[no-any-return]
+        return Lowered(
+            built.program,
+            built.stages,
+            built.plan,
+            lambda: self._as_planned(args, kwargs),
+            lambda: self._compile(args, kwargs),
+            tuple(sorted(built.donated)),
+        )
+
+    def joint(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Graph, frozenset[int]]:
+        """Return the graph that the planner gets, and the positions of its donated inputs."""
+        built = self._program(args, kwargs)
+        return built.passed[-1].graph, built.donated
+
+    def without_plan(
+        self, passes: Any, usual: Sequence[Pass], options: dict[str, Any]
+    ) -> CompiledFunction:
+        """Return this function with no budget, and with other passes and options where given.
+
+        `usual` are the passes where neither names any.
+        """
+        mine = self._options
+        passes = pipeline_of(passes) if passes else mine.passes or tuple(usual)
+        return CompiledFunction(
+            self._fun,
+            replace(mine, passes=passes, planning=Planning(), jit={**mine.jit, **options}),
+        )
+
+    @property
+    def tells_health(self) -> bool:
+        """True where a call returns `(result, Health)`."""
+        return self._options.health is not None
+
+    def of_state(self, fun: Callable[..., Any], labels: Mapping[str, str]) -> CompiledFunction:
+        """Compile `fun` as this function was asked to be; its first argument is given away.
+
+        `labels` are names that its arguments have for people, by their paths.
+        """
+        names = "static_argnums static_argnames donate_argnums donate_argnames in_shardings"
+        mine = (*names.split(), "out_shardings")
+        taken = [name for name in mine if self._options.jit.get(name) is not None]
+        if taken:
+            raise ArgumentError(
+                f"{self._name} reads tensors that it closes over; {taken[0]} is not for such a "
+                "function\n  close over settings, and leave memory to be donated to us"
+            )
+        jit = {**self._options.jit, "donate_argnums": 0}
+        health = labels if self.tells_health else None
+        return CompiledFunction(fun, replace(self._options, jit=jit, health=health))
+
+    def explain(self) -> Explanation:
+        """Return the traces so far, why each happened, and the seconds of each phase."""
+        if self._by_state is not None:
+            return self._by_state.explain()  # type: ignore[no-any-return]
+        return self._history.explanation()
+
+    def _as_planned(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Lower the program as it stands; a plan that is not settled stays so."""
+        if not self._program(args, kwargs).open:
+            return self._lower_by_jax(args, kwargs)
+        try:
+            return self._inner.lower(*args, **kwargs)
+        finally:
+            self._finish()
+
+    def _lower_by_jax(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        built = self._program(args, kwargs)
+        built.open, weighed = False, built.weighed
+        built.weighed = True  # nothing runs yet
+        try:
+            return self._jit.lower(*args, **kwargs)
+        finally:
+            built.weighed = weighed
+            self._finish()
+
+    def _compile(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Compiled:
+        built = self._program(args, kwargs)
+        guard = self._guard(built, args, kwargs) if self._options.debug == "nan" else None
+        with self._explained(args, kwargs):
+            executable = self._settle(args, kwargs)
+
+        def exhausted(error: Exception, leaves: Sequence[Any]) -> Exception:
+            return out_of_memory(self._fun, error, built, leaves, self._options)
+
+        return Compiled(executable, built.stages, built.plan, exhausted, guard)
+
+    def _guard(self, built: Built, args: Sequence[Any], kwargs: dict[str, Any]) -> Guard:
+        if built.guard is None:
+            built.guard = Guard(
+                built.program,
+                lambda: built.stages[-1].graph,
+                built.donated,
+                self._options.planning,
+                self._options.jit["compiler_options"],
+            )
+        return built.guard
+
+    def _awaited(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Call for the first time; wait, so that it is us who tells that memory ran out."""
+        out = self._run(args, kwargs)
+        with self._explained(args, kwargs):
+            return out if _holds_tracers(args, kwargs) else jax.block_until_ready(out)
+
+    @contextmanager
+    def _explained(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
+        """Explain that memory ran out."""
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if isinstance(error, BackpassError) or not is_exhausted(error):
+                raise
+            raise self._exhausted(args, kwargs, error) from error
+
+    def _weigh(self, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Warn, once for each program, where it is predicted to need more than what is free.
+
+        Not of one that is a part of another, or that is spread over several devices.
+        """
+        built = self._program(args, kwargs)
+        weighed, built.weighed = built.weighed, True
+        shardings = (self._options.jit.get(f"{way}_shardings") for way in ("in", "out"))
+        spread = any(shardings) or built.program.signature.placed
+        if weighed or spread or _holds_tracers(args, kwargs):
+            return
+        if may_be_short(built.stages[-1].graph):
+            warn_of_memory(self._fun, built, self._leaves(args, kwargs), self._options)
+
+    def _exhausted(
+        self, args: Sequence[Any], kwargs: dict[str, Any], error: Exception
+    ) -> Exception:
+        """Explain that a call ran out of memory, if its program is known."""
+        built = self._programs.get(self._arguments.signature(args, kwargs))
+        if built is None:
+            return error
+        leaves = self._leaves(args, kwargs)
+        return out_of_memory(self._fun, error, built, leaves, self._options)
+
+    def _leaves(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        """The array leaves of a call."""
+        dynamic, _ = self._arguments.divide(args, kwargs)
+        return jax.tree.leaves(dynamic)
+
+    def _dump(self, built: Built) -> None:
+        """Write the stages where `BACKPASS_DUMP` says, once for each program."""
+        if not built.dumped:
+            built.dumped = True
+            dump_by_environment(built.program, built.stages)
+
+    def _settle(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Settle the plan, then dump it, also where none fits; gives the executable."""
+        try:
+            return self._settled(args, kwargs)
+        finally:
+            self._dump(self._program(args, kwargs))
+
+    def _settled(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Compile, and plan again until XLA's peak is within the budget; gives the executable."""
+        self._weigh(args, kwargs)
+        built = self._program(args, kwargs)
+        search = built.fitting
+        if built.refusal is not None:
+            raise built.refusal
+        made: dict[Planned, tuple[Any, Any]] = {}
+        while True:
+            executable = self._executable(built, args, kwargs)
+            if search is None or search.settled:
+                return executable
+            made[search.candidate] = self._jit, executable
+            try:
+                with self._history.timed(built.key, "planning"):
+                    settled = search.measure(peak_bytes(executable.memory_analysis()))
+            except BudgetError as error:
+                built.refusal, built.open = error, True
+                self._jit = self._fresh_jit()
+                raise
+            if settled:
+                self._jit, executable = made[search.candidate]
+                return executable
+            self._jit = self._fresh_jit()
+
+    def _executable(self, built: Built, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Compile a program as it stands."""
+        lowered = self._lower_by_jax(args, kwargs)
+        self._watches[threading.get_ident()] = Watch(self._name), built.key
+        try:
+            return lowered.compile()
+        finally:
+            self._finish(compiles=True)
+
+    def _fresh_jit(self) -> Any:
+        options = self._options.for_jit
+        if self._options.planning.active:
+            options = {**options, "compiler_options": obeyed(options["compiler_options"])}
+        return jax.jit(self._staged(), **options)
+
+    @functools.cached_property
+    def _inner(self) -> Any:
+        """What runs inside a program that somebody else compiles: planned, but not measured."""
+        return jax.jit(self._staged(inner=True), **self._options.for_jit)
+
+    def _staged(self, *, inner: bool = False) -> Callable[..., Any]:
+        """Return the function that `jax.jit` traces when it meets a new signature."""
+
+        @functools.wraps(self._fun)
+        def staged(*args: Any, **kwargs: Any) -> Any:
+            with collection_paused():
+                built = self._program(args, kwargs)
+                program = built.program
+                if built.open and not inner:
+                    raise Unsettled
+                if not (inner or built.weighed or program.holds_tracers):
+                    if may_be_short(built.stages[-1].graph):
+                        raise Unweighed
+                if built.fitting is None:
+                    self._dump(built)
+                dynamic, _ = self._arguments.divide(args, kwargs)
+                call = lowered(built.stages[-1].graph, program.out_types)
+                with self._history.timed(built.key, "binding"):
+                    outs = call(*jax.tree.leaves(dynamic))
+            thread = threading.get_ident()
+            if thread not in self._watches:
+                self._watches[thread] = Watch(self._name), built.key
+            return jax.tree.unflatten(jax.tree.structure(program.out_shapes), outs)
+
+        return staged
+
+    def _program(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Built:
+        """Return the program for these arguments' signature, traced once for each."""
+        signature = self._arguments.signature(args, kwargs)
+        found = self._programs.get(signature)
+        if found is None:
+            program = trace_program(self._arguments, self._name, args, kwargs)
+            if not self._told_captured:
+                self._told_captured = warn_of_captured(self._fun, program.graph)
+            asked = self._options
+            if asked.health is not None:
+                program = with_health(program, asked.health)
+            stages = program.stages(asked.pipeline, bool(asked.debug))
+            if asked.debug == "strict":
+                forbid(stages[-1].graph)
+            donated = frozenset(self._donated(args, kwargs))
+            fit = asked.planning.fitting(stages[-1].graph, donated)
+            key = self._history.record(program, stages, self._calls)
+            if fit is not None:
+                self._history.add(key, "planning", fit.seconds)
+            found = Built(program, stages, key, donated, fit, open=fit is not None)
+            if not program.holds_tracers:
+                self._programs[signature] = found
+        return found
+
+    def _donated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
+        """Positions of the array leaves whose buffers the outputs may take over."""
+        away = self._donates
+        (positional, named), _ = self._arguments.divide(args, kwargs)
+        groups = [(i in away.static_positions, x) for i, x in positional.items()]
+        groups += [(k in away.static_names, named[k]) for k in sorted(named)]
+        flags = [donated for donated, tree in groups for _ in jax.tree.leaves(tree)]
+        return [i for i, donated in enumerate(flags) if donated]
+
+    def _finish(self, *, compiles: bool = False) -> None:
+        """Stop the watch of this thread; its time goes to the trace that it was set for."""
+        if found := self._watches.pop(threading.get_ident(), None):
+            watch, key = found
+            self._history.add(key, "compiling", watch.stop(), int(compiles))
+
+    def __repr__(self) -> str:
+        """Name and place of the function."""
+        return f"<backpass.compile {defined_at(self._fun)}>"

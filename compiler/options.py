@@ -1,0 +1,121 @@
+"""What a user asks `bp.compile` for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import jax
+
+from ..ir.errors import ArgumentError
+from ..passes import PASSES, Fuse, Pass, Restack, Unroll, default, parse_pipeline
+from ..passes.precision import Autocast, with_precision
+from ..runtime.device import row_of
+from .budget import Planning
+from .diagnose import caller_line
+from .program import Arguments
+
+_DEBUG = (None, True, False, "strict", "verify-fusions", "nan")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Passes and checks, and JAX's own options, `jit`.
+
+    With `health`, new names of parameters by their paths, a `Health` is returned as well.
+    """
+
+    jit: Mapping[str, Any]
+    passes: tuple[Pass, ...] | None = None
+    precision: str | None = None
+    debug: bool | str = False
+    health: Mapping[str, str] | None = None
+    max_traces: int | None = None
+    planning: Planning = field(default_factory=Planning)
+
+    @property
+    def pipeline(self) -> tuple[Pass, ...]:
+        """The passes; by default what loops do and stack is chosen for speed, or by the planner."""
+        passes = self.passes
+        if passes is None:
+            device = jax.devices()[0]
+            passes = default(device.platform, planned=self.planning.active)
+            if not self.planning.active:
+                tiny = (Unroll(),) if device.platform == "cpu" else ()
+                passes = (*passes, Restack(row_of(device)), *tiny)
+        return self.adapted(passes)
+
+    def adapted(self, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+        """The passes with what the other options add to them."""
+        if self.precision is not None:
+            passes = with_precision(passes, Autocast(self.precision))
+        if self.debug == "verify-fusions":
+            passes = tuple(replace(p, verify=True) if isinstance(p, Fuse) else p for p in passes)
+        return passes
+
+    @cached_property
+    def for_jit(self) -> dict[str, Any]:
+        """JAX's options: shardings are those of the result alone, where more is returned."""
+        shardings = self.jit.get("out_shardings")
+        if self.health is None or shardings is None:
+            return dict(self.jit)
+        return {**self.jit, "out_shardings": (shardings, None)}
+
+    def static(self, fun: Callable[..., Any]) -> Arguments:
+        """Which arguments of `fun` are static."""
+        return _named(fun, self.jit["static_argnums"], self.jit["static_argnames"])
+
+    def donated(self, fun: Callable[..., Any]) -> Arguments:
+        """Which arguments of `fun` are donated, as if they were static ones."""
+        return _named(fun, self.jit["donate_argnums"], self.jit["donate_argnames"])
+
+
+def checked_debug(debug: Any) -> bool | str:
+    """Return the option `debug`. Raises `ArgumentError`."""
+    if debug not in _DEBUG:
+        wanted = "a boolean, 'strict', 'verify-fusions' or 'nan'"
+        raise ArgumentError(f"debug wants {wanted}, got {debug!r}")
+    return debug or False
+
+
+def checked_health(health: Any) -> dict[str, str] | None:
+    """Return no new names where `health` is asked for. Raises `ArgumentError`."""
+    if not isinstance(health, bool):
+        raise ArgumentError(
+            f"health wants True or False, got {health!r}\n  with True a call returns (result, "
+            "bp.Health)"
+        )
+    return {} if health else None
+
+
+def pipeline_of(passes: Any) -> tuple[Pass, ...]:
+    """Read a pipeline, or take passes as they are. Raises `ArgumentError`."""
+    if isinstance(passes, str):
+        return parse_pipeline(passes, PASSES)
+    found = tuple(passes) if isinstance(passes, Iterable) else (passes,)
+    if not all(map(callable, found)):
+        raise ArgumentError(
+            "passes wants a pipeline such as 'canonicalise,autodiff,cse' or a sequence of passes, "
+            f"got {passes!r}\n  at {caller_line()}"
+        )
+    return found
+
+
+def _named(fun: Callable[..., Any], numbers: Any, names: Any) -> Arguments:
+    """Which arguments are meant, by position and by name, each implying the other."""
+    by_number = {numbers} if isinstance(numbers, int) else set(numbers or ())
+    by_name = {names} if isinstance(names, str) else set(names or ())
+    try:
+        parameters = list(inspect.signature(fun).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    by_number = {n % len(parameters) if n < 0 and parameters else n for n in by_number}
+    for i, parameter in enumerate(parameters):
+        if parameter.kind in plain and (i in by_number or parameter.name in by_name):
+            by_number.add(i)
+            by_name.add(parameter.name)
+    return Arguments(fun, frozenset(by_number), frozenset(by_name))
