@@ -1,0 +1,44 @@
+"""Which op runs in which precision under `Autocast`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ...ir.fusion import MOVES
+from ...ir.graph import Literal, Node, Value
+
+# Products, whose operands are cast: what takes the time and what tolerates it.
+PRODUCTS = frozenset("dot_general conv_general_dilated ragged_dot ragged_dot_general".split())
+# Ops that run in the narrow dtype where their operands are there already: moves, and element-wise
+# ops of bounded slope that lose no more than the product in front of them.
+FOLLOWING = (
+    MOVES
+    | frozenset("gather dynamic_slice stack unstack tile optimization_barrier".split())
+    | frozenset("add sub mul neg abs max min sign select_n clamp tanh logistic square".split())
+) - {"constant", "iota"}
+# All others run in the dtype that the program says: sums, softmax, norms, losses, exp, log, pow,
+# divisions, and the update of the parameters.
+
+WIDE = np.dtype(np.float32)
+
+
+def is_wide(value: Value) -> bool:
+    """True for what may be narrowed: float32."""
+    return bool(value.dtype == WIDE)
+
+
+def floats(values: Iterable[Value]) -> list[Value]:
+    """The arrays and numbers that may be narrowed."""
+    return [value for value in values if is_wide(value)]
+
+
+def follows(node: Node) -> bool:
+    """True for an op that runs in the dtype of its operands."""
+    return node.op.name in FOLLOWING and not node.regions
+
+
+def arrays(node: Node) -> list[Value]:
+    """The operands that may be narrowed and are no literals."""
+    return [v for v in floats(node.inputs) if not isinstance(v, Literal)]
