@@ -50,8 +50,12 @@ def sums_of(
     """Emit the sums of a gradient, and the squares of a parameter and of its update, `f[rows]`.
 
     `rows` is the length of the leading axis where each of its slices has a row, else 0: one row.
+    Nothing of it is differentiated by whoever differentiates the step.
     """
     sums = None
+    gradient, parameter, update = (
+        None if x is None else b.one("stop_gradient", x) for x in (gradient, parameter, update)
+    )
     if gradient is not None:
         squares, zeros, nans, infinities = _summed(b, _of_gradient(b, gradient), rows)
         sums = Sums(squares, zeros, nans, infinities, b.full(squares.shape, 1, COUNT))

@@ -210,6 +210,19 @@ def test_inside_of_jit_and_of_a_scan_over_steps():
     jax.block_until_ready(many)
 
 
+@pytest.mark.parametrize("grad", [jax.grad, bp.grad])
+def test_a_step_that_is_differentiated(grad):
+    def total(step):
+        return lambda w: jnp.sum(step(w))
+
+    def turn(w):
+        return w - 0.1 * bp.grad(lambda w: jnp.sum(jnp.sin(w)))(w)
+
+    fun = bp.compile(turn, health=True)
+    found = grad(total(lambda w: fun(w)[0]))(jnp.ones((4, 3)))
+    np.testing.assert_allclose(found, jax.grad(total(turn))(jnp.ones((4, 3))), rtol=1e-6)
+
+
 def test_shardings_are_those_of_the_result():
     rows = NamedSharding(mesh(), PartitionSpec(("d", "m")))
     x = jax.device_put(np.ones((8, 4), np.float32), rows)
