@@ -21,12 +21,12 @@ from ..ir.errors import ArgumentError, NonFiniteError
 from ..ir.graph import Graph, Literal, Value
 from ..ir.types import is_inexact
 from ..passes import Autodiff, Dce
-from ..passes.probe import FINITE, Birth, Record, births, mask_of, recorded, tapped
+from ..passes.probe import FINITE, Birth, Record, births, factors_of, mask_of, recorded, tapped
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .budget import Planning, obeyed
 from .health import Health
-from .nonfinite_report import Found, described, unexplained
+from .nonfinite_report import Found, described, unexplained, unlocated
 from .program import Program
 
 Recorder = tuple[Record, Callable[..., Any]]
@@ -68,12 +68,23 @@ class Guard:
                 found = births(record, [np.asarray(x) for x in run(*leaves)])
                 first = _first([found[i][1] for i in bad])
                 if first is not None:
-                    return described(self._fetched(first, record.graph, leaves), self.program, bad)
+                    return self._told(first, record.graph, leaves, bad)
                 if all(found[i][0] != FINITE for i in bad):
                     return None
+        except Exception as failure:  # memory for the records may be short
+            return _because(failure, unlocated(self.program, bad))
         finally:
             watch.stop()
         return unexplained(self.program, bad)
+
+    def _told(
+        self, birth: Birth, graph: Graph, leaves: Sequence[Any], bad: Sequence[int]
+    ) -> NonFiniteError:
+        """The error for a birth; without its numbers if those can't be fetched."""
+        try:
+            return described(self._fetched(birth, graph, leaves), self.program, bad)
+        except Exception as failure:
+            return _because(failure, described(Found(birth, graph, {}), self.program, bad))
 
     def _each_recorder(self) -> Iterator[Recorder]:
         """The program as the user wrote it, with its gradients; then what the passes made of it."""
@@ -106,6 +117,7 @@ class Guard:
         mask = mask_of(birth.node, graph) or mask_of(birth.node, self._whole)
         if mask is not None and mask in birth.graph.nodes:
             values.append(mask.output)
+        values += factors_of(birth.node, birth.graph)
         wanted = [v for v in dict.fromkeys(values) if not _is_key(v)]
         arrays = self._compiled(tapped(graph, birth.path, wanted))(*leaves)
         fetched = dict(zip(wanted, map(np.asarray, arrays), strict=True))
@@ -119,6 +131,13 @@ class Guard:
 
 def _first(found: Sequence[Birth | None]) -> Birth | None:
     return min((b for b in found if b is not None), key=lambda b: b.order, default=None)
+
+
+def _because(failure: Exception, error: NonFiniteError) -> NonFiniteError:
+    """The error, and what kept it from saying more."""
+    error.__cause__ = failure
+    error.add_note(f"more could not be told: {type(failure).__name__}: {failure}")
+    return error
 
 
 def _is_key(value: Value) -> bool:

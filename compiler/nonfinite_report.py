@@ -11,7 +11,7 @@ import numpy as np
 from ..ir.errors import NonFiniteError
 from ..ir.graph import Graph, Literal, Node, Value
 from ..ir.tables import count_text, table
-from ..passes.probe import Birth, hint_of
+from ..passes.probe import Birth, factors_of, hint_of
 from .program import Program
 from .repro import elementwise, write_repro
 
@@ -41,11 +41,12 @@ def described(found: Found, program: Program, bad: Sequence[int]) -> NonFiniteEr
             "what made this argument; an earlier step without debug='nan' may have",
             leaves=leaves,
         )
+    phase, source = found.birth.phase, found.birth.source
     steps = tuple(step for _, _, step in found.birth.path if step is not None)
     results = [v for v in node.outputs if v in found.arrays and not _finite(found.arrays[v])]
-    repro = write_repro(node, found.arrays, program.name)
+    repro = write_repro(node, found.arrays, program.name, phase, source)
     lines = [
-        f"{node.op.name} gave {_counted(found, results)} in the {_PHASES[node.phase]}",
+        f"{node.op.name} gave {_counted(found, results)} in the {_PHASES[phase]}",
         f"  at {_place(found)}",
         _indented(_statistics(node, found.arrays)),
         *_example(node, found.arrays, results),
@@ -59,8 +60,8 @@ def described(found: Found, program: Program, bad: Sequence[int]) -> NonFiniteEr
     return NonFiniteError(
         "\n".join(lines),
         op=node.op.name,
-        phase=node.phase,
-        source=node.source,
+        phase=phase,
+        source=source,
         scope=node.scope,
         steps=steps,
         leaves=leaves,
@@ -79,6 +80,16 @@ def unexplained(program: Program, bad: Sequence[int]) -> NonFiniteError:
     )
 
 
+def unlocated(program: Program, bad: Sequence[int]) -> NonFiniteError:
+    """The error where the search for what is bad first failed."""
+    leaves = _paths(program, bad)
+    return NonFiniteError(
+        f"{program.name} gave NaN or infinity at {_some(leaves)}\n  where it began could not be "
+        "found; a smaller batch may need less memory for the search",
+        leaves=leaves,
+    )
+
+
 def _paths(program: Program, bad: Sequence[int]) -> tuple[str, ...]:
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(program.out_shapes)]
     return tuple(f"result{jax.tree_util.keystr(paths[i])}" for i in bad)
@@ -92,7 +103,7 @@ def _some(leaves: Sequence[str]) -> str:
 def _place(found: Found) -> str:
     node = found.birth.node
     assert node is not None
-    place = node.source or "an unknown line"
+    place = found.birth.source or "an unknown line"
     place += f", in {node.scope}" if node.scope else ""
     for outer, _, step in reversed(found.birth.path):
         line = f" at {outer.source}" if outer.source else ""
@@ -176,9 +187,10 @@ def _hidden(found: Found, results: Sequence[Value]) -> bool:
     node = found.birth.node
     if found.mask is None or node is None or not results:
         return False
-    if node.phase == "forward":
+    if found.birth.phase == "forward":
         shown = found.arrays.get(found.mask.output)
         return shown is None or _finite(shown)
     bad = ~np.isfinite(_wide(found.arrays[results[0]]))
-    alike = [found.arrays[v] for v in node.inputs if v in found.arrays and v.shape == bad.shape]
+    near = (*node.inputs, *factors_of(node, found.birth.graph))
+    alike = [found.arrays[v] for v in near if v in found.arrays and v.shape == bad.shape]
     return any((x[bad] == 0).any() for x in alike)

@@ -53,26 +53,29 @@ def elementwise(node: Node) -> bool:
     return all(v.shape in ((), node.output.shape) for v in node.inputs)
 
 
-def write_repro(node: Node, arrays: Mapping[Value, np.ndarray], name: str) -> Path | None:
+def write_repro(
+    node: Node, arrays: Mapping[Value, np.ndarray], name: str, phase: str, source: str
+) -> Path | None:
     """Write the file and its operands; returns the path, or None where that can't be done.
 
     Into the folder of `$BACKPASS_DUMP`, or a new one among the temporary files. Of element-wise
     ops a few bad elements alone are kept.
     """
+    if any(v not in arrays for v in (*node.inputs, *node.outputs) if not isinstance(v, Literal)):
+        return None
     alone, operands = _few(node, arrays) if elementwise(node) else _alone(node, arrays)
     text = str(alone)
     try:
         parse(text)
     except BackpassError:  # custom rules have no text form
         return None
-    if len(operands) < len(alone.inputs) or sum(x.nbytes for x in operands) > MOST:
+    if sum(x.nbytes for x in operands) > MOST:
         return None
-    phase, source = node.phase, node.source or "an unknown line"
     text = _FILE.format(
         op=node.op.name,
         phase=phase,
         name=name,
-        source=source,
+        source=source or "an unknown line",
         graph=text,
         dtypes=[str(x.dtype) for x in operands],
         few=FEW,
@@ -102,7 +105,7 @@ def _plain(dtype: np.dtype) -> np.dtype:
 def _alone(node: Node, arrays: Mapping[Value, np.ndarray]) -> tuple[Graph, list[np.ndarray]]:
     inputs = [v for v in dict.fromkeys(node.inputs) if not isinstance(v, Literal)]
     graph = Graph(node.op.name, tuple(inputs), (node,), node.outputs)
-    return graph, [arrays[v] for v in inputs if v in arrays]
+    return graph, [arrays[v] for v in inputs]
 
 
 def _few(node: Node, arrays: Mapping[Value, np.ndarray]) -> tuple[Graph, list[np.ndarray]]:

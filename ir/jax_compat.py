@@ -239,8 +239,8 @@ def jaxpr_name(jaxpr: Any) -> str:
     return getattr(info, "func_name", None) or "body"
 
 
-# Files in which JAX makes a rule of functions of the user's, as `jax.custom_gradient` does.
-_MAKERS = ("custom_derivatives.py", "solves.py")
+# Files in which JAX wraps functions of the user's, as `jax.custom_gradient` and `lax.map` do.
+_MAKERS = ("custom_derivatives.py", "solves.py", "control_flow/loops.py")
 
 
 def is_library(jaxpr: Any) -> bool:

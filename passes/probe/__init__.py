@@ -1,8 +1,18 @@
 """Where in a program the first NaN or infinity is born."""
 
-from .hints import hint_of, mask_of
+from .hints import factors_of, hint_of, mask_of
 from .locate import FINITE, Birth, births
 from .record import Record, recorded
 from .tap import tapped
 
-__all__ = ["FINITE", "Birth", "Record", "births", "hint_of", "mask_of", "recorded", "tapped"]
+__all__ = [
+    "FINITE",
+    "Birth",
+    "Record",
+    "births",
+    "factors_of",
+    "hint_of",
+    "mask_of",
+    "recorded",
+    "tapped",
+]

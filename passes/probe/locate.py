@@ -8,7 +8,7 @@ from itertools import count
 
 import numpy as np
 
-from ...ir.graph import Graph, Literal, Node, Value
+from ...ir.graph import Graph, Literal, Node, Phase, Value
 from ..scan import Scan
 from .record import INFINITE, Record
 
@@ -33,6 +33,19 @@ class Birth:
     path: Path = ()
     argument: int | None = None
     nan: bool = True
+
+    @property
+    def phase(self) -> Phase:
+        """That of the node, or of what it stands in: JAX tells it of a loop, not of its body."""
+        within = (outer.phase for outer, _, _ in self.path)
+        own: Phase = self.node.phase if self.node is not None else "forward"
+        return next((phase for phase in (*within, own) if phase != "forward"), "forward")
+
+    @property
+    def source(self) -> str:
+        """`file:line` of the node, or else of what it stands in; the empty string for none."""
+        nodes = (self.node, *(outer for outer, _, _ in reversed(self.path)))
+        return next((n.source for n in nodes if n is not None and n.source), "")
 
 
 def births(record: Record, arrays: Arrays) -> list[tuple[int, Birth | None]]:
