@@ -21,7 +21,17 @@ from ..ir.errors import ArgumentError, NonFiniteError
 from ..ir.graph import Graph, Literal, Value
 from ..ir.types import is_inexact
 from ..passes import Autodiff, Dce
-from ..passes.probe import FINITE, Birth, Record, births, factors_of, mask_of, recorded, tapped
+from ..passes.probe import (
+    FINITE,
+    Birth,
+    Record,
+    births,
+    factors_of,
+    lined,
+    mask_of,
+    recorded,
+    tapped,
+)
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .budget import Planning, obeyed
@@ -97,7 +107,7 @@ class Guard:
     @cached_property
     def _whole(self) -> Graph:
         """The program as the user wrote it, with its gradients, and with what nobody reads."""
-        return Autodiff(outermost=True)(self.program.graph)
+        return Autodiff(outermost=True)(lined(self.program.graph))
 
     def _plain(self) -> Graph:
         if not self.planning.active:

@@ -1,6 +1,7 @@
 """Where in a program the first NaN or infinity is born."""
 
 from .hints import factors_of, hint_of, mask_of
+from .lines import lined
 from .locate import FINITE, Birth, births
 from .record import Record, recorded
 from .tap import tapped
@@ -12,6 +13,7 @@ __all__ = [
     "births",
     "factors_of",
     "hint_of",
+    "lined",
     "mask_of",
     "recorded",
     "tapped",

@@ -20,7 +20,7 @@ from types import MappingProxyType
 import numpy as np
 
 from ...ir.builder import Builder
-from ...ir.graph import Graph, Node, Origin, Value
+from ...ir.graph import Graph, Node, Value
 from ...ir.ops import OPS
 from ...ir.types import ArrayType, is_complex
 from ..rewriter import rewrite
@@ -63,23 +63,15 @@ def recorded(graph: Graph) -> tuple[Graph, Record]:
 
     The record's `graph` is the program with its calls inlined, whose nodes the record speaks of.
     """
-    moved: dict[Origin, Origin] = {}
-    graph = rewrite(graph, lambda b, node: _inlined(b, node, moved))
+    graph = rewrite(graph, _inlined)
     whole, record = _recorded(graph)
     return replace(whole, outputs=whole.outputs[len(graph.outputs) :]), record
 
 
-def _inlined(b: Builder, node: Node, moved: dict[Origin, Origin]) -> Sequence[Value] | None:
-    """What a call gives; nodes of no line, as those of a library's function, get the call's."""
+def _inlined(b: Builder, node: Node) -> Sequence[Value] | None:
     if node.op.name not in CALLS:
         return None
-    region, nodes = node.regions[0], []
-    for each in region.nodes:
-        old = each.origin
-        if node.source and old.known and not old.source:
-            each = replace(each, origin=moved.setdefault(old, Origin(node.source, old.scope)))
-        nodes.append(each)
-    return b.inline(replace(region, nodes=tuple(nodes)), node.inputs, node.origin)[0]
+    return b.inline(node.regions[0], node.inputs, node.origin)[0]
 
 
 def _recorded(graph: Graph) -> tuple[Graph, Record]:
