@@ -323,3 +323,63 @@ def infinity_minus_infinity_in_scan(w, xs):
         return jax.lax.scan(body, 0.0, xs)[0]
 
     return descend(loss, w)
+
+
+@fault(W, 0 * X, op="div", phase="backward", trap=True)
+def where_asks_the_norm_itself(w, x):
+    def loss(w):
+        n = jnp.linalg.norm(x @ w, axis=-1)  # fault
+        return jnp.where(n > 0, n, 0.0).sum()
+
+    return descend(loss, w)
+
+
+@fault(W, np.stack([X, -X]), op="pow", phase="backward", steps=(1,), trap=True)
+def where_around_power_inside_scan(w, xs):
+    def loss(w):
+        def body(c, x):
+            h = jnp.sum(x * w[0] ** 2, -1)
+            return c + jnp.where(h > 0, h**0.5, 0.0).sum(), None  # fault
+
+        return jax.lax.scan(body, 0.0, xs)[0]
+
+    return descend(loss, w)
+
+
+@fault(W, X, op="log")
+def where_beside_another_way(w, x):
+    def loss(w):
+        h = jnp.log(x @ w)  # fault
+        return jnp.where(h > 0, h, 0.0).sum() + h.sum()
+
+    return bp.grad(loss)(w), loss(w)
+
+
+@fault(0 * W, op="div", trap=True)
+def where_around_root_by_jax_grad(w):
+    def loss(w):
+        return jnp.where(w > 0, jnp.sqrt(w), 0.0).sum()  # fault
+
+    return w - jax.grad(loss)(w)
+
+
+@fault(W, np.arange(3), op="div", phase="backward", steps=(2,))
+def slope_inside_scan_by_jax_grad(w, xs):
+    def loss(w):
+        def body(c, x):
+            c = c + jnp.log(jnp.sum(w * 0))  # fault
+            return jnp.tanh(c), None
+
+        return jax.lax.scan(body, 0.0, xs)[0]
+
+    return w - jax.grad(loss)(w)
+
+
+@fault(W, op="log", steps=(0,))
+def inside_map(w):
+    return jax.lax.map(lambda row: jnp.log(row).sum(), w)  # fault
+
+
+@fault(0 * W, op="div", phase="backward")
+def library_function_differentiated(w):
+    return bp.grad(jnp.linalg.norm)(w)  # fault

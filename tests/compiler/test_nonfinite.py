@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import backpass as bp
+from backpass.compiler import nonfinite
 from compiler.faults import FAULTS, W, X, descend
 
 
@@ -136,6 +137,34 @@ def test_float64_complex_and_static_arguments():
         assert error.op == "log" and error.leaves == ("result",)
         big = caught(lambda z: z * 1e200 * 1e200, W[0].astype(np.complex128) * 1j)
         assert big.op == "mul"
+
+
+@pytest.mark.parametrize("part", ["recorded", "births"])
+def test_a_search_that_fails_still_tells_of_the_result(monkeypatch, part):
+    def short(*args, **more):
+        raise MemoryError("none left")
+
+    monkeypatch.setattr(nonfinite, part, short)
+    error = caught(FAULTS["log_of_negative"].step, W, X)
+    assert error.leaves == ("result[1]",) and error.op == ""
+    assert "could not be found" in str(error) and isinstance(error.__cause__, MemoryError)
+    assert "MemoryError: none left" in error.__notes__[0]
+
+
+@pytest.mark.parametrize("part", ["nonfinite.tapped", "nonfinite_report.write_repro"])
+def test_a_report_that_fails_still_tells_of_the_op(monkeypatch, part):
+    calls = []
+
+    def fails(*args, **more):
+        calls.append(args)
+        if len(calls) == 1:
+            raise RuntimeError("no room")
+
+    monkeypatch.setattr(f"backpass.compiler.{part}", fails)
+    fault = FAULTS["where_around_root"]
+    error = caught(fault.step, *fault.args)
+    assert (error.op, error.phase, error.repro) == (fault.op, fault.phase, None)
+    assert error.source.endswith(fault.line) and isinstance(error.__cause__, RuntimeError)
 
 
 def test_inside_another_program_nothing_is_looked_at():
