@@ -31,7 +31,8 @@ def block(w, x):
 
 
 def weights(n=16):
-    return {"a": normal(n, n), "b": normal(n), "c": normal(n, n), "g": normal(n)}
+    a, c = (normal(n, n) / n**0.5 for _ in range(2))
+    return {"a": a, "b": normal(n), "c": c, "g": normal(n)}
 
 
 def test_products_are_narrow_and_sums_are_wide():
@@ -41,6 +42,23 @@ def test_products_are_narrow_and_sums_are_wide():
     assert set(dtypes(stage, "reduce_sum") + dtypes(stage, "rsqrt")) == {"float32"}
     (out,) = stage.outputs
     assert out.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "silu", "sigmoid", "leaky_relu"])
+def test_activations_are_narrow(name):
+    """And their slopes those of JAX, at 0 too."""
+    w, x = normal(16, 16), normal(8, 16).at[0].set(0)
+
+    def loss(w, x):
+        return jnp.sum(getattr(jax.nn, name)(x @ w) @ w)
+
+    stage = {s.name: s.graph for s in lowered(loss, w, x).stages}["autocast"]
+    products = [n for n in stage.nodes if n.op.name == "dot_general"]
+    between = stage.nodes[stage.nodes.index(products[0]) + 1 : stage.nodes.index(products[1])]
+    assert all(n.outputs[0].dtype != np.float32 for n in between if n.outputs[0].ndim == 2)
+    got = bp.compile(bp.grad(loss, 1), precision="bfloat16")(w, x)
+    exact = jax.grad(loss, 1)(w, x)
+    assert np.linalg.norm(got - exact) < 0.05 * np.linalg.norm(exact)
 
 
 def test_the_residual_stream_and_what_loops_carry_stay_wide():
@@ -124,7 +142,7 @@ def test_branches_whiles_and_checkpoints():
         exact = jax.grad(loss)(w, which)
         for name, g in got.items():
             apart = np.linalg.norm(g - exact[name]) / (np.linalg.norm(exact[name]) + 1e-6)
-            assert apart < 0.1, name
+            assert apart < 0.1, (name, apart)
 
 
 def test_masks_stay_within_range():
