@@ -10,6 +10,7 @@ from ..passes import Pass
 from ..passes.precision import Autocast
 from .budget import Planning, parse_bytes
 from .function import CompiledFunction
+from .guarded import GuardedFunction
 from .memory_plan import MemoryPlan
 from .options import Options, checked_debug, checked_health, pipeline_of
 
@@ -114,6 +115,7 @@ def compile(
     def decorate(fun: Callable[..., Any]) -> CompiledFunction:
         if not callable(fun):
             raise ArgumentError(f"compile wants a function, got {type(fun).__name__}")
-        return CompiledFunction(fun, options)
+        made = GuardedFunction if options.debug == "nan" else CompiledFunction
+        return made(fun, options)
 
     return decorate if fun is None else decorate(fun)

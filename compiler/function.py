@@ -26,14 +26,14 @@ from .explain import Explanation, History
 from .fallback import forbid
 from .headroom import may_be_short, out_of_memory, warn_of_memory
 from .health import with_health
-from .nonfinite import Guard, copied, not_finite
+from .nonfinite import Guard
 from .options import Options, pipeline_of
 from .program import collection_paused, trace_program
 from .stages import Compiled, Lowered, Traced
 from .state import Stateful
 
 
-def _holds_tracers(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+def holds_tracers(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
     """True inside a program that somebody else compiles, where JAX refuses XLA's options."""
     return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
 
@@ -65,47 +65,35 @@ class CompiledFunction:
         """Run the step. Arguments that were donated must not be used again."""
         if self._by_state is not None:
             return self._by_state(*args, **kwargs)
-        if self._options.debug == "nan" and not _holds_tracers(args, kwargs):
-            return self._guarded(args, kwargs)
-        return self._run(args, kwargs)
-
-    def _guarded(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Run the step and look at what it returns; what is donated are copies."""
-        away = self._donates
-        given = [copied(x) if i in away.static_positions else x for i, x in enumerate(args)]
-        named = {k: copied(x) if k in away.static_names else x for k, x in kwargs.items()}
-        out = self._run(given, named)
-        if self._by_state is None and (bad := not_finite(out)):
-            guard = self._guard(self._program(args, kwargs), args, kwargs)
-            guard.check(bad, jax.tree.leaves(self._arguments.divide(args, kwargs)[0]))
-        return out
-
-    def _run(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self._calls += 1
         try:
             return self._jit(*args, **kwargs)
-        except Stateful as met:
+        except (Exception, Stateful) as met:
+            return self._after(met, args, kwargs)
+        finally:
+            if self._watches:
+                self._finish(compiles=not holds_tracers(args, kwargs))
+
+    def _after(self, met: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Go on where a call of JAX's function has ended: with what it lacks, or an error."""
+        if isinstance(met, Stateful):
             self._by_state = met.build(self)
             return self._by_state(*args, **kwargs)
-        except (Unsettled, Unweighed) as met:
+        if isinstance(met, Unsettled | Unweighed):
             self._calls -= 1  # it is the same call again
             if isinstance(met, Unsettled):
                 self._settle(args, kwargs)
             else:
                 self._weigh(args, kwargs)
             return self._awaited(args, kwargs)
-        except Exception as error:
-            if self._options.planning.active and _holds_tracers(args, kwargs):
-                return self._inner(*args, **kwargs)
-            arrays, static = self._arguments.listed(args, kwargs)
-            exhausted = functools.partial(self._exhausted, args, kwargs)
-            explained = explain_failure(self._fun, error, arrays, static, exhausted)
-            if explained is error:
-                raise
-            raise explained from error
-        finally:
-            if self._watches:
-                self._finish(compiles=not _holds_tracers(args, kwargs))
+        if self._options.planning.active and holds_tracers(args, kwargs):
+            return self._inner(*args, **kwargs)
+        arrays, static = self._arguments.listed(args, kwargs)
+        exhausted = functools.partial(self._exhausted, args, kwargs)
+        explained = explain_failure(self._fun, met, arrays, static, exhausted)
+        if explained is met:
+            raise met
+        raise explained from met
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """Bind as a method, as a plain function would; the stages are bound too."""
@@ -158,7 +146,7 @@ class CompiledFunction:
         """
         mine = self._options
         passes = pipeline_of(passes) if passes else mine.passes or tuple(usual)
-        return CompiledFunction(
+        return type(self)(
             self._fun,
             replace(mine, passes=passes, planning=Planning(), jit={**mine.jit, **options}),
         )
@@ -183,7 +171,7 @@ class CompiledFunction:
             )
         jit = {**self._options.jit, "donate_argnums": 0}
         health = labels if self.tells_health else None
-        return CompiledFunction(fun, replace(self._options, jit=jit, health=health))
+        return type(self)(fun, replace(self._options, jit=jit, health=health))
 
     def explain(self) -> Explanation:
         """Return the traces so far, why each happened, and the seconds of each phase."""
@@ -212,31 +200,23 @@ class CompiledFunction:
 
     def _compile(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Compiled:
         built = self._program(args, kwargs)
-        guard = self._guard(built, args, kwargs) if self._options.debug == "nan" else None
         with self._explained(args, kwargs):
             executable = self._settle(args, kwargs)
 
         def exhausted(error: Exception, leaves: Sequence[Any]) -> Exception:
             return out_of_memory(self._fun, error, built, leaves, self._options)
 
-        return Compiled(executable, built.stages, built.plan, exhausted, guard)
+        return Compiled(executable, built.stages, built.plan, exhausted, self._guard(built))
 
-    def _guard(self, built: Built, args: Sequence[Any], kwargs: dict[str, Any]) -> Guard:
-        if built.guard is None:
-            built.guard = Guard(
-                built.program,
-                lambda: built.stages[-1].graph,
-                built.donated,
-                self._options.planning,
-                self._options.jit["compiler_options"],
-            )
-        return built.guard
+    def _guard(self, built: Built) -> Guard | None:
+        """What looks at the results of a program, where something does."""
+        return None
 
     def _awaited(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Call for the first time; wait, so that it is us who tells that memory ran out."""
-        out = self._run(args, kwargs)
+        out = CompiledFunction.__call__(self, *args, **kwargs)
         with self._explained(args, kwargs):
-            return out if _holds_tracers(args, kwargs) else jax.block_until_ready(out)
+            return out if holds_tracers(args, kwargs) else jax.block_until_ready(out)
 
     @contextmanager
     def _explained(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:
@@ -257,7 +237,7 @@ class CompiledFunction:
         weighed, built.weighed = built.weighed, True
         shardings = (self._options.jit.get(f"{way}_shardings") for way in ("in", "out"))
         spread = any(shardings) or built.program.signature.placed
-        if weighed or spread or _holds_tracers(args, kwargs):
+        if weighed or spread or holds_tracers(args, kwargs):
             return
         if may_be_short(built.stages[-1].graph):
             warn_of_memory(self._fun, built, self._leaves(args, kwargs), self._options)

@@ -17,7 +17,7 @@ from ...ir.graph import Graph, Literal, Node, Value
 from ...ir.ops import OPS
 from ..rewriter import ENTERED, rewrite
 from ..scan import Scan
-from .policy import PRODUCTS, arrays, follows, is_wide
+from .policy import PRODUCTS, arrays, follows, is_relu, is_wide
 
 DTYPES = ("bfloat16", "float16")
 
@@ -79,6 +79,7 @@ class _Cast:
     wide: dict[Value, Value] = field(default_factory=dict)
     narrow: dict[Value, Value] = field(default_factory=dict)
     natural: set[Value] = field(default_factory=set)
+    numbers: dict[Value, Literal] = field(default_factory=dict)
 
     def graph(self, graph: Graph) -> Graph:
         """Return the graph cast; its inputs and outputs keep their types."""
@@ -95,16 +96,25 @@ class _Cast:
             attrs = dict(node.attrs)
             if "preferred_element_type" in attrs:
                 attrs["preferred_element_type"] = self.dtype
-            outputs = self.b.emit(node.op, operands, attrs)
-            self.natural.update(node.outputs)
-            self.narrow.update(zip(node.outputs, outputs, strict=True))
+            outputs = (
+                self.relu(*operands) if is_relu(node) else self.b.emit(node.op, operands, attrs)
+            )
+            for old, new in zip(node.outputs, outputs, strict=True):
+                (self.narrow if is_wide(old) else self.wide)[old] = new
+            self.natural.update(filter(is_wide, node.outputs))
             return
-        if node.op.name in MOVES and self.given.issuperset(arrays(node)):
+        if node.op.name in MOVES | {"convert_element_type"} and self.given.issuperset(arrays(node)):
             self.given.update(node.outputs)
+            self.remember_number(node)
         operands = list(map(self.widened, node.inputs))
         copy = replace(node, inputs=tuple(operands), regions=self.regions(node))
         self.b.nodes.append(copy)
         self.wide.update(zip(node.outputs, node.outputs, strict=True))
+
+    def relu(self, x: Value) -> Sequence[Value]:
+        """`max(x, 0)` whose slope at 0 is 0."""
+        zero = self.b.zeros(x)
+        return [self.b.select(self.b.gt(x, zero), x, zero)]
 
     def is_product(self, node: Node) -> bool:
         """True for a product of float32 that asks for no more precision than it must."""
@@ -119,7 +129,7 @@ class _Cast:
             follows(node)
             and not self.natural.isdisjoint(found)
             and all(v in self.natural or v in self.given for v in found)
-            and all(map(is_wide, node.outputs))
+            and all(is_wide(v) or v.dtype == bool for v in node.outputs)
         )
 
     def regions(self, node: Node) -> tuple[Graph, ...]:
@@ -134,8 +144,17 @@ class _Cast:
             found.append(_Cast(self.dtype, given).graph(region))
         return tuple(found)
 
+    def remember_number(self, node: Node) -> None:
+        """Note the one number that an array is filled with."""
+        (value,) = node.inputs if len(node.inputs) == 1 else (None,)
+        number = value if isinstance(value, Literal) else self.numbers.get(value)  # type: ignore[arg-type]
+        if number is not None and is_wide(number) and is_wide(node.outputs[0]):
+            self.numbers[node.outputs[0]] = number
+
     def narrowed(self, value: Value) -> Value:
-        """The value in the narrow dtype."""
+        """The value in the narrow dtype; numbers beyond its range become its largest."""
+        if value in self.numbers:
+            return self.b.broadcast(self.narrowed(self.numbers[value]), value.shape)
         if isinstance(value, Literal):
             most = jnp.finfo(self.dtype).max  # type: ignore[no-untyped-call]
             data = value.data if np.isinf(value.data) else np.clip(value.data, -most, most)

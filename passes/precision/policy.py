@@ -16,7 +16,8 @@ PRODUCTS = frozenset("dot_general conv_general_dilated ragged_dot ragged_dot_gen
 FOLLOWING = (
     MOVES
     | frozenset("gather dynamic_slice stack unstack tile optimization_barrier".split())
-    | frozenset("add sub mul neg abs max min sign select_n clamp tanh logistic square".split())
+    | frozenset("add sub mul neg abs max min sign select_n clamp tanh logistic erf".split())
+    | frozenset("eq ne lt le gt ge".split())
 ) - {"constant", "iota"}
 # All others run in the dtype that the program says: sums, softmax, norms, losses, exp, log, pow,
 # divisions, and the update of the parameters.
@@ -35,8 +36,21 @@ def floats(values: Iterable[Value]) -> list[Value]:
 
 
 def follows(node: Node) -> bool:
-    """True for an op that runs in the dtype of its operands."""
-    return node.op.name in FOLLOWING and not node.regions
+    """True for an op that runs in the dtype of its operands: `FOLLOWING`, x**3 and x / 2.0.
+
+    Cubes and halves are those of a gelu; squares are most often on their way into a sum.
+    """
+    name = node.op.name
+    if name == "integer_pow":
+        return bool(node.attrs["y"] == 3)
+    if name == "div":
+        return isinstance(node.inputs[1], Literal)
+    return name in FOLLOWING or is_relu(node)
+
+
+def is_relu(node: Node) -> bool:
+    """True for `jax.nn.relu`, which has a rule of its own for 0."""
+    return node.op.name == "custom_jvp_call" and node.attrs.get("name") == "relu"
 
 
 def arrays(node: Node) -> list[Value]:

@@ -1,0 +1,230 @@
+"""`autocast` and `accumulate`: which op runs in which dtype, and that gradients are as they should."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import backpass as bp
+
+RNG = np.random.default_rng(0)
+BF16 = jnp.dtype("bfloat16")
+
+
+def normal(*shape):
+    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+
+
+def lowered(fun, *args, **options):
+    return bp.compile(fun, precision="bfloat16", **options).lower(*args)
+
+
+def dtypes(graph, op):
+    return [str(n.outputs[0].dtype) for n in graph.walk() if n.op.name == op]
+
+
+def block(w, x):
+    h = x + jnp.tanh(x @ w["a"] + w["b"]) @ w["c"]
+    mean = h.mean(-1, keepdims=True)
+    return (h - mean) * lax.rsqrt(((h - mean) ** 2).mean(-1, keepdims=True) + 1e-5) * w["g"]
+
+
+def weights(n=16):
+    a, c = (normal(n, n) / n**0.5 for _ in range(2))
+    return {"a": a, "b": normal(n), "c": c, "g": normal(n)}
+
+
+def test_products_are_narrow_and_sums_are_wide():
+    stage = {s.name: s.graph for s in lowered(block, weights(), normal(8, 16)).stages}["autocast"]
+    assert dtypes(stage, "dot_general") == ["bfloat16"] * 2
+    assert dtypes(stage, "tanh") == ["bfloat16"]  # with the bias, which is cast as the product is
+    assert set(dtypes(stage, "reduce_sum") + dtypes(stage, "rsqrt")) == {"float32"}
+    (out,) = stage.outputs
+    assert out.dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "silu", "sigmoid", "leaky_relu"])
+def test_activations_are_narrow(name):
+    """And their slopes those of JAX, at 0 too."""
+    w, x = normal(16, 16), normal(8, 16).at[0].set(0)
+
+    def loss(w, x):
+        return jnp.sum(getattr(jax.nn, name)(x @ w) @ w)
+
+    stage = {s.name: s.graph for s in lowered(loss, w, x).stages}["autocast"]
+    products = [n for n in stage.nodes if n.op.name == "dot_general"]
+    between = stage.nodes[stage.nodes.index(products[0]) + 1 : stage.nodes.index(products[1])]
+    assert all(n.outputs[0].dtype != np.float32 for n in between if n.outputs[0].ndim == 2)
+    got = bp.compile(bp.grad(loss, 1), precision="bfloat16")(w, x)
+    exact = jax.grad(loss, 1)(w, x)
+    assert np.linalg.norm(got - exact) < 0.05 * np.linalg.norm(exact)
+
+
+def test_the_residual_stream_and_what_loops_carry_stay_wide():
+    def fun(ws, x):
+        return lax.scan(lambda x, w: (block(w, x), None), x, ws)[0]
+
+    ws = jax.tree.map(lambda *xs: jnp.stack(xs), *[weights() for _ in range(3)])
+    stage = {s.name: s.graph for s in lowered(fun, ws, normal(8, 16)).stages}["autocast"]
+    (scan,) = [n for n in stage.nodes if n.op.name == "scan"]
+    (body,) = scan.regions
+    assert all(v.dtype == np.float32 for v in (*scan.inputs, *scan.outputs))
+    assert dtypes(body, "dot_general") == ["bfloat16"] * 2
+    residual = [n for n in body.nodes if n.op.name == "add" and body.inputs[-5] in n.inputs]
+    assert all(n.output.dtype == np.float32 for n in residual)
+
+
+def test_updates_stay_wide():
+    def step(w, x):
+        grads = bp.grad(lambda w: jnp.sum(jnp.tanh(x @ w) ** 2))(w)
+        preconditioned = grads @ (grads.T @ grads)
+        return w - 0.1 * preconditioned
+
+    stage = {s.name: s.graph for s in lowered(step, normal(16, 16), normal(8, 16)).stages}
+    found = [n for n in stage["autodiff"].walk() if n.op.name == "dot_general"]
+    assert {str(n.output.dtype) for n in found if n.phase == "update"} == {"float32"}
+    assert {str(n.output.dtype) for n in found if n.phase != "update"} == {"bfloat16"}
+
+
+def test_gradients_taken_by_jax_are_cast_by_their_phase():
+    def step(w, x):
+        grads = jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w) ** 2))(w)
+        return w - 0.1 * grads
+
+    low = lowered(step, normal(16, 16), normal(8, 16))
+    products = [n for n in low.graph.walk() if n.op.name == "dot_general"]
+    assert len(products) == 2 and all(v.dtype == BF16 for n in products for v in n.inputs)
+
+
+def test_more_precision_is_given_where_it_is_asked_for():
+    def fun(w, x):
+        return jnp.dot(x, w, precision="highest") + x @ w
+
+    stage = {s.name: s.graph for s in lowered(fun, normal(16, 16), normal(8, 16)).stages}
+    assert sorted(dtypes(stage["autocast"], "dot_general")) == ["bfloat16", "float32"]
+
+
+def test_gradients_of_parameters_are_sums_that_were_never_rounded():
+    w, x, t = normal(64, 64), normal(512, 64), normal(512, 64)
+    got = bp.compile(bp.grad(lambda w: jnp.sum((x @ w) * t)), precision="bfloat16")(w)
+    low, ct = (np.asarray(v.astype(BF16), np.float64) for v in (x, t))
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, low.T @ ct, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_gradients_are_near_those_in_float32(dtype):
+    w, x = weights(64), normal(32, 64)
+
+    def loss(w):
+        return jnp.mean(block(w, block(w, x)) ** 2 * x)
+
+    value, grads = bp.compile(bp.value_and_grad(loss), precision=dtype)(w)
+    want, exact = jax.value_and_grad(loss)(w)
+    near = 0.05 if dtype == "bfloat16" else 0.01
+    np.testing.assert_allclose(value, want, rtol=near, atol=near)
+    for name, g in grads.items():
+        apart = np.linalg.norm(g - exact[name]) / np.linalg.norm(exact[name])
+        assert g.dtype == np.float32 and 0 < apart < near, name
+
+
+def test_branches_whiles_and_checkpoints():
+    w, x = weights(), normal(8, 16)
+
+    def loss(w, which):
+        f = jax.checkpoint(block)
+        h = lax.cond(which > 0, lambda h: f(w, h), lambda h: h @ w["a"], x)
+        return jnp.mean(lax.fori_loop(0, 3, lambda _, h: block(w, h), h) ** 2)
+
+    for which in (0, 1):
+        got = bp.compile(bp.grad(loss), precision="bfloat16")(w, which)
+        exact = jax.grad(loss)(w, which)
+        for name, g in got.items():
+            apart = np.linalg.norm(g - exact[name]) / (np.linalg.norm(exact[name]) + 1e-6)
+            assert apart < 0.1, (name, apart)
+
+
+def test_masks_stay_within_range():
+    """-1e9 is no float16: a masked row must not become one of infinities."""
+
+    def fun(q, k):
+        scores = jnp.where(jnp.zeros((4, 4), bool), q @ k.T, -1e9)
+        return jax.nn.softmax(scores)
+
+    got = bp.compile(fun, precision="float16")(normal(4, 8), normal(4, 8))
+    np.testing.assert_allclose(got, np.full((4, 4), 0.25), rtol=1e-3)
+
+
+@pytest.mark.parametrize("left", ["bhtd", "bhdt", "bthd", "tbhd"])
+@pytest.mark.parametrize("right", ["bhsd", "bhds", "bshd", "sdhb", "dbsh"])
+def test_batched_products_in_any_order(left, right):
+    sizes = dict(b=2, h=3, t=4, s=5, d=8)
+    x, y = (normal(*(sizes[i] for i in name)) for name in (left, right))
+    fun = bp.compile(lambda x, y: jnp.einsum(f"{left},{right}->bhts", x, y), precision="bfloat16")
+    want = np.einsum(f"{left},{right}->bhts", x, y)
+    np.testing.assert_allclose(fun(x, y), want, atol=0.15)
+
+
+def test_training_falls_as_in_float32():
+    x = normal(256, 16)
+    y = jnp.sin(x @ normal(16, 4))
+    start = {"a": normal(16, 64) / 4, "b": jnp.zeros(64), "c": normal(64, 4) / 8}
+
+    def step(w):
+        def loss(w):
+            return jnp.mean((jnp.tanh(x @ w["a"] + w["b"]) @ w["c"] - y) ** 2)
+
+        value, grads = bp.value_and_grad(loss)(w)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, w, grads), value
+
+    losses = {}
+    for precision in (None, "bfloat16"):
+        run, w = bp.compile(step, precision=precision), start
+        for _ in range(60):
+            w, losses[precision] = run(w)
+    assert losses[None] < 0.9 * float(bp.compile(step)(start)[1])
+    np.testing.assert_allclose(losses["bfloat16"], losses[None], rtol=0.02)
+
+
+def test_integers_doubles_and_programs_without_products_are_left_alone():
+    def fun(x):
+        return jnp.cumsum(x) * 2
+
+    text = str(lowered(fun, normal(8)).graph)
+    assert "bf16" not in text
+    ints = jnp.arange(16).reshape(4, 4)
+    assert "bf16" not in str(lowered(lambda i: i @ i, ints).graph)
+    with jax.enable_x64(True):
+        assert "bf16" not in str(lowered(lambda x: x @ x, np.ones((4, 4))).graph)
+
+
+def test_with_passes_of_ones_own():
+    low = lowered(lambda w, x: x @ w, normal(4, 4), normal(4, 4), passes="canonicalise,dce")
+    assert [s.name for s in low.stages] == "traced canonicalise dce autocast accumulate".split()
+    passes = "autocast{dtype=float16},autodiff,accumulate"
+    both = bp.compile(lambda w, x: x @ w, passes=passes).lower(normal(4, 4), normal(4, 4))
+    assert "f16" in str(both.graph) and "bf16" not in str(both.graph)
+
+
+def test_bad_dtypes_are_told():
+    with pytest.raises(bp.ArgumentError, match="bfloat16, float16, got 'int8'"):
+        bp.compile(lambda x: x, precision="int8")
+
+
+def test_a_budget_counts_the_narrow_values():
+    ws, x = [normal(128, 128) / 11 for _ in range(6)], normal(2048, 128)
+
+    def step(ws):
+        def loss(ws):
+            h = x
+            for w in ws:
+                h = jnp.tanh(h @ w)
+            return jnp.mean(h**2)
+
+        return bp.grad(loss)(ws)
+
+    plain, narrow = (
+        bp.plan(bp.compile(step, precision=p), ws).plain_bytes for p in (None, "bfloat16")
+    )
+    assert narrow < 0.75 * plain
