@@ -29,6 +29,7 @@ class GuardedFunction(CompiledFunction):
         if built.guard is None:
             built.guard = Guard(
                 built.program,
+                self._options.casts,
                 lambda: built.stages[-1].graph,
                 built.donated,
                 self._options.planning,

@@ -20,7 +20,7 @@ import numpy as np
 from ..ir.errors import ArgumentError, NonFiniteError
 from ..ir.graph import Graph, Literal, Value
 from ..ir.types import is_inexact
-from ..passes import Autodiff, Dce
+from ..passes import Autodiff, Dce, Pass, run_passes
 from ..passes.probe import (
     FINITE,
     Birth,
@@ -44,9 +44,13 @@ Recorder = tuple[Record, Callable[..., Any]]
 
 @dataclass
 class Guard:
-    """Looks at what one program returns. `final` gives the graph that XLA runs for it."""
+    """Looks at what one program returns. `final` gives the graph that XLA runs for it.
+
+    `before` are the passes that decide its dtypes.
+    """
 
     program: Program
+    before: Sequence[Pass]
     final: Callable[[], Graph]
     donated: Collection[int]
     planning: Planning
@@ -107,7 +111,8 @@ class Guard:
     @cached_property
     def _whole(self) -> Graph:
         """The program as the user wrote it, with its gradients, and with what nobody reads."""
-        return Autodiff(outermost=True)(lined(self.program.graph))
+        passes = (*self.before, Autodiff(outermost=True))
+        return run_passes(lined(self.program.graph), passes)[-1].graph
 
     def _plain(self) -> Graph:
         if not self.planning.active:

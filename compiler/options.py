@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ..ir.errors import ArgumentError
-from ..passes import PASSES, Fuse, Pass, Restack, Unroll, default, parse_pipeline
+from ..passes import PASSES, Canonicalise, Fuse, Pass, Restack, Unroll, default, parse_pipeline
 from ..passes.precision import Autocast, with_precision
 from ..runtime.device import row_of
 from .budget import Planning
@@ -47,6 +47,11 @@ class Options:
                 tiny = (Unroll(),) if device.platform == "cpu" else ()
                 passes = (*passes, Restack(row_of(device)), *tiny)
         return self.adapted(passes)
+
+    @property
+    def casts(self) -> tuple[Pass, ...]:
+        """The passes that decide dtypes, where a precision is asked for."""
+        return () if self.precision is None else (Canonicalise(), Autocast(self.precision))
 
     def adapted(self, passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
         """The passes with what the other options add to them."""

@@ -105,6 +105,15 @@ def test_donated_state_survives():
     assert not state.is_deleted()
 
 
+def test_overflow_in_mixed_precision():
+    def loss(w, x):
+        h = x @ w
+        return jnp.sum(h * h * 1e-9)
+
+    error = caught(bp.value_and_grad(loss), 1e2 * W, 1e2 * X, precision="float16")
+    assert (error.op, error.phase) == ("mul", "forward") and "f16" in str(error)
+
+
 def test_the_file_computes_the_node_alone():
     error = caught(FAULTS["log_of_negative"].step, W, X)
     ran = subprocess.run(
