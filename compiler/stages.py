@@ -13,7 +13,7 @@ import jax
 from ..ir.errors import BackpassError
 from ..ir.graph import Graph
 from ..ir.page import summary_html
-from ..passes import Fusion, Stage
+from ..passes import Fusions, Stage
 from .diagnose import is_exhausted
 from .dump import write_dump, write_text
 from .fallback import Fallback, fallbacks
@@ -77,14 +77,14 @@ class Lowered:
         return fallbacks(self.graph)
 
     @cached_property
-    def fusions(self) -> tuple[Fusion, ...]:
-        """What the rewrites of `fuse` matched, and near misses with their reasons."""
-        return tuple(fusion for stage in self.stages for fusion in stage.report())
+    def fusions(self) -> Fusions:
+        """What rewrites matched, and near misses with their reasons; prints as lines."""
+        return Fusions(fusion for stage in self.stages for fusion in stage.report())
 
     def __str__(self) -> str:
         """One line for each stage, then the rewrites and the fallbacks."""
         stages = [f"  {s.name}: {len(s.graph.nodes)} nodes, {s.seconds:.3f} s" for s in self.stages]
-        listed = [f"  {each}" for each in self.fusions]
+        listed = [f"  {line}" for line in str(self.fusions).splitlines()]
         listed += [f"  fallback to JAX's derivative: {each}" for each in self.fallbacks]
         return "\n".join([f"{self._program.name}, lowered", *stages, *listed])
 

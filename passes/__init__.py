@@ -10,7 +10,7 @@ from .convolutions import Convolutions
 from .cse import Cse
 from .dce import Dce
 from .fold import Fold
-from .fuse import Fuse, Fusion
+from .fuse import Fuse, Fusion, Fusions
 from .loops import Defer, Hoist, Unroll
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
 from .precision import Accumulate, Autocast
@@ -92,6 +92,7 @@ __all__ = [
     "Fold",
     "Fuse",
     "Fusion",
+    "Fusions",
     "Hoist",
     "Pass",
     "Rematerialise",

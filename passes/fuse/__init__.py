@@ -1,6 +1,6 @@
 """Rewrites of the forward graph that XLA does not do."""
 
 from .fuse import Fuse
-from .report import Fusion
+from .report import Fusion, Fusions
 
-__all__ = ["Fuse", "Fusion"]
+__all__ = ["Fuse", "Fusion", "Fusions"]

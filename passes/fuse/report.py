@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from ...ir.graph import Node
@@ -35,6 +36,23 @@ class Fusion:
         gain = self.gain or "never there as a whole"
         size = f"{bytes_text(self.nbytes)} " if self.nbytes else ""
         return f"{where}: {self.reason or size + gain}"
+
+
+class Fusions(tuple[Fusion, ...]):
+    """Matches and near misses, in the order of the passes; prints as lines, equal ones as one."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """What was done, then what was not and why."""
+        made = Counter(str(each) for each in self if each.matched)
+        missed = Counter(str(each) for each in self if not each.matched)
+        rows = [
+            (mark + line, count)
+            for mark, lines in (("", made), ("not: ", missed))
+            for line, count in lines.items()
+        ]
+        return "\n".join(f"{count} x {line}" if count > 1 else line for line, count in rows)
 
 
 def told(node: Node) -> str:

@@ -7,7 +7,7 @@ import pytest
 from jax import lax, nn
 
 import backpass as bp
-from backpass.passes import DEFAULT, Canonicalise, Cse, Fuse, Sink
+from backpass.passes import DEFAULT, Canonicalise, Cse, Fuse, Fusion, Fusions, Sink
 from backpass.passes.autodiff.forward import Forward
 from backpass.passes.autodiff.reverse import Reverse
 from backpass.passes.fuse import chunk
@@ -239,3 +239,14 @@ def test_the_option_of_compile():
     assert str(found).endswith("32.0 MiB never there as a whole")
     with pytest.raises(bp.BackpassError, match="'verify-fusions'"):
         bp.compile(loss, debug="verify")
+
+
+def test_fusions_print_as_lines():
+    """Equal ones as one, near misses after what was done."""
+    made, missed = (Fusion("rows in chunks", "m.py:3", "", 2**20, why) for why in ("", "too few"))
+    text = str(Fusions([missed, made, missed]))
+    assert text.splitlines() == [
+        "rows in chunks at m.py:3: 1.0 MiB never there as a whole",
+        "2 x not: rows in chunks at m.py:3: too few",
+    ]
+    assert str(Fusions()) == ""
