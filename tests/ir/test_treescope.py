@@ -25,7 +25,7 @@ def loss(w, x):
 @pytest.fixture(scope="module")
 def lowered():
     step = bp.compile(lambda w, x: bp.value_and_grad(loss)(w, x))
-    return step.lower(jnp.ones((8, 8)), jnp.ones((4, 8)))
+    return step.lower(jnp.ones((8, 8), "float32"), jnp.ones((4, 8), "float32"))
 
 
 def opened(thing):

@@ -67,6 +67,8 @@ def test_default_is_spelled():
         "restack",
         "rematerialise",
         "unroll",
+        "autocast",
+        "accumulate",
     }
 
 
