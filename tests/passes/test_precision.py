@@ -8,12 +8,18 @@ from jax import lax
 
 import backpass as bp
 
-RNG = np.random.default_rng(0)
+DRAWN = [np.random.default_rng(0)]
 BF16 = jnp.dtype("bfloat16")
 
 
+@pytest.fixture(autouse=True)
+def same_numbers():
+    """Each test draws the same, whichever ran before: roundings flip the sign of a relu's input."""
+    DRAWN[0] = np.random.default_rng(0)
+
+
 def normal(*shape):
-    return jnp.asarray(RNG.standard_normal(shape), jnp.float32)
+    return jnp.asarray(DRAWN[0].standard_normal(shape), jnp.float32)
 
 
 def lowered(fun, *args, **options):
