@@ -27,6 +27,7 @@ from ..passes.probe import (
     Record,
     births,
     factors_of,
+    first_of,
     lined,
     mask_of,
     recorded,
@@ -80,7 +81,7 @@ class Guard:
         try:
             for record, run in self._each_recorder():
                 found = births(record, [np.asarray(x) for x in run(*leaves)])
-                first = _first([found[i][1] for i in bad])
+                first = first_of(found[i][1] for i in bad)
                 if first is not None:
                     return self._told(first, record.graph, leaves, bad)
                 if all(found[i][0] != FINITE for i in bad):
@@ -142,10 +143,6 @@ class Guard:
         options = obeyed(self.options) if self.planning.active else self.options
         call = lowered(graph, [value.type for value in graph.outputs])
         return jax.jit(call, compiler_options=options)
-
-
-def _first(found: Sequence[Birth | None]) -> Birth | None:
-    return min((b for b in found if b is not None), key=lambda b: b.order, default=None)
 
 
 def _because(failure: Exception, error: NonFiniteError) -> NonFiniteError:

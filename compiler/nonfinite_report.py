@@ -13,7 +13,7 @@ from ..ir.graph import Graph, Literal, Node, Value
 from ..ir.tables import count_text, table
 from ..passes.probe import Birth, factors_of, hint_of
 from .program import Program
-from .repro import elementwise, write_repro
+from .repro import elementwise, wide, write_repro
 
 _PHASES = {"forward": "forward pass", "backward": "backward pass", "update": "update"}
 
@@ -116,19 +116,14 @@ def _place(found: Found) -> str:
 
 
 def _finite(x: np.ndarray) -> bool:
-    return bool(np.isfinite(_wide(x)).all())
-
-
-def _wide(x: np.ndarray) -> np.ndarray:
-    """As float64 or complex128, of which NumPy knows everything."""
-    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
+    return bool(np.isfinite(wide(x)).all())
 
 
 def _counted(found: Found, results: Sequence[Value]) -> str:
     """How many NaNs and infinities the node's first bad result holds."""
     if not results:
         return "NaN" if found.birth.nan else "infinity"
-    x = _wide(found.arrays[results[0]])
+    x = wide(found.arrays[results[0]])
     nans, infinities = int(np.isnan(x).sum()), int(np.isinf(x).sum())
     parts = [
         f"{count_text(n)} {what}" for n, what in ((nans, "NaN"), (infinities, "infinite")) if n
@@ -148,7 +143,7 @@ def _row(name: str, value: Value, arrays: Mapping[Value, np.ndarray]) -> tuple[s
     array = np.asarray(value.data) if isinstance(value, Literal) else arrays.get(value)
     if array is None or not array.size:
         return name, str(value.type), *[""] * 6
-    x = _wide(array) if array.dtype != bool else array.astype(np.float64)
+    x = wide(array) if array.dtype != bool else array.astype(np.float64)
     whole = np.abs(x) if np.iscomplexobj(x) else x
     fine = whole[np.isfinite(whole)]
     parts = (fine.min(), fine.mean(), fine.max()) if fine.size else ()
@@ -166,7 +161,7 @@ def _example(node: Node, arrays: Mapping[Value, np.ndarray], results: Sequence[V
     if not results:
         return []
     out = arrays[results[0]]
-    place = tuple(int(i) for i in np.argwhere(~np.isfinite(_wide(out)))[0])
+    place = tuple(int(i) for i in np.argwhere(~np.isfinite(wide(out)))[0])
     at = f"[{', '.join(map(str, place))}]" if place else "a scalar"
     if not elementwise(node):
         return [f"    the first is at {at}"]
@@ -190,7 +185,7 @@ def _hidden(found: Found, results: Sequence[Value]) -> bool:
     if found.birth.phase == "forward":
         shown = found.arrays.get(found.mask.output)
         return shown is None or _finite(shown)
-    bad = ~np.isfinite(_wide(found.arrays[results[0]]))
+    bad = ~np.isfinite(wide(found.arrays[results[0]]))
     near = (*node.inputs, *factors_of(node, found.birth.graph))
     alike = [found.arrays[v] for v in near if v in found.arrays and v.shape == bad.shape]
     return any((x[bad] == 0).any() for x in alike)

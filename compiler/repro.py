@@ -53,6 +53,11 @@ def elementwise(node: Node) -> bool:
     return all(v.shape in ((), node.output.shape) for v in node.inputs)
 
 
+def wide(x: np.ndarray) -> np.ndarray:
+    """As float64 or complex128, of which NumPy knows everything."""
+    return x.astype(np.complex128 if np.iscomplexobj(x) else np.float64)
+
+
 def write_repro(
     node: Node, arrays: Mapping[Value, np.ndarray], name: str, phase: str, source: str
 ) -> Path | None:
@@ -111,8 +116,7 @@ def _alone(node: Node, arrays: Mapping[Value, np.ndarray]) -> tuple[Graph, list[
 def _few(node: Node, arrays: Mapping[Value, np.ndarray]) -> tuple[Graph, list[np.ndarray]]:
     """The node on a few bad elements alone."""
     out = arrays[node.output]
-    wide = out.astype(np.complex128 if np.iscomplexobj(out) else np.float64)
-    bad = np.flatnonzero(~np.isfinite(wide.reshape(-1)))[:FEW]
+    bad = np.flatnonzero(~np.isfinite(wide(out)))[:FEW]
     if not bad.size or not node.output.shape:
         return _alone(node, arrays)
     b = Builder(OPS, node.origin)

@@ -12,7 +12,7 @@ from ..ir.graph import Graph, Literal, Node, Value
 from ..ir.ops.contraction import free_dims
 from .convolutions import product_of_patches
 from .products import Products
-from .rewriter import rewrite
+from .rewriter import CALLS, rewrite
 
 SCALED = frozenset("add sub mul div max min".split())
 
@@ -49,7 +49,7 @@ class _Rule:
 
 
 def _canonical(b: Builder, node: Node, made: Mapping[Value, Node]) -> Sequence[Value] | None:
-    if node.op.name in ("jit", "closed_call", "eval_jaxpr"):
+    if node.op.name in CALLS:
         outputs, _ = b.inline(node.regions[0], node.inputs, node.origin)
         return outputs
     if node.op.name == "dot_general":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from ..ir.ops import OPS
 Rule = Callable[[Builder, Node], Sequence[Value] | None]
 # Ops whose regions are programs like the one around them; not custom rules, nor what runs on parts.
 ENTERED = frozenset("gradients scan while cond remat2".split())
+
+CALLS = frozenset("jit closed_call eval_jaxpr".split())  # ops that are the region they hold
 
 
 def rewrite(
@@ -52,6 +54,17 @@ def rewrite(
     if not changed:
         return graph
     return b.graph(graph.name, graph.inputs, [env.get(v, v) for v in graph.outputs])
+
+
+def inlined(graph: Graph, calls: Collection[str] = CALLS) -> Graph:
+    """Put the regions of calls in their place; the same graph when there is none."""
+
+    def rule(b: Builder, node: Node) -> Sequence[Value] | None:
+        if node.op.name not in calls:
+            return None
+        return b.inline(node.regions[0], node.inputs, node.origin)[0]
+
+    return rewrite(graph, rule)
 
 
 def substituted(node: Node, env: dict[Value, Value]) -> Node:

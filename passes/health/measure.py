@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ...ir.builder import Builder
-from ...ir.graph import Graph, Node, Value
+from ...ir.graph import Graph, Value
 from ..dce import Dce
-from ..rewriter import rewrite
+from ..rewriter import inlined
 from .gradients import Piece, Taken, builder, gradients_of, placed, root
 from .statistics import COUNT, FLOAT, Sums, sums_of
 from .updates import flow, update_of, updates
-
-CALLS = frozenset("jit closed_call eval_jaxpr".split())
 
 
 @dataclass(frozen=True)
@@ -49,17 +47,13 @@ def measured(graph: Graph, paths: Sequence[str]) -> Measured:
     norms: of the gradient (root mean square of its runs), of the parameter, of its update
     counts: zeros, NaNs and infinities of the gradient, and its runs
     """
-    graph, found = gradients_of(Dce()(rewrite(graph, _inlined)))
+    graph, found = gradients_of(Dce()(inlined(graph)))
     flows = flow(graph)
     new = updates(graph, paths, flows)
     if not found and not any(node.op.name == "gradients" for node in graph.walk()):
         behind = [v for i, v in enumerate(graph.inputs) if flows.behind >> i & 1 and v in new]
         found = [Taken(None, v, v.type, 0, graph.nodes[0].origin) for v in behind]
     return _Table(graph, new).measured(found)
-
-
-def _inlined(b: Builder, node: Node) -> Sequence[Value] | None:
-    return b.inline(node.regions[0], node.inputs, node.origin)[0] if node.op.name in CALLS else None
 
 
 class _Table:

@@ -10,7 +10,7 @@ from ...ir.builder import Builder
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops.contraction import free_dims
 from ..rewriter import Producers, rewrite
-from .policy import PRODUCTS, WIDE
+from .policy import PRODUCTS, WIDE, of_product
 
 _MOVES = frozenset("reshape transpose squeeze expand_dims broadcast_in_dim slice".split())
 
@@ -64,8 +64,7 @@ class _Rule(Producers):
 
 def _narrow(node: Node) -> bool:
     """True for a product of 16-bit floats that gives such."""
-    values = (*node.inputs[:2], *node.outputs)
-    return all(v.type.is_inexact and v.dtype.itemsize == 2 for v in values)
+    return all(v.type.is_inexact and v.dtype.itemsize == 2 for v in of_product(node))
 
 
 def _batches_first(b: Builder, node: Node) -> Node:

@@ -17,7 +17,7 @@ from ...ir.graph import Graph, Literal, Node, Value
 from ...ir.ops import OPS
 from ..rewriter import ENTERED, rewrite
 from ..scan import Scan
-from .policy import PRODUCTS, arrays, follows, is_relu, is_wide
+from .policy import PRODUCTS, arrays, follows, is_relu, is_wide, of_product
 
 DTYPES = ("bfloat16", "float16")
 
@@ -120,7 +120,7 @@ class _Cast:
         """True for a product of float32 that asks for no more precision than it must."""
         exact = node.attrs.get("precision")
         plain = exact in (None, lax.Precision.DEFAULT, (lax.Precision.DEFAULT,) * 2)
-        return node.op.name in PRODUCTS and plain and all(map(is_wide, products_of(node)))
+        return node.op.name in PRODUCTS and plain and all(map(is_wide, of_product(node)))
 
     def joins(self, node: Node) -> bool:
         """True for an op that runs in the narrow dtype as its operands do."""
@@ -170,11 +170,6 @@ class _Cast:
         if value not in self.wide:
             self.wide[value] = self.b.convert(self.narrow[value], value.dtype)
         return self.wide[value]
-
-
-def products_of(node: Node) -> list[Value]:
-    """What a product multiplies, and what it gives."""
-    return [*node.inputs[:2], *node.outputs]
 
 
 def _operands(node: Node) -> list[Sequence[Value | None]]:

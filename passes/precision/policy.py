@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from ...ir.fusion import MOVES
@@ -30,11 +28,6 @@ def is_wide(value: Value) -> bool:
     return bool(value.dtype == WIDE)
 
 
-def floats(values: Iterable[Value]) -> list[Value]:
-    """The arrays and numbers that may be narrowed."""
-    return [value for value in values if is_wide(value)]
-
-
 def follows(node: Node) -> bool:
     """True for an op that runs in the dtype of its operands: `FOLLOWING`, x**3 and x / 2.0.
 
@@ -53,6 +46,11 @@ def is_relu(node: Node) -> bool:
     return node.op.name == "custom_jvp_call" and node.attrs.get("name") == "relu"
 
 
+def of_product(node: Node) -> list[Value]:
+    """What a product multiplies, and what it gives."""
+    return [*node.inputs[:2], *node.outputs]
+
+
 def arrays(node: Node) -> list[Value]:
     """The operands that may be narrowed and are no literals."""
-    return [v for v in floats(node.inputs) if not isinstance(v, Literal)]
+    return [v for v in node.inputs if is_wide(v) and not isinstance(v, Literal)]

@@ -2,7 +2,7 @@
 
 from .hints import factors_of, hint_of, mask_of
 from .lines import lined
-from .locate import FINITE, Birth, births
+from .locate import FINITE, Birth, births, first_of
 from .record import Record, recorded
 from .tap import tapped
 
@@ -11,6 +11,7 @@ __all__ = [
     "Birth",
     "Record",
     "births",
+    "first_of",
     "factors_of",
     "hint_of",
     "lined",

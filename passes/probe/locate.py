@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -90,7 +90,8 @@ def _code_of(number: np.generic) -> int:
 Taints = Mapping[Value, Birth]
 
 
-def _first(found: Sequence[Birth | None]) -> Birth | None:
+def first_of(found: Iterable[Birth | None]) -> Birth | None:
+    """The earliest of some births, where there is one."""
     return min((b for b in found if b is not None), key=lambda b: b.order, default=None)
 
 
@@ -130,8 +131,8 @@ class _Walk:
         operands = [value for value in node.inputs if code(value)]
         for value in bad:
             nan = code(value) == NAN
-            found = _first([taints.get(v) for v in operands if nan and code(v) == NAN])
-            found = found or _first([taints.get(v) for v in operands])
+            found = first_of([taints.get(v) for v in operands if nan and code(v) == NAN])
+            found = found or first_of([taints.get(v) for v in operands])
             given = operands or node in record.within or node.op.name == "constant"
             if found is None and (nan or not given):
                 found = Birth(next(self.order), record.graph, node, path, nan=nan)
@@ -157,7 +158,7 @@ class _Walk:
                 outs = self.through(body, now, given, (*path, (node, 0, step)))
             behind[carry] = outs[: scan.carried]
             stacks = zip(found[scan.carried :], outs[scan.carried :], strict=True)
-            found = [*outs[: scan.carried], *map(_first, stacks)]
+            found = [*outs[: scan.carried], *map(first_of, stacks)]
         return found
 
     def cond(
@@ -169,7 +170,7 @@ class _Walk:
             given = _pairs(branch.graph.inputs, [taints.get(v) for v in node.inputs[1:]])
             now = arrays[at : at + len(branch.types)]
             each.append(self.through(branch, now, given, (*path, (node, i, None))))
-        return [_first(found) for found in zip(*each, strict=True)]
+        return [first_of(found) for found in zip(*each, strict=True)]
 
     def loop(
         self, record: Record, arrays: Arrays, node: Node, taints: Taints, path: Path
@@ -187,7 +188,7 @@ class _Walk:
                 outs = self.through(body, now, given, (*path, (node, 1, step)))
                 behind[consts:] = outs
                 found += outs
-        return [birth or _first(found) for birth in behind[consts:]]
+        return [birth or first_of(found) for birth in behind[consts:]]
 
 
 def _pairs(values: Sequence[Value], behind: Sequence[Birth | None]) -> dict[Value, Birth]:

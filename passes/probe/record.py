@@ -23,9 +23,9 @@ from ...ir.builder import Builder
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops import OPS
 from ...ir.types import ArrayType, is_complex
-from ..rewriter import rewrite
+from ..rewriter import CALLS, inlined
 
-CALLS = frozenset("jit closed_call eval_jaxpr custom_jvp_call custom_vjp_call remat2".split())
+_CALLS = CALLS | {"custom_jvp_call", "custom_vjp_call", "remat2"}
 # Ops whose outputs hold the very elements of their operands.
 SAME = frozenset(
     "reshape transpose broadcast_in_dim squeeze expand_dims rev copy name optimization_barrier "
@@ -63,15 +63,9 @@ def recorded(graph: Graph) -> tuple[Graph, Record]:
 
     The record's `graph` is the program with its calls inlined, whose nodes the record speaks of.
     """
-    graph = rewrite(graph, _inlined)
+    graph = inlined(graph, _CALLS)
     whole, record = _recorded(graph)
     return replace(whole, outputs=whole.outputs[len(graph.outputs) :]), record
-
-
-def _inlined(b: Builder, node: Node) -> Sequence[Value] | None:
-    if node.op.name not in CALLS:
-        return None
-    return b.inline(node.regions[0], node.inputs, node.origin)[0]
 
 
 def _recorded(graph: Graph) -> tuple[Graph, Record]:
