@@ -12,7 +12,7 @@ from .budget import Planning, parse_bytes
 from .function import CompiledFunction
 from .guarded import GuardedFunction
 from .memory_plan import MemoryPlan
-from .options import Options, checked_debug, checked_health, pipeline_of
+from .options import Options, checked_debug, checked_health, checked_steps, pipeline_of
 
 Names = str | Iterable[str] | None
 Numbers = int | Sequence[int] | None
@@ -33,6 +33,7 @@ def compile(
     plan: MemoryPlan | None = None,
     passes: str | Sequence[Pass] | None = None,
     precision: str | None = None,
+    accumulate_steps: int | None = None,
     debug: bool | str | None = None,
     health: bool = False,
     max_traces: int | None = None,
@@ -60,6 +61,9 @@ def compile(
         precision: `"bfloat16"` or `"float16"`: products take operands of that dtype and add up in
             float32, as do norms, softmax and losses; parameters and their gradients stay float32.
             For float16 see `bp.LossScale`.
+        accumulate_steps: run the batch in so many parts, one after the other, and add up their
+            gradients: those of the whole batch, for the memory of a part. Which dimensions hold
+            the samples is found.
         debug: verify the graph after every pass; `"strict"` also forbids `Lowered.fallbacks`,
             derivatives that are JAX's own for want of a rule, `"verify-fusions"` compares each
             of `Lowered.fusions` with what it takes the place of, on random inputs, and `"nan"`
@@ -82,6 +86,7 @@ def compile(
 
     Raises:
         ArgumentError: `fun` is no function, or an option is unknown.
+        BatchError: at the first call, with `accumulate_steps`, when samples depend on each other.
         BudgetError: at the first call, when no schedule fits; `.minimum_bytes` would.
         MissingRuleError: at the first call, with `debug="strict"`.
         FusionError: at the first call, with `debug="verify-fusions"`.
@@ -106,6 +111,7 @@ def compile(
         jit,
         None if passes is None else pipeline_of(passes),
         precision,
+        checked_steps(accumulate_steps),
         checked_debug(debug),
         checked_health(health),
         max_traces,

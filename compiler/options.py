@@ -12,6 +12,7 @@ import jax
 
 from ..ir.errors import ArgumentError
 from ..passes import PASSES, Canonicalise, Fuse, Pass, Restack, Unroll, default, parse_pipeline
+from ..passes.microbatch import Microbatch, with_microbatch
 from ..passes.precision import Autocast, with_precision
 from ..runtime.device import row_of
 from .budget import Planning
@@ -31,6 +32,7 @@ class Options:
     jit: Mapping[str, Any]
     passes: tuple[Pass, ...] | None = None
     precision: str | None = None
+    accumulate_steps: int | None = None
     debug: bool | str = False
     health: Mapping[str, str] | None = None
     max_traces: int | None = None
@@ -57,6 +59,8 @@ class Options:
         """The passes with what the other options add to them."""
         if self.precision is not None:
             passes = with_precision(passes, Autocast(self.precision))
+        if self.accumulate_steps is not None:
+            passes = with_microbatch(passes, Microbatch(self.accumulate_steps))
         if self.debug == "verify-fusions":
             passes = tuple(replace(p, verify=True) if isinstance(p, Fuse) else p for p in passes)
         return passes
@@ -84,6 +88,13 @@ def checked_debug(debug: Any) -> bool | str:
         wanted = "a boolean, 'strict', 'verify-fusions' or 'nan'"
         raise ArgumentError(f"debug wants {wanted}, got {debug!r}")
     return debug or False
+
+
+def checked_steps(steps: Any) -> int | None:
+    """Return the option `accumulate_steps`. Raises `ArgumentError`."""
+    if steps is None or (isinstance(steps, int) and not isinstance(steps, bool) and steps > 0):
+        return steps
+    raise ArgumentError(f"accumulate_steps wants a number of steps, 1 or more, got {steps!r}")
 
 
 def checked_health(health: Any) -> dict[str, str] | None:

@@ -63,6 +63,10 @@ class ArgumentError(BackpassError, TypeError, ValueError):
     """An argument or a result is not an array, or an option does not fit the function."""
 
 
+class BatchError(BackpassError, ValueError):
+    """The samples of a batch depend on each other, so that it can't be run in parts."""
+
+
 class DumpError(BackpassError, OSError):
     """A dump cannot be written where it should go."""
 

@@ -12,6 +12,7 @@ from .dce import Dce
 from .fold import Fold
 from .fuse import Fuse, Fusion, Fusions
 from .loops import Defer, Hoist, Unroll
+from .microbatch import Microbatch
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
 from .precision import Accumulate, Autocast
 from .rematerialise import Rematerialise, Restack
@@ -40,6 +41,7 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
             Unroll,
             Autocast,
             Accumulate,
+            Microbatch,
         )
     }
 )
@@ -94,6 +96,7 @@ __all__ = [
     "Fusion",
     "Fusions",
     "Hoist",
+    "Microbatch",
     "Pass",
     "Rematerialise",
     "Restack",

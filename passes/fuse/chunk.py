@@ -50,10 +50,11 @@ class Match:
         return [*self.cut.shared, *self.cut.entries, *others]
 
 
-def candidates(node: Node, chunk: int, least: int) -> Iterator[tuple[Rows, int]]:
+def candidates(node: Node, chunk: int, least: int, parts: int = 1) -> Iterator[tuple[Rows, int]]:
     """The rows, by either operand, of a wide product of two chunks or more; and a chunk's rows.
 
-    A chunk has at least so many rows, and `least` bytes of the product.
+    A chunk has at least so many rows, and `least` bytes of the product; where the rows come in
+    `parts`, it lies in one of them.
     """
     if node.op.name != "dot_general" or node.output.type.nbytes < 2 * least:
         return
@@ -67,7 +68,13 @@ def candidates(node: Node, chunk: int, least: int) -> Iterator[tuple[Rows, int]]
         count = rows.count(node.output.shape)
         size = max(chunk, -(-least * count // node.output.type.nbytes))
         if count >= 2 * size:
-            yield rows, evenly(count, size)
+            yield rows, evenly(count, size) if parts == 1 else _within(count // parts, size)
+
+
+def _within(count: int, size: int) -> int:
+    """Return the greatest divisor of `count` up to `size`, or the whole where that is small."""
+    found = max(n for n in range(1, min(count, size) + 1) if count % n == 0)
+    return found if 4 * found >= size else count
 
 
 def match(graph: Graph, seed: Node, rows: Rows, returned: Sequence[Value]) -> Match | str:

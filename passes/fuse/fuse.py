@@ -22,7 +22,8 @@ class Fuse:
 
     A chunk has at least `chunk` rows and `least` bytes of the product (`chunk.py`). Attention under
     a known mask is computed in two to eight blocks, of `block` queries or more, where its scores
-    take `scores` bytes (`blocks.py`). With `verify` each rewrite is compared with what it takes the
+    take `scores` bytes (`blocks.py`). Where `microbatch` is to follow, `parts` are its steps, and
+    no chunk has rows of two of them. With `verify` each rewrite is compared with what it takes the
     place of, on random inputs.
 
     Raises `FusionError` when they differ.
@@ -32,6 +33,7 @@ class Fuse:
     least: int = 1 << 24
     block: int = 128
     scores: int = 1 << 22
+    parts: int = 1
     verify: bool = False
 
     name: ClassVar[str] = "fuse"
@@ -75,7 +77,7 @@ class Fuse:
         self, graph: Graph, node: Node, returned: Sequence[Value], notes: list[Fusion]
     ) -> Graph:
         tries: list[Graph | str] = []
-        for rows, size in chunk.candidates(node, self.chunk, self.least):
+        for rows, size in chunk.candidates(node, self.chunk, self.least, self.parts):
             found = chunk.match(graph, node, rows, returned)
             tries.append(found if isinstance(found, str) else chunk.chunked(graph, found, size))
             if isinstance(tries[-1], Graph):

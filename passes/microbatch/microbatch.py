@@ -1,0 +1,113 @@
+"""The pass: a step over a batch becomes a loop over parts of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...ir.cost import node_cost
+from ...ir.errors import BatchError
+from ...ir.graph import Graph, Node, Value
+from ..picks import own_rows
+from .divide import Division, divide
+from .loop import looped
+from .split import Split
+
+# So much of the arithmetic that the samples ask for has to run part by part.
+SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class Microbatch:
+    """The batch in `steps` parts, one after the other; their gradients add up.
+
+        loss, grads = f(params, x[B])  ->  scan(parts of x) { f(params, x[B / steps]) }, summed
+
+    The dimension of the samples is found: it is one of an argument, along which everything is done
+    sample by sample up to sums over all of them. What a part needs of all samples, and is cheap,
+    runs ahead: how many tokens a mask leaves, say.
+
+    Raises `BatchError` where the samples depend on each other, as in batch normalisation.
+    """
+
+    steps: int = 1
+
+    name: ClassVar[str] = "microbatch"
+
+    def __call__(self, graph: Graph) -> Graph:
+        """Return the graph with its loop, or `graph` itself for one part."""
+        if self.steps == 1:
+            return graph
+        graph = own_rows(graph)
+        tried: list[Division] = []
+        for seed, split in seeds(graph, self.steps):
+            found = divide(graph, seed, split, self.steps)
+            if _share(found) >= SHARE:
+                return looped(found)
+            tried.append(found)
+        raise _refusal(graph, self.steps, tried)
+
+
+def seeds(graph: Graph, k: int) -> Iterator[tuple[Value, Split]]:
+    """Inputs with a dimension that k divides, those first that are likely to hold samples.
+
+    Samples are read by the forward pass alone, are more often in the last argument than in the
+    first, and along the first dimension.
+    """
+    updated = _updated(graph)
+    read = {v for node in graph.nodes for v in node.inputs} | set(graph.outputs)
+    places = {v: i for i, v in enumerate(graph.inputs) if v in read}
+    found = [
+        ((v in updated, dim, -place), v, Split(dim, size // k))
+        for v, place in places.items()
+        for dim, size in enumerate(v.shape)
+        if size and size % k == 0
+    ]
+    return iter([(v, split) for _, v, split in sorted(found, key=lambda each: each[0])])
+
+
+def _updated(graph: Graph) -> set[Value]:
+    return {v for node in graph.nodes if node.phase == "update" for v in node.inputs}
+
+
+def _share(found: Division) -> float:
+    """Which part of the arithmetic on samples runs in the loop."""
+    inside = sum(map(_flops, found.inside))
+    if not inside or not found.coupled:
+        return float(bool(inside))
+    tied = {v for met in found.coupled for v in met.node.outputs}
+    outside = sum(_flops(met.node) for met in found.coupled)
+    for node in found.late:
+        if not tied.isdisjoint(node.inputs):
+            tied.update(node.outputs)
+            outside += _flops(node)
+    return inside / (inside + outside)
+
+
+def _flops(node: Node) -> int:
+    return node_cost(node).flops
+
+
+def _refusal(graph: Graph, k: int, tried: Sequence[Division]) -> BatchError:
+    """Tell what couples the samples, taking the largest array that no update reads for them."""
+    if not tried:
+        sizes = sorted({size for v in graph.inputs for size in v.shape[:1]})
+        return BatchError(
+            f"accumulate_steps={k} wants an array argument with a dimension of samples that {k} "
+            f"divides; first dimensions of the arguments are {sizes}"
+        )
+    updated = _updated(graph)
+    found = max(tried, key=lambda each: (each.seed not in updated, each.seed.type.nbytes))
+    met = found.coupled[0] if found.coupled else None
+    where = f"\n  at {_place(met.node)}: {met.node.op.name}: {met}" if met else ""
+    return BatchError(
+        f"accumulate_steps={k} can't run {found.seed.name or 'an argument'} {found.seed.type} in "
+        f"parts of its dimension {found.split.dim}: its samples depend on each other{where}; batch "
+        "normalisation and losses over pairs of samples need the whole batch at once"
+    )
+
+
+def _place(node: Node) -> str:
+    scope = f" in {node.scope}" if node.scope else ""
+    return f"{node.source or 'unknown line'}{scope}"
