@@ -40,7 +40,7 @@ def combined(node: Node, kinds: Sequence[Kind]) -> Step:
         return Step([SUM], [SUM])
     if name == "scatter-add" and kinds[1] is None:
         return Step([SUM, None, SUM], [SUM])
-    sums = [i for i, kind in enumerate(kinds) if kind is SUM]
+    sums = [i for i, kind in enumerate(kinds) if kind == SUM]
     if name in TOGETHER and sums:
         may = range(len(kinds))[TOGETHER[name]]
         if all(i in may for i in sums):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...ir.builder import Builder
-from ...ir.graph import Graph, Node, Origin, Value
+from ...ir.graph import Graph, Literal, Node, Origin, Value
 from ...ir.ops import OPS
 from ...ir.types import ArrayType, is_complex
 from ..rewriter import substituted
+from ..scan import Scan
 from .divide import Division
-from .split import Partial, Split
+from .loops import adds
+from .split import SUM, Partial, Split
 
 
 def looped(found: Division) -> Graph:
@@ -81,8 +84,38 @@ def _wide(type: ArrayType) -> ArrayType:
 
 def _put_together(b: Builder, found: Division, total: Value, value: Value) -> Value:
     """Add a part's sum to those before it; what is the same for all parts is handed on."""
-    kind, mine = found.kind(value), b.convert(found.part.env[value], total.dtype)
+    kind, mine = found.kind(value), found.part.env[value]
+    if kind == SUM and mine.dtype == total.dtype and (added := _added(b, total, mine)):
+        return added
+    mine = b.convert(mine, total.dtype)
     return b.emit(kind.op, (total, mine))[0] if isinstance(kind, Partial) else mine
+
+
+def _added(b: Builder, total: Value, mine: Value) -> Value | None:
+    """Have what would add to zeros add to the total: a scatter of gradients, or a loop over rows.
+
+    total + scatter_add(0, i, g) -> scatter_add(total, i, g)
+    """
+    place = next((i for i, node in enumerate(b.nodes) if mine in node.outputs), None)
+    if place is None or any(mine in node.inputs for node in b.nodes):
+        return None
+    node, makers = b.nodes[place], {v: each for each in b.nodes for v in each.outputs}
+    if node.op.name == "scatter-add":
+        at = 0
+    elif node.op.name == "scan" and (carry := node.outputs.index(mine)) < Scan(node).carried:
+        scan = Scan(node)
+        at = scan.parts[1].start + carry
+        if not adds(scan.body.inputs[at], scan.body.outputs[carry], scan.body):
+            return None
+    else:
+        return None
+    fill = makers.get(node.inputs[at])
+    number = fill.inputs[0] if fill and fill.op.name == "broadcast_in_dim" else None
+    if not isinstance(number, Literal) or number.data != 0:
+        return None
+    inputs = (*node.inputs[:at], total, *node.inputs[at + 1 :])
+    b.nodes[place] = replace(node, inputs=inputs)
+    return mine
 
 
 def _neutral(b: Builder, found: Division, value: Value) -> Value:

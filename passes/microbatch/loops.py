@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ...ir.graph import Graph, Node
+from ...ir.graph import Graph, Node, Value
 from ..scan import Scan
 from .custom import custom_jvp, custom_vjp
 from .split import SUM, Coupled, Kind, Part, Region, Split, Step
@@ -52,10 +52,9 @@ def _over_samples(part: Part, scan: Scan, kinds: Sequence[Kind]) -> Step:
     if any(kinds[: xs.start]):
         raise Coupled(node, "it runs along the samples and over them")
     split = next(kind for kind in kinds[xs] if isinstance(kind, Split))
-    makers = {v: each for each in scan.body.nodes for v in each.outputs}
     outputs: list[Kind] = []
     for into, out in zip(scan.body.inputs[carry], scan.body.outputs, strict=False):
-        if not _adds(scan.body, into, out, makers.get(out)):
+        if not adds(into, out, scan.body):
             raise Coupled(node, "its steps, one a sample, depend on each other")
         outputs.append(SUM if into is not out else None)
     wanted: list[Kind] = [*kinds[consts], *outputs, *[split] * len(kinds[xs])]
@@ -63,15 +62,15 @@ def _over_samples(part: Part, scan: Scan, kinds: Sequence[Kind]) -> Step:
     return Step(wanted, outputs, {"length": scan.length // part.k})
 
 
-def _adds(body: Graph, into: object, out: object, maker: Node | None) -> bool:
-    """True where the carry is handed on, or something is added to it that does not know it."""
+def adds(into: Value, out: Value, body: Graph) -> bool:
+    """True where a carry is handed on, or something is added to it that does not know it."""
     if into is out:
         return True
+    maker = body.producer.get(out)
     if maker is None or maker.op.name not in ("add", "add_any"):
         return False
-    readers = [n for n in body.nodes if any(v is into for v in n.inputs)]
-    once = sum(v is into for v in maker.inputs) == 1
-    return readers == [maker] and once and sum(v is into for v in body.outputs) == 0
+    once = maker.inputs.count(into) == 1 and into not in body.outputs
+    return once and body.users.get(into) == (maker,)
 
 
 def _inner(kind: Kind) -> Kind:

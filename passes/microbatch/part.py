@@ -41,6 +41,7 @@ class Part:
         self.kinds: dict[Value, Kind] = {}
         self.made = Producers()
         self._narrow: dict[tuple[Value, Split], Value] = {}
+        self._filled: dict[Value, Value] = {}
         self._prices: dict[tuple[Value, Split], float] = {}
 
     def kinds_of(self, values: Sequence[Value]) -> list[Kind]:
@@ -79,16 +80,26 @@ class Part:
         for value, out, kind in zip(node.outputs, outs, step.outputs, strict=True):
             self.env[value], self.kinds[value] = out, kind
 
+    def whole(self, value: Value) -> Value:
+        """Return a whole value; one number in all places is made anew rather than kept."""
+        made = self.made.made_by(value, "broadcast_in_dim")
+        if value in self.env or made is None or not isinstance(made.inputs[0], Literal):
+            return self.entry.whole(value)
+        if value not in self._filled:
+            self.b.origin, self.b.phase = made.origin, made.phase
+            self._filled[value] = self.b.clone(made, made.inputs).output
+        return self._filled[value]
+
     def keep(self, node: Node) -> None:
         """Emit a node that is the same for every part."""
-        copy = self.b.clone(node, list(map(self.entry.whole, node.inputs)))
+        copy = self.b.clone(node, list(map(self.whole, node.inputs)))
         self.env.update(zip(node.outputs, copy.outputs, strict=True))
 
     def read(self, value: Value, wanted: Kind, node: Node) -> Value:
         """Return `value` as one of the kind `wanted`. Raises `Coupled`."""
         kind = self.kinds.get(value)
         if kind == wanted:
-            return self.entry.whole(value) if kind is None else self.env[value]
+            return self.whole(value) if kind is None else self.env[value]
         if kind is not None:
             both = isinstance(kind, Split) and isinstance(wanted, Split)
             raise Coupled(node, "each sample meets every other" if both else NEVER)
@@ -100,7 +111,7 @@ class Part:
 
     def share(self, value: Value, node: Node) -> Value:
         """Return the k-th of a whole value: the parts' add up to it."""
-        whole = self.entry.whole(value)
+        whole = self.whole(value)
         if self.number(value) == 0:
             return whole
         if not value.type.is_inexact:
@@ -134,7 +145,7 @@ class Part:
 
     def _again(self, node: Node, step: Step) -> Value:
         inputs = [
-            self.narrowed(x, w, node) if isinstance(w, Split) else self.entry.whole(x)
+            self.narrowed(x, w, node) if isinstance(w, Split) else self.whole(x)
             for x, w in zip(node.inputs, step.wanted, strict=True)
         ]
         self.b.origin, self.b.phase = node.origin, node.phase
