@@ -41,12 +41,15 @@ class Microbatch:
             return graph
         graph = own_rows(graph)
         tried: list[Division] = []
+        total = sum(map(_flops, graph.nodes))
         for seed, split in seeds(graph, self.steps):
-            found = divide(graph, seed, split, self.steps)
-            if _share(found) >= SHARE:
-                return looped(found)
-            tried.append(found)
-        raise _refusal(graph, self.steps, tried)
+            tried.append(divide(graph, seed, split, self.steps))
+            if _inside(tried[-1]) >= SHARE * total:
+                break
+        best = max(filter(_is_whole, tried), key=_inside, default=None)
+        if best is None:
+            raise _refusal(graph, self.steps, tried)
+        return looped(best)
 
 
 def seeds(graph: Graph, k: int) -> Iterator[tuple[Value, Split]]:
@@ -71,18 +74,21 @@ def _updated(graph: Graph) -> set[Value]:
     return {v for node in graph.nodes if node.phase == "update" for v in node.inputs}
 
 
-def _share(found: Division) -> float:
-    """Which part of the arithmetic on samples runs in the loop."""
-    inside = sum(map(_flops, found.inside))
-    if not inside or not found.coupled:
-        return float(bool(inside))
+def _inside(found: Division) -> int:
+    """FLOPs of the loop."""
+    return sum(map(_flops, found.inside))
+
+
+def _is_whole(found: Division) -> bool:
+    """True where nearly all arithmetic on samples runs in the loop."""
+    inside = _inside(found)
     tied = {v for met in found.coupled for v in met.node.outputs}
     outside = sum(_flops(met.node) for met in found.coupled)
-    for node in found.late:
+    for node in found.late if found.coupled else ():
         if not tied.isdisjoint(node.inputs):
             tied.update(node.outputs)
             outside += _flops(node)
-    return inside / (inside + outside)
+    return inside > 0 and inside >= SHARE * (inside + outside)
 
 
 def _flops(node: Node) -> int:
