@@ -66,11 +66,14 @@ def adds(into: Value, out: Value, body: Graph) -> bool:
     """True where a carry is handed on, or something is added to it that does not know it."""
     if into is out:
         return True
-    maker = body.producer.get(out)
+    maker, users = body.producer.get(out), body.users.get(into, ())
+    if len(users) == 1 and users[0].op.name == "convert_element_type":  # a weak type made strong
+        same = users[0].output.dtype == into.dtype and into not in body.outputs
+        return same and adds(users[0].output, out, body)
     if maker is None or maker.op.name not in ("add", "add_any"):
         return False
     once = maker.inputs.count(into) == 1 and into not in body.outputs
-    return once and body.users.get(into) == (maker,)
+    return once and users == (maker,)
 
 
 def _inner(kind: Kind) -> Kind:
