@@ -89,5 +89,5 @@ def _step(
         regions.append(forward(node.regions[1]))
         regions += [backward(rule, node.regions[1]) for rule in node.regions[2:]]
     rule = node.op.rule
-    op = rule and with_rule(node.op.name, _Cut(rule, forward, backward))
+    op = None if rule is None else with_rule(node.op.name, _Cut(rule, forward, backward))
     return Step(call.inputs, call.outputs, regions=regions, op=op)

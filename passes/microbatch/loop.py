@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import jax.numpy as jnp
@@ -131,12 +132,12 @@ def _bound(dtype: Any, *, upper: bool) -> Any:
         return np.inf if upper else -np.inf
     if dtype == np.dtype(bool):
         return upper
-    return jnp.iinfo(dtype).max if upper else jnp.iinfo(dtype).min
+    range = np.iinfo(dtype)
+    return range.max if upper else range.min
 
 
 def _all_bits(dtype: Any) -> Any:
-    signed = dtype != np.dtype(bool) and jnp.iinfo(dtype).min < 0
-    return -1 if signed else _bound(dtype, upper=True)
+    return -1 if jnp.issubdtype(dtype, np.signedinteger) else _bound(dtype, upper=True)
 
 
 _NEUTRAL: dict[str, Callable[[Any], Any]] = {
@@ -151,6 +152,8 @@ _NEUTRAL: dict[str, Callable[[Any], Any]] = {
 def _parts_in_front(b: Builder, x: Value, split: Split, k: int) -> Value:
     """`[.., outer k stride, ..]` -> `[k, .., outer stride, ..]`."""
     before, outer, stride, after = split.divided(x.shape, k)
+    if prod((*before, *outer)) == 1:
+        return b.reshape(x, (k, *split.cut(x.shape, k)))
     n = len(before) + 1
     apart = b.reshape(x, (*before, *outer, k, *stride, *after))
     order = [n, *(i for i in range(apart.ndim) if i != n)]
@@ -160,6 +163,8 @@ def _parts_in_front(b: Builder, x: Value, split: Split, k: int) -> Value:
 def _parts_back(b: Builder, x: Value, split: Split, shape: Sequence[int], k: int) -> Value:
     """Undo `_parts_in_front`."""
     before, outer, stride, after = split.divided(shape, k)
+    if prod((*before, *outer)) == 1:
+        return b.reshape(x, shape)
     n = len(before) + 1
     apart = b.reshape(x, (k, *before, *outer, *stride, *after))
     order = [*range(1, n + 1), 0, *range(n + 1, apart.ndim)]

@@ -28,7 +28,7 @@ def _settled(
     part: Part, node: Node, body: Graph, kinds: Sequence[Kind], carry: slice, *, sums: bool = True
 ) -> Region:
     """Return the body with a carry that comes out as it goes in."""
-    kinds, wanted = list(kinds), {}
+    kinds, wanted = list(kinds), dict[int, Kind]()
     while True:
         found = part.region(body, kinds, node, wanted)
         kinds = list(found.inputs)

@@ -300,3 +300,11 @@ def test_page(load_benchmark, capsys):
     assert result.nodes >= 200 and result.bytes > 50_000
     assert min(result.open_ms, result.unfold_ms, result.frame_ms, result.search_ms) > 0
     assert capsys.readouterr().out.splitlines()[-1].split()[0] == str(result.nodes)
+
+
+def test_accumulate(load_benchmark, capsys):
+    """A row for each number of steps; the parts give what the whole gives."""
+    arguments = ["--tiny", "--models", "lstm", "--steps", "2", "--repeats", "2"]
+    (result,) = load_benchmark("accumulate").main(arguments)
+    assert result.step == "lstm in 2" and result.error < 1e-5
+    assert set(result.temp_bytes) == {"whole", "parts", "by hand"}
