@@ -12,6 +12,7 @@ import importlib
 from typing import Any
 
 from . import ir
+from .compiler.cache import Cache, cache
 from .compiler.compile import compile
 from .compiler.derivatives import jvp, linearize, vjp
 from .compiler.explain import Explanation
@@ -31,6 +32,8 @@ from .ir.errors import (
     AutogradError,
     BackpassError,
     BudgetError,
+    CacheError,
+    CacheWarning,
     ConcretizationError,
     ConstantWarning,
     DifferentiationError,
@@ -58,6 +61,9 @@ __all__ = [
     "AutogradError",
     "BackpassError",
     "BudgetError",
+    "Cache",
+    "CacheError",
+    "CacheWarning",
     "Compiled",
     "CompiledFunction",
     "ConcretizationError",
@@ -87,6 +93,7 @@ __all__ = [
     "TrainingWarning",
     "ZeroGradientWarning",
     "__version__",
+    "cache",
     "checkpoint",
     "compile",
     "grad",

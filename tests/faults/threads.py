@@ -204,7 +204,7 @@ def health(threads: int, number: int) -> None:
     f, w, x = bp.compile(step, health=True), parameters(), rows(4)
     for out, told in together(*[lambda: f(w, x)] * threads):
         close(out, serial(4))
-        assert len(told.parameters) == LAYERS
+        assert len(told.rows) == LAYERS
 
 
 def explained(threads: int, number: int) -> None:
@@ -228,7 +228,9 @@ def nested(threads: int, number: int) -> None:
         return value, grads
 
     f, g, w, x = bp.compile(outer), jax.jit(outer), parameters(), rows(4)
-    outs = together(*[lambda i=i: (f, g, lambda *a: inner(*a))[i % 3](w, x) for i in range(threads)])
+    outs = together(
+        *[lambda i=i: (f, g, lambda *a: inner(*a))[i % 3](w, x) for i in range(threads)]
+    )
     want = serial(4)[1]
     for i, out in enumerate(outs):
         close(out if i % 3 == 2 else out[0], want if i % 3 == 2 else 2 * want)
