@@ -1,9 +1,10 @@
 """`bp.cache`: what was compiled and planned is kept for the next process.
 
-XLA's executables are kept by JAX's own cache, and our plans beside them, in the folder `backpass` of
-JAX's `jax_compilation_cache_dir`: whoever turns on the one has the other. A plan is worth keeping
-as it was found by compiling several. The graph that the passes made is not kept: making it takes
-less than a tenth of that (`benchmarks/cache.py`), and a trace must be made in any case.
+XLA's executables are kept by JAX's persistent cache, which decides their keys; their files are
+ours, checked and put in place in one move. Our plans lie beside them, in the folder `backpass` of
+JAX's `jax_compilation_cache_dir`: whoever turns on JAX's cache alone has plans too. A plan is worth
+keeping, as it was found by compiling several. The graphs that the passes make are not: making them
+again takes little of that time (`benchmarks/cache.py`), and the trace is made in any case.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache as once
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from ..ir.errors import CacheError, CacheWarning
+from ..ir.jax_compat import ExecutableCache, keep_executables
 from ..ir.tables import bytes_text
-from ..runtime.cache import Store, opened
+from ..runtime.cache import EXECUTABLES, Store, opened
 from ..runtime.device import VARIABLE, cache_path
 
 _PACKAGE = Path(__file__).parents[1]
@@ -47,12 +48,12 @@ class Cache:
     @property
     def executables(self) -> int:
         """Executables that are kept."""
-        return len(self._executables)
+        return len(self._executables.files())
 
     @property
     def bytes(self) -> int:
         """Bytes of all of it."""
-        return self._store.bytes + sum(path.stat().st_size for path in self._executables)
+        return self._store.bytes + self._executables.bytes
 
     def __str__(self) -> str:
         """The folder, entries and bytes."""
@@ -66,8 +67,8 @@ class Cache:
         return Store(self.directory / _FOLDER)
 
     @property
-    def _executables(self) -> list[Path]:
-        return list(self.directory.glob("*-cache"))
+    def _executables(self) -> Store:
+        return Store(self.directory / _FOLDER, EXECUTABLES)
 
 
 def cache(directory: str | os.PathLike[str] | None = None) -> Cache:
@@ -88,13 +89,18 @@ def cache(directory: str | os.PathLike[str] | None = None) -> Cache:
     """
     path = Path(default_directory() if directory is None else directory).expanduser().absolute()
     opened(path)
-    opened(path / _FOLDER)
-    if jax.config.jax_compilation_cache_dir != str(path):
-        reset_cache()  # type: ignore[no-untyped-call]
+    executables = opened(path / _FOLDER, EXECUTABLES)
     jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_enable_compilation_cache", True)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    keep_executables(
+        ExecutableCache(
+            path,
+            lambda key: executables.read_bytes(key, key),
+            lambda key, value: executables.write_bytes(key, key, value),
+        )
+    )
     return Cache(path)
 
 
@@ -106,10 +112,14 @@ def default_directory() -> Path:
 
 def current() -> Cache | None:
     """The cache that is turned on, by `cache` or by JAX's own setting; on this machine's disks."""
-    found = jax.config.jax_compilation_cache_dir
-    if not found or not jax.config.jax_enable_compilation_cache or "://" in found:
+    found = _setting("jax_compilation_cache_dir")
+    if not found or not _setting("jax_enable_compilation_cache") or "://" in found:
         return None
     return Cache(Path(found).absolute())
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)
 
 
 def store() -> Store | None:
@@ -131,7 +141,7 @@ def key_of(*parts: Hashable) -> str:
 
 def environment() -> list[Any]:
     """What decides plans beside the program: versions, device, XLA's flags."""
-    versions = [jax.__version__, jaxlib.__version__, list(sys.version_info[:2]), _sources()]
+    versions = [jax.__version__, version("jaxlib"), list(sys.version_info[:2]), _sources()]
     device = jax.devices()[0]
     asked = [os.environ.get(name, "") for name in (VARIABLE, "XLA_FLAGS")]
     return [*versions, cache_path(device).name, len(jax.devices()), *asked]

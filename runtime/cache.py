@@ -1,12 +1,12 @@
 """A folder of entries that several processes share: one file each, checked whenever it is read.
 
-    file   ::= header newline body                  both are JSON
+    file   ::= header newline body                  the header is JSON, and the body of a plan
     header ::= {"format": 1, "key": ..., "sha256": digest of the body's bytes}
 
 An entry is put in its place in one move, so that readers and other writers meet all of it or
 nothing. One that is damaged is dropped with a `CacheWarning`, and whoever asked does without; so
 it is where nothing can be written. The folder is the user's own, and private: what lies there
-decides what runs. Past `LIMIT` bytes, the entries that were not used for longest go.
+decides what runs. Past a limit in bytes, the entries that were not used for longest go.
 """
 
 from __future__ import annotations
@@ -27,11 +27,8 @@ from typing import Any
 from ..ir.errors import CacheError, CacheWarning
 
 FORMAT = 1
-LIMIT = 256 << 20  # bytes of all entries
-LARGEST = 32 << 20  # bytes of one entry
 _HEADER = 1024  # bytes of a header, at most
 _STALE = 3600.0  # seconds after which a file that somebody began to write is left over
-_SUFFIX = ".json"
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
@@ -40,16 +37,41 @@ class _Damaged(Exception):
 
 
 @dataclass(frozen=True)
+class Kind:
+    """What an entry holds: how its file's name ends, and bytes of one and of all, at most."""
+
+    suffix: str
+    largest: int
+    limit: int
+
+
+PLANS = Kind(".json", 32 << 20, 256 << 20)
+EXECUTABLES = Kind(".xla", 2 << 30, 16 << 30)
+
+
+@dataclass(frozen=True)
 class Store:
-    """The entries in one folder; made by `opened`."""
+    """The entries of one kind in a folder; made by `opened`."""
 
     directory: Path
+    kind: Kind = PLANS
 
     def read(self, name: str, key: str) -> Any:
+        """What was written for `key`, from JSON; None where there is none."""
+        body = self.read_bytes(name, key)
+        if body is None:
+            return None
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError):
+            self.drop(name, "its body is no JSON")
+            return None
+
+    def read_bytes(self, name: str, key: str) -> bytes | None:
         """The body of an entry that was written for `key`; None where there is none."""
         path = self._path(name)
         try:
-            body = _checked(_bytes(path), key)
+            body = _checked(_bytes(path, self.kind.largest), key)
         except FileNotFoundError:
             return None
         except (_Damaged, OSError) as error:
@@ -60,11 +82,15 @@ class Store:
         return body
 
     def write(self, name: str, key: str, body: Any) -> None:
+        """Put an entry in its place as JSON, and make room for it."""
+        text = json.dumps(body, allow_nan=False, separators=(",", ":"))
+        self.write_bytes(name, key, text.encode())
+
+    def write_bytes(self, name: str, key: str, body: bytes) -> None:
         """Put an entry in its place, and make room for it."""
-        text = json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
-        header = {"format": FORMAT, "key": key, "sha256": sha256(text).hexdigest()}
-        whole = json.dumps(header).encode() + b"\n" + text
-        if len(whole) > LARGEST:
+        header = {"format": FORMAT, "key": key, "sha256": sha256(body).hexdigest()}
+        whole = json.dumps(header).encode() + b"\n" + body
+        if len(whole) > self.kind.largest:
             return
         try:
             _put(self._path(name), whole)
@@ -91,7 +117,7 @@ class Store:
     def names(self, prefix: str) -> list[str]:
         """Names of the entries that begin so."""
         found = (path.name for path, _ in self.files())
-        return sorted(n.removesuffix(_SUFFIX) for n in found if n.startswith(prefix))
+        return sorted(n.removesuffix(self.kind.suffix) for n in found if n.startswith(prefix))
 
     def files(self) -> list[tuple[Path, os.stat_result]]:
         """The files of all entries."""
@@ -99,7 +125,7 @@ class Store:
         with suppress(OSError), os.scandir(self.directory) as entries:
             for entry in entries:
                 with suppress(OSError):
-                    if entry.name.endswith(_SUFFIX):
+                    if entry.name.endswith(self.kind.suffix):
                         found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
         return found
 
@@ -109,14 +135,14 @@ class Store:
         return sum(about.st_size for _, about in self.files())
 
     def _path(self, name: str) -> Path:
-        return self.directory / f"{name}{_SUFFIX}"
+        return self.directory / f"{name}{self.kind.suffix}"
 
     def _make_room(self) -> None:
         """Remove the entries that were not used for longest, past the limit; and leftovers."""
         files = sorted(self.files(), key=lambda file: file[1].st_mtime_ns)
         size = sum(about.st_size for _, about in files)
         for path, about in files:
-            if size <= LIMIT:
+            if size <= self.kind.limit:
                 break
             size -= about.st_size
             with suppress(OSError):
@@ -131,7 +157,7 @@ class Store:
             yield from self.directory.glob("*.tmp")
 
 
-def opened(directory: Path) -> Store:
+def opened(directory: Path, kind: Kind = PLANS) -> Store:
     """Open a folder of entries, making it if need be.
 
     Raises `CacheError` where it cannot be made, or where others may write to it.
@@ -144,7 +170,7 @@ def opened(directory: Path) -> Store:
             f"{directory} cannot be a cache: {error.strerror or error}\n  give another folder"
         ) from error
     _refuse_what_others_own(directory, about)
-    return Store(directory)
+    return Store(directory, kind)
 
 
 def _refuse_what_others_own(directory: Path, about: os.stat_result) -> None:
@@ -161,18 +187,18 @@ def _refuse_what_others_own(directory: Path, about: os.stat_result) -> None:
     )
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, largest: int) -> bytes:
     """Read a plain file, and wait for none. Raises `OSError`, `_Damaged`."""
     with open(os.open(path, _OPEN), "rb") as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
             raise _Damaged("it is no file")
-        if about.st_size > LARGEST:
-            raise _Damaged(f"it has {about.st_size} bytes, the limit is {LARGEST}")
-        return file.read(LARGEST + 1)
+        if about.st_size > largest:
+            raise _Damaged(f"it has {about.st_size} bytes, the limit is {largest}")
+        return file.read()
 
 
-def _checked(whole: bytes, key: str) -> Any:
+def _checked(whole: bytes, key: str) -> bytes:
     """The body of an entry for `key`. Raises `_Damaged`."""
     head, newline, body = whole.partition(b"\n")
     if not newline or len(head) > _HEADER:
@@ -186,10 +212,7 @@ def _checked(whole: bytes, key: str) -> Any:
         raise _Damaged("it belongs to something else")
     if digest != sha256(body).hexdigest():
         raise _Damaged("its checksum is wrong")
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        raise _Damaged("its body is no JSON") from None
+    return body
 
 
 def _put(path: Path, whole: bytes) -> None:

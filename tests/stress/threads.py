@@ -1,7 +1,7 @@
 """Compiled functions called, traced and planned by several threads at once, against serial calls.
 
-    PYTHONPATH=tests python -m faults.threads --rounds 300 --threads 8
-    PYTHONPATH=tests python -m faults.threads --rounds 20 --cases budget_same budget_different
+    PYTHONPATH=tests python -m stress.threads --rounds 300 --threads 8
+    PYTHONPATH=tests python -m stress.threads --rounds 20 --cases budget_same budget_different
 
 Each round makes fresh compiled functions, so that each begins with a race for the first trace.
 """
@@ -181,6 +181,7 @@ def ahead_of_time(threads: int, number: int) -> None:
     counts = [2 + i % 2 for i in range(threads)]
     for n, out in zip(counts, together(*[lambda n=n: run(n) for n in counts]), strict=True):
         close(out, serial(n))
+    assert len(f.explain().traces) == 2, f.explain()
 
 
 def first_nan(threads: int, number: int) -> None:
@@ -271,7 +272,7 @@ def stateful(threads: int, number: int) -> None:
                 descend(x)
 
         together(*[repeat] * workers)
-        return w.numpy()
+        return w.detach().numpy()
 
     same(run(2 * threads, threads), run(2 * threads, 1))
 
