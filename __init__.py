@@ -12,6 +12,7 @@ import importlib
 from typing import Any
 
 from . import ir
+from .compiler.cache import Cache, cache
 from .compiler.compile import compile
 from .compiler.derivatives import jvp, linearize, vjp
 from .compiler.explain import Explanation
@@ -32,6 +33,8 @@ from .ir.errors import (
     BackpassError,
     BatchError,
     BudgetError,
+    CacheError,
+    CacheWarning,
     ConcretizationError,
     ConstantWarning,
     DifferentiationError,
@@ -60,6 +63,9 @@ __all__ = [
     "BackpassError",
     "BatchError",
     "BudgetError",
+    "Cache",
+    "CacheError",
+    "CacheWarning",
     "Compiled",
     "CompiledFunction",
     "ConcretizationError",
@@ -89,6 +95,7 @@ __all__ = [
     "TrainingWarning",
     "ZeroGradientWarning",
     "__version__",
+    "cache",
     "checkpoint",
     "compile",
     "grad",

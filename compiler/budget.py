@@ -83,7 +83,8 @@ class Fitting:
     """The search for the fastest candidate whose peak, as XLA reports it, is within the budget.
 
     `candidate` is the one to compile next, or the settled one; `seconds` went into planning.
-    When `given`, there is no search: a plan is pinned, or known from another budget.
+    When `given`, there is no search: a plan is pinned, or known; when `recalled`, it is known, from
+    a budget or a process before.
     """
 
     planner: Planner
@@ -91,6 +92,7 @@ class Fitting:
     candidate: Planned
     seconds: float = 0.0
     given: bool = False
+    recalled: bool = False
     known: Settled = field(default_factory=Settled)
     settled: bool = False
     measured: list[tuple[Planned, int]] = field(default_factory=list)
@@ -102,6 +104,10 @@ class Fitting:
         """
         self.measured.append((self.candidate, peak))
         start = perf_counter()
+        if self.recalled and self.budget is not None and peak > self.budget:
+            self._begin_anew(self.budget, peak)
+            self.seconds += perf_counter() - start
+            return False
         following = None if self.given or self.budget is None else self._next(self.budget)
         self.seconds += perf_counter() - start
         if following is not None:
@@ -119,9 +125,15 @@ class Fitting:
             raise self._error(self.budget or 0)
         self.candidate, peak = best
         if self.budget is not None:
-            self.known.plans[self.budget] = self.candidate.choice, peak
+            self.known.keep(self.budget, self.candidate.choice, peak)
         self.settled = True
         return True
+
+    def _begin_anew(self, budget: int, peak: int) -> None:
+        """Search after all: XLA makes something else of the known plan than it did before."""
+        self.known.drop(self.candidate.choice, f"its peak is now {bytes_text(peak)}")
+        self.given = self.recalled = False
+        self.candidate = self.planner.fastest(budget) or self.planner.leanest
 
     @property
     def plan(self) -> MemoryPlan:
@@ -199,11 +211,10 @@ class Planning:
         if self.pinned is None:
             aim = self.budget or 0
             known = settled(graph, donated, self.options)
-            choice = known.that_fits(aim)
-            found = planner.fastest(aim) if choice is None else planner.of(choice)
-            took = perf_counter() - start
-            given = choice is not None
-            return Fitting(planner, aim, found or planner.leanest, took, given, known)
+            found = _recalled(planner, known, aim)
+            first = found or planner.fastest(aim) or planner.leanest
+            took, is_known = perf_counter() - start, found is not None
+            return Fitting(planner, aim, first, took, is_known, is_known, known)
         if self.pinned.program != digest(graph):
             raise ArgumentError(
                 f"the plan was made for another program than this {graph.name}; plan it again"
@@ -211,6 +222,18 @@ class Planning:
         candidate = planner.of(choice_of(self.pinned))
         budget = self.pinned.budget_bytes if self.budget is None else self.budget
         return Fitting(planner, budget, candidate, perf_counter() - start, given=True)
+
+
+def _recalled(planner: Planner, known: Settled, budget: int) -> Planned | None:
+    """The plan that is known to fit, where there is one."""
+    choice = known.that_fits(budget)
+    if choice is None:
+        return None
+    try:
+        return planner.of(choice)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        known.drop(choice, f"it is no plan of {planner.graph.name}: {error}")
+        return None
 
 
 def obeyed(options: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 from ..ir.errors import BudgetError
 from ..ir.liveness import Liveness, liveness
@@ -27,7 +31,8 @@ class Built:
 
     While `open`, the program must not be bound: no plan has been tried, or none fits and
     `refusal` tells so. `key` is that of its trace in the history, `donated` are positions of
-    inputs; `weighed` tells that its memory was compared with what is free.
+    inputs; `weighed` tells that its memory was compared with what is free. `lock` is for the
+    thread that searches; the `holder` may bind a program that is open or not weighed.
     """
 
     program: Program
@@ -40,6 +45,18 @@ class Built:
     dumped: bool = False
     weighed: bool = False
     guard: Guard | None = None
+    lock: Any = field(default_factory=threading.RLock, repr=False)
+    holder: int | None = None
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let this thread bind the program as it stands."""
+        with self.lock:
+            before, self.holder = self.holder, threading.get_ident()
+            try:
+                yield
+            finally:
+                self.holder = before
 
     @property
     def stages(self) -> tuple[Stage, ...]:

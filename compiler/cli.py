@@ -25,6 +25,7 @@ from ..ir.tables import bytes_text
 from ..passes import PASSES, Stage
 from ..runtime.device import cache_path, measured
 from .budget import parse_bytes
+from .cache import current as cache_of_programs
 from .compile import compile
 from .dump import FORMATS, installed, read_stages, stage_file, write_text
 from .function import CompiledFunction
@@ -251,6 +252,7 @@ def _doctor(options: argparse.Namespace) -> int:
         ],
         "measured": _figures(measured(jax.devices()[0])),
         "kept in": str(cache_path(jax.devices()[0])),
+        "cache": str(cache_of_programs() or "off; bp.cache() turns it on"),
     }
     if options.json:
         print(json.dumps(report, indent=2))

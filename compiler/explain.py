@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,8 @@ class Trace:
 
     `passes` is the sum over all passes, `planning` the search for a plan under a memory budget,
     `binding` the time to bind JAX's primitives, `compiling` what JAX and XLA took after that (with
-    the first run), 0 while it has not been compiled. A budget may take several `compiles`.
+    the first run), 0 while it has not been compiled. A budget may take several `compiles`, but not
+    where the plan was `recalled`: known to this process, or from the cache.
     """
 
     causes: tuple[Cause, ...]
@@ -39,6 +41,7 @@ class Trace:
     binding: float = 0.0
     compiling: float = 0.0
     compiles: int = 0
+    recalled: bool = False
 
     @property
     def reason(self) -> str:
@@ -89,9 +92,13 @@ class Explanation:
             return head
         by_cause = [(t.what, str(t.traces), f"{t.seconds:.3f}") for t in self.by_cause]
         columns = "nodes tracing passes planning binding compiling compiles".split()
-        rows = [(f"{i} {t.reason}", *_cells(t)) for i, t in enumerate(self.traces, 1)]
+        rows = [(f"{i} {t.reason}{_aside(t)}", *_cells(t)) for i, t in enumerate(self.traces, 1)]
         causes = table(("cause", "traces", "seconds"), by_cause)
         return "\n\n".join([head, causes, table(("trace", *columns), rows)])
+
+
+def _aside(trace: Trace) -> str:
+    return " (known plan)" if trace.recalled else ""
 
 
 def _cells(trace: Trace) -> tuple[str, ...]:
@@ -100,7 +107,7 @@ def _cells(trace: Trace) -> tuple[str, ...]:
 
 
 class History:
-    """Collects a function's traces as they happen."""
+    """Collects a function's traces as they happen, in whichever threads they do."""
 
     def __init__(self, fun: Callable[..., Any], name: str, max_traces: int | None) -> None:
         """Start with no traces; warn past `max_traces`, or else of a trace at nearly every call."""
@@ -110,29 +117,35 @@ class History:
         self._signatures: list[Signature] = []
         self._traces: dict[object, Trace] = {}
         self._warned = False
+        self._lock = threading.Lock()
 
-    def record(self, program: Program, stages: Sequence[Stage], calls: int) -> object:
-        """Add a trace, find out why it was needed, and give a key to add its later phases by.
+    def record(self, key: object, program: Program, stages: Sequence[Stage], calls: int) -> None:
+        """Add a trace, with a key to add its later phases by, and find out why it was needed.
 
-        `calls` is how often the function has been called so far.
+        `calls` is how often the function has been called so far. One thread at a time may call.
         """
         found = causes(program.signature, self._signatures)
         seconds = sum(stage.seconds for stage in stages[1:])
         nodes = len(stages[-1].graph.nodes)
         self._signatures.append(program.signature)
-        key, trace = object(), Trace(found, nodes, program.trace_seconds, seconds)
+        trace = Trace(found, nodes, program.trace_seconds, seconds)
         self._traces[key] = trace
         if self._too_many(calls):
             self._warned = True
             warnings.warn(self._complaint(trace, calls), RetraceWarning, caller_level())
-        return key
 
     def add(self, key: object, phase: Phase, seconds: float, compiles: int = 0) -> None:
         """Add to the time of a phase of one trace."""
-        trace = self._traces[key]
-        compiles += trace.compiles
-        time: Any = {phase: getattr(trace, phase) + seconds}
-        self._traces[key] = replace(trace, compiles=compiles, **time)
+        with self._lock:
+            trace = self._traces[key]
+            compiles += trace.compiles
+            time: Any = {phase: getattr(trace, phase) + seconds}
+            self._traces[key] = replace(trace, compiles=compiles, **time)
+
+    def recall(self, key: object) -> None:
+        """Note that the plan of a trace was known."""
+        with self._lock:
+            self._traces[key] = replace(self._traces[key], recalled=True)
 
     @contextmanager
     def timed(self, key: object, phase: Phase) -> Iterator[None]:

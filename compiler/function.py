@@ -54,6 +54,7 @@ class CompiledFunction:
         self._arguments = options.static(fun)
         self._donates = options.donated(fun)
         self._history = History(fun, self._name, options.max_traces)
+        self._lock = threading.RLock()  # of the attributes below; never held in a trace or compile
         self._calls = 0
         self._programs: dict[Any, Built] = {}
         self._watches: dict[int, tuple[Watch, object]] = {}  # what each thread compiles
@@ -77,12 +78,14 @@ class CompiledFunction:
     def _after(self, met: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Go on where a call of JAX's function has ended: with what it lacks, or an error."""
         if isinstance(met, Stateful):
-            self._by_state = met.build(self)
-            return self._by_state(*args, **kwargs)
+            return self._with_state(met)(*args, **kwargs)
         if isinstance(met, Unsettled | Unweighed):
             self._calls -= 1  # it is the same call again
             if isinstance(met, Unsettled):
-                self._settle(args, kwargs)
+                built = self._program(args, kwargs)
+                with built.lock:  # another thread may have settled it meanwhile
+                    if built.open:
+                        self._settle(built, args, kwargs)
             else:
                 self._weigh(args, kwargs)
             return self._awaited(args, kwargs)
@@ -110,7 +113,7 @@ class CompiledFunction:
         try:
             built = self._program(args, kwargs)
         except Stateful as met:
-            self._by_state = met.build(self)
+            self._with_state(met)
         if self._by_state is not None:
             return self._by_state.trace(*args, **kwargs)  # type: ignore[no-any-return]
         return Traced(built.program, lambda: self.lower(*args, **kwargs))
@@ -120,13 +123,15 @@ class CompiledFunction:
         try:
             built = self._program(args, kwargs)
         except Stateful as met:
-            self._by_state = met.build(self)
+            self._with_state(met)
         if self._by_state is not None:
             return self._by_state.lower(*args, **kwargs)  # type: ignore[no-any-return]
+        with built.lock:
+            stages, plan = built.stages, built.plan
         return Lowered(
             built.program,
-            built.stages,
-            built.plan,
+            stages,
+            plan,
             lambda: self._as_planned(args, kwargs),
             lambda: self._compile(args, kwargs),
             tuple(sorted(built.donated)),
@@ -179,34 +184,42 @@ class CompiledFunction:
             return self._by_state.explain()  # type: ignore[no-any-return]
         return self._history.explanation()
 
+    def _with_state(self, met: Stateful) -> Any:
+        """What calls go to from now on: the function with its state passed in and out."""
+        with self._lock:
+            if self._by_state is None:
+                self._by_state = met.build(self)
+            return self._by_state
+
     def _as_planned(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Lower the program as it stands; a plan that is not settled stays so."""
-        if not self._program(args, kwargs).open:
-            return self._lower_by_jax(args, kwargs)
+        built = self._program(args, kwargs)
+        if not built.open:
+            return self._lower_by_jax(self._jit, built, args, kwargs)
         try:
             return self._inner.lower(*args, **kwargs)
         finally:
             self._finish()
 
-    def _lower_by_jax(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        built = self._program(args, kwargs)
-        built.open, weighed = False, built.weighed
-        built.weighed = True  # nothing runs yet
+    def _lower_by_jax(
+        self, jit: Any, built: Built, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
         try:
-            return self._jit.lower(*args, **kwargs)
+            with built.held():
+                return jit.lower(*args, **kwargs)
         finally:
-            built.weighed = weighed
             self._finish()
 
     def _compile(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Compiled:
         built = self._program(args, kwargs)
-        with self._explained(args, kwargs):
-            executable = self._settle(args, kwargs)
+        with self._explained(args, kwargs), built.lock:
+            executable = self._settle(built, args, kwargs)
+            stages, plan = built.stages, built.plan
 
         def exhausted(error: Exception, leaves: Sequence[Any]) -> Exception:
             return out_of_memory(self._fun, error, built, leaves, self._options)
 
-        return Compiled(executable, built.stages, built.plan, exhausted, self._guard(built))
+        return Compiled(executable, stages, plan, exhausted, self._guard(built))
 
     def _guard(self, built: Built) -> Guard | None:
         """What looks at the results of a program, where something does."""
@@ -259,45 +272,60 @@ class CompiledFunction:
 
     def _dump(self, built: Built) -> None:
         """Write the stages where `BACKPASS_DUMP` says, once for each program."""
-        if not built.dumped:
-            built.dumped = True
+        with self._lock:
+            dumped, built.dumped = built.dumped, True
+        if not dumped:
             dump_by_environment(built.program, built.stages)
 
-    def _settle(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Settle the plan, then dump it, also where none fits; gives the executable."""
-        try:
-            return self._settled(args, kwargs)
-        finally:
-            self._dump(self._program(args, kwargs))
+    def _settle(self, built: Built, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Settle the plan, then dump it, also where none fits; gives the executable.
 
-    def _settled(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Compile, and plan again until XLA's peak is within the budget; gives the executable."""
-        self._weigh(args, kwargs)
-        built = self._program(args, kwargs)
+        For the thread that has the lock of `built`.
+        """
+        try:
+            self._weigh(args, kwargs)
+            if built.refusal is not None:
+                raise built.refusal
+            if built.open:
+                return self._planned(built, args, kwargs)
+            return self._executable(self._jit, built, args, kwargs)
+        finally:
+            self._dump(built)
+
+    def _planned(self, built: Built, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Compile, and plan again until XLA's peak is within the budget; gives the executable.
+
+        Each candidate is bound by a function of JAX's of its own, where no other thread can come
+        upon one that does not fit. That of the settled one serves all calls from then on, but
+        where others serve already: those would have to be compiled again.
+        """
         search = built.fitting
-        if built.refusal is not None:
-            raise built.refusal
+        assert search is not None
         made: dict[Planned, tuple[Any, Any]] = {}
         while True:
-            executable = self._executable(built, args, kwargs)
-            if search is None or search.settled:
-                return executable
-            made[search.candidate] = self._jit, executable
+            jit = self._fresh_jit()
+            executable = self._executable(jit, built, args, kwargs)
+            made[search.candidate] = jit, executable
             try:
                 with self._history.timed(built.key, "planning"):
                     settled = search.measure(peak_bytes(executable.memory_analysis()))
             except BudgetError as error:
-                built.refusal, built.open = error, True
-                self._jit = self._fresh_jit()
+                built.refusal = error
                 raise
             if settled:
-                self._jit, executable = made[search.candidate]
-                return executable
-            self._jit = self._fresh_jit()
+                break
+        jit, executable = made[search.candidate]
+        with self._lock:
+            if all(each.open for each in self._programs.values()):
+                self._jit = jit
+            built.open = False
+        return executable
 
-    def _executable(self, built: Built, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _executable(
+        self, jit: Any, built: Built, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
         """Compile a program as it stands."""
-        lowered = self._lower_by_jax(args, kwargs)
+        lowered = self._lower_by_jax(jit, built, args, kwargs)
         self._watches[threading.get_ident()] = Watch(self._name), built.key
         try:
             return lowered.compile()
@@ -323,9 +351,10 @@ class CompiledFunction:
             with collection_paused():
                 built = self._program(args, kwargs)
                 program = built.program
-                if built.open and not inner:
+                held = inner or built.holder == threading.get_ident()
+                if built.open and not held:
                     raise Unsettled
-                if not (inner or built.weighed or program.holds_tracers):
+                if not (held or built.weighed or program.holds_tracers):
                     if may_be_short(built.stages[-1].graph):
                         raise Unweighed
                 if built.fitting is None:
@@ -342,28 +371,45 @@ class CompiledFunction:
         return staged
 
     def _program(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Built:
-        """Return the program for these arguments' signature, traced once for each."""
+        """Return the program for these arguments' signature, traced once for each.
+
+        Where threads trace one at the same time, that of the first to finish is everybody's.
+        """
         signature = self._arguments.signature(args, kwargs)
         found = self._programs.get(signature)
         if found is None:
-            program = trace_program(self._arguments, self._name, args, kwargs)
-            if not self._told_captured:
-                self._told_captured = warn_of_captured(self._fun, program.graph)
-            asked = self._options
-            if asked.health is not None:
-                program = with_health(program, asked.health)
-            stages = program.stages(asked.pipeline, bool(asked.debug))
-            if asked.debug == "strict":
-                forbid(stages[-1].graph)
-            donated = frozenset(self._donated(args, kwargs))
-            fit = asked.planning.fitting(stages[-1].graph, donated)
-            key = self._history.record(program, stages, self._calls)
-            if fit is not None:
-                self._history.add(key, "planning", fit.seconds)
-            found = Built(program, stages, key, donated, fit, open=fit is not None)
-            if not program.holds_tracers:
-                self._programs[signature] = found
+            made = self._traced(args, kwargs)
+            with self._lock:
+                found = self._programs.get(signature)
+                if found is None:
+                    found = made
+                    self._record(found)
+                    if not found.program.holds_tracers:
+                        self._programs[signature] = found
         return found
+
+    def _traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Built:
+        """Trace, run the passes, and begin the search for a plan."""
+        program = trace_program(self._arguments, self._name, args, kwargs)
+        if not self._told_captured:
+            self._told_captured = warn_of_captured(self._fun, program.graph)
+        asked = self._options
+        if asked.health is not None:
+            program = with_health(program, asked.health)
+        stages = program.stages(asked.pipeline, bool(asked.debug))
+        if asked.debug == "strict":
+            forbid(stages[-1].graph)
+        donated = frozenset(self._donated(args, kwargs))
+        fit = asked.planning.fitting(stages[-1].graph, donated)
+        return Built(program, stages, object(), donated, fit, open=fit is not None)
+
+    def _record(self, built: Built) -> None:
+        """Tell the history of a new program."""
+        self._history.record(built.key, built.program, built.passed, self._calls)
+        if built.fitting is not None:
+            self._history.add(built.key, "planning", built.fitting.seconds)
+            if built.fitting.recalled:
+                self._history.recall(built.key)
 
     def _donated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
         """Positions of the array leaves whose buffers the outputs may take over."""

@@ -26,13 +26,14 @@ class GuardedFunction(CompiledFunction):
         return out
 
     def _guard(self, built: Built) -> Guard:
-        if built.guard is None:
-            built.guard = Guard(
-                built.program,
-                self._options.casts,
-                lambda: built.stages[-1].graph,
-                built.donated,
-                self._options.planning,
-                self._options.jit["compiler_options"],
-            )
-        return built.guard
+        with self._lock:
+            if built.guard is None:
+                built.guard = Guard(
+                    built.program,
+                    self._options.casts,
+                    lambda: built.stages[-1].graph,
+                    built.donated,
+                    self._options.planning,
+                    self._options.jit["compiler_options"],
+                )
+            return built.guard

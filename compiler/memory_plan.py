@@ -123,7 +123,7 @@ def plan_of(
         tuple(decisions(planner.graph, planned.graph, planner.spec.seconds)),
         planned.live.bytes,
         digest(planner.graph),
-        _written(planned.choice),
+        choices_to(planned.choice),
         str(planned.live),
         _note(planner.spec, planned),
     )
@@ -139,13 +139,14 @@ def _note(spec: DeviceSpec, planned: Planned) -> str:
 
 def choice_of(plan: MemoryPlan) -> Choices:
     """Return the choices that a plan holds."""
-    return _read(plan.choice)
+    return choices_from(plan.choice)
 
 
-def _read(data: Any) -> Choices:
+def choices_from(data: Any) -> Choices:
+    """Read what `choices_to` wrote. Raises `KeyError`, `TypeError`, `ValueError`."""
     steps = [(each, each["step"]) for each in data["stretches"]]
     return Choices(
-        tuple(map(_read, data["bodies"])),
+        tuple(map(choices_from, data["bodies"])),
         tuple(
             Choice(
                 each["level"],
@@ -158,7 +159,8 @@ def _read(data: Any) -> Choices:
     )
 
 
-def _written(choices: Choices) -> dict[str, Any]:
+def choices_to(choices: Choices) -> dict[str, Any]:
+    """Return choices as JSON has them."""
     stretches = [
         {
             "level": choice.level,
@@ -168,4 +170,4 @@ def _written(choices: Choices) -> dict[str, Any]:
         }
         for choice in choices.stretches
     ]
-    return {"bodies": list(map(_written, choices.bodies)), "stretches": stretches}
+    return {"bodies": list(map(choices_to, choices.bodies)), "stretches": stretches}

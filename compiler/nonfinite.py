@@ -8,6 +8,7 @@ that they are there for this, and for the user after the error.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -57,6 +58,7 @@ class Guard:
     planning: Planning
     options: dict[str, Any] | None
     _recorders: list[Recorder] = field(default_factory=list)
+    _lock: Any = field(default_factory=threading.Lock, repr=False)  # one thread looks at a time
 
     def __call__(self, call: Callable[..., Any], args: Sequence[Any], named: Any) -> Any:
         """Run an executable and look at what it returns. Raises `NonFiniteError`."""
@@ -70,7 +72,10 @@ class Guard:
 
     def check(self, bad: Sequence[int], leaves: Sequence[Any]) -> None:
         """Raise `NonFiniteError` if the results at the positions `bad` should not be so."""
-        error = self._error(leaves, bad) if bad else None
+        if not bad:
+            return
+        with self._lock:
+            error = self._error(leaves, bad)
         if error is not None:
             raise error
 

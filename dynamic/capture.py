@@ -14,6 +14,7 @@ it is traced.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -223,6 +224,11 @@ def _get(holder: Any, name: str) -> Any:
     return holder[name] if isinstance(holder, dict) else getattr(holder, name)
 
 
+# Steps may share tensors, and one that is traced has abstract arrays in them for a while; and what
+# a call changes, the next one begins with. So threads take turns, also with different steps.
+_turn = threading.RLock()
+
+
 class CompiledStep:
     """A compiled function whose state is passed in and out; it has the stages of the program."""
 
@@ -233,20 +239,23 @@ class CompiledStep:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step; tensors, gradients and optimisers are then as if it had run itself."""
-        arguments = _Arguments.of(args, kwargs)
-        return self._variant(arguments)(arguments)
+        with _turn:
+            arguments = _Arguments.of(args, kwargs)
+            return self._variant(arguments)(arguments)
 
     def trace(self, *args: Any, **kwargs: Any) -> Any:
         """As of any compiled function."""
-        arguments = _Arguments.of(args, kwargs)
-        variant = self._variant(arguments)
-        return variant.compiled.trace(*variant.inputs(arguments))
+        with _turn:
+            arguments = _Arguments.of(args, kwargs)
+            variant = self._variant(arguments)
+            return variant.compiled.trace(*variant.inputs(arguments))
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """As of any compiled function."""
-        arguments = _Arguments.of(args, kwargs)
-        variant = self._variant(arguments)
-        return variant.compiled.lower(*variant.inputs(arguments))
+        with _turn:
+            arguments = _Arguments.of(args, kwargs)
+            variant = self._variant(arguments)
+            return variant.compiled.lower(*variant.inputs(arguments))
 
     def explain(self) -> Any:
         """Of the latest program."""

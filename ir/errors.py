@@ -71,6 +71,10 @@ class DumpError(BackpassError, OSError):
     """A dump cannot be written where it should go."""
 
 
+class CacheError(BackpassError, OSError):
+    """A folder cannot be a cache: it cannot be made, or others may write to it."""
+
+
 class DonationError(BackpassError, RuntimeError):
     """A buffer that was donated to an earlier call is used again."""
 
@@ -157,3 +161,7 @@ class MemoryWarning(UserWarning):
 
 class TrainingWarning(UserWarning):
     """A training loop of the dynamic mode does what is most often a mistake."""
+
+
+class CacheWarning(UserWarning):
+    """An entry of a cache was dropped, or none can be written; what was wanted is made again."""

@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import jax.extend.core as jec
 import numpy as np
+from jax._src import compilation_cache as _compilation_cache  # where JAX keeps executables
 from jax._src import core as _core  # the trace that is under way: no public name
 from jax._src import pjit as _pjit  # reshard, psum_invariant and their like: no public name
+from jax._src.compilation_cache_interface import CacheInterface
 from jax._src.lax import parallel as _parallel
 from jax._src.lax.control_flow import conditionals as _conditionals  # platform_index
 from jax.extend import source_info_util
@@ -210,6 +212,34 @@ def context_changes(old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     if not isinstance(old, tuple) or not len(names) == len(old) == len(new):
         return [("a setting of JAX's", old, new)]
     return [each for each in zip(names, old, new, strict=True) if each[1] != each[2]]
+
+
+class ExecutableCache(CacheInterface):
+    """A cache of executables as JAX asks for one: two functions, of a key.
+
+    JAX's own writes its files in place, looks at no checksum, does not see that a file belongs to
+    another program, and lets a damaged one stay.
+    """
+
+    def __init__(self, directory: Any, get: Any, put: Any) -> None:
+        """`get(key)` gives bytes or None, `put(key, bytes)` keeps them."""
+        self._path, self._get, self._put = directory, get, put
+
+    def get(self, key: str) -> Any:
+        """Return the bytes of an executable, or None."""
+        return self._get(key)
+
+    def put(self, key: str, value: bytes) -> None:
+        """Keep the bytes of an executable."""
+        self._put(key, value)
+
+
+def keep_executables(cache: ExecutableCache) -> None:
+    """Let `cache` take the place of JAX's own, until JAX's is reset: no public name sets one."""
+    _compilation_cache.reset_cache()
+    with _compilation_cache._cache_initialized_mutex:
+        _compilation_cache._cache = cache
+        _compilation_cache._cache_initialized = True
 
 
 def captured_bytes() -> int | None:

@@ -36,6 +36,14 @@ def test_fusion_parts(load_benchmark, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split()[0] == "gru_6"
 
 
+def test_cache(load_benchmark, capsys):
+    """The second process recalls the first one's plan, and gets its loss."""
+    results = load_benchmark("cache").main(["--tiny"])
+    assert [each["start"] for each in results] == ["first", "second"] * 2
+    assert results[3]["compiles"] == 1 and results[2]["loss"] == results[3]["loss"]
+    assert capsys.readouterr().out.splitlines()[-1].split()[0] == "second"
+
+
 def test_nonfinite(load_benchmark, capsys):
     """The fault is found by both, and a row told."""
     (row,) = load_benchmark("nonfinite").main(["--tiny", "--repeats", "2", "--models", "mlp"])
