@@ -44,12 +44,16 @@ from .ir.errors import (
     NonFiniteError,
     OutOfMemoryError,
     ParseError,
+    RestoreError,
     RetraceWarning,
+    SaveError,
     ShapeError,
     TraceError,
     TrainingWarning,
     ZeroGradientWarning,
 )
+from .runtime.restore import restore
+from .runtime.saver import Saver
 
 __version__ = "0.1.0"
 
@@ -80,7 +84,10 @@ __all__ = [
     "OutOfMemoryError",
     "ParseError",
     "Plans",
+    "RestoreError",
     "RetraceWarning",
+    "SaveError",
+    "Saver",
     "ShapeError",
     "TraceError",
     "Traced",
@@ -99,6 +106,7 @@ __all__ = [
     "jvp",
     "linearize",
     "plan",
+    "restore",
     "stop_gradient",
     "straight_through",
     "surrogate",

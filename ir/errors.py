@@ -67,6 +67,14 @@ class DumpError(BackpassError, OSError):
     """A dump cannot be written where it should go."""
 
 
+class SaveError(BackpassError, OSError):
+    """A training state cannot be saved; earlier saves, and the state in memory, are untouched."""
+
+
+class RestoreError(BackpassError, ValueError):
+    """A saved state is damaged, or of another structure, shape or dtype than expected."""
+
+
 class DonationError(BackpassError, RuntimeError):
     """A buffer that was donated to an earlier call is used again."""
 

@@ -1,0 +1,41 @@
+"""One process at a time saves in a directory."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+
+from ..ir.errors import SaveError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # not on this system: nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+
+class Lock:
+    """A lock on a directory that the system takes back when the process ends, however it does.
+
+    Processes that are forked do not inherit it; another lock of this process is not refused.
+    Raises `SaveError` where another process has it, `OSError` where no file can be made.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Take it."""
+        file = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self.close = weakref.finalize(self, os.close, file)
+        if fcntl is None:
+            return
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            owner = os.read(file, 20).decode(errors="replace") or "unknown"
+            self.close()
+            raise SaveError(
+                f"process {owner} saves in {directory}\n  end it, or give another directory"
+            ) from None
+        except OSError:  # a file system without locks
+            return
+        os.ftruncate(file, 0)
+        os.write(file, str(os.getpid()).encode())
