@@ -15,6 +15,7 @@ from . import ir
 from .compiler.compile import compile
 from .compiler.derivatives import jvp, linearize, vjp
 from .compiler.explain import Explanation
+from .compiler.exported import Exported
 from .compiler.function import CompiledFunction
 from .compiler.gradcheck import gradcheck
 from .compiler.gradients import grad, value_and_grad
@@ -35,6 +36,7 @@ from .ir.errors import (
     ConstantWarning,
     DifferentiationError,
     DonationError,
+    ExportError,
     FusionError,
     GradcheckError,
     GraphError,
@@ -71,6 +73,8 @@ __all__ = [
     "DonationError",
     "FusionError",
     "Explanation",
+    "ExportError",
+    "Exported",
     "GradcheckError",
     "GraphError",
     "Health",

@@ -75,6 +75,10 @@ class RestoreError(BackpassError, ValueError):
     """A saved state is damaged, or of another structure, shape or dtype than expected."""
 
 
+class ExportError(BackpassError, ValueError):
+    """A program cannot be exported, or a file holds none that can be run here."""
+
+
 class DonationError(BackpassError, RuntimeError):
     """A buffer that was donated to an earlier call is used again."""
 
