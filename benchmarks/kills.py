@@ -8,8 +8,8 @@ The run is `examples/resume.py`. It is started again after each kill, and must t
 - write losses that are, bit for bit, those of a run that nobody interrupted,
 - and come to its end.
 
-Half of the kills fall anywhere between the start of the process and a few seconds later, the other
-half are set off by a save: a folder that Orbax is still writing shows up.
+One kill in five falls into the start of the process, two into training, and two are set off by a
+save: a folder that Orbax is still writing shows up.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,10 +59,10 @@ def losses(out: Path) -> dict[int, set[str]]:
     return found
 
 
-def half_saved(out: Path) -> bool:
-    """True while a save is being written."""
+def half_saved(out: Path) -> set[str]:
+    """Names of the saves that are being written, or were when the run was killed."""
     states = out / "states"
-    return states.exists() and any("tmp" in path.name for path in states.iterdir())
+    return {p.name for p in states.iterdir() if "tmp" in p.name} if states.exists() else set()
 
 
 def ended(run: subprocess.Popen[str]) -> int:
@@ -78,26 +78,31 @@ def begun(told: str) -> int:
     return int(told.partition("begins at step ")[2].split()[0])
 
 
+def wait_for(run: subprocess.Popen[str], happens: Callable[[], bool]) -> None:
+    """Return when something has happened, or the run has ended."""
+    while run.poll() is None and not happens():
+        time.sleep(0.002)
+
+
 def killed(run: subprocess.Popen[str], out: Path, rng: random.Random) -> tuple[int | None, bool]:
     """Kill a run at a random moment; returns where it began, and whether it was saving."""
-    if rng.random() < 0.5:
-        time.sleep(rng.uniform(0.0, 1.0))
-        deadline = time.monotonic() + rng.uniform(0.0, 12.0)
-        while time.monotonic() < deadline and run.poll() is None:
-            time.sleep(0.005)
-    else:
-        wanted, before = rng.randrange(1, 6), False
-        deadline = time.monotonic() + 60
-        while wanted and run.poll() is None and time.monotonic() < deadline:
-            now = half_saved(out)
-            wanted -= now and not before
-            before = now
-        time.sleep(rng.uniform(0.0, 0.03))
+    log, old = out / "losses.txt", half_saved(out)
+    written = log.stat().st_size if log.exists() else 0
+    kind = rng.choice(("start", "training", "training", "save", "save"))
+    if kind == "training":
+        wait_for(run, lambda: log.exists() and log.stat().st_size > written)
+    elif kind == "save":
+        for _ in range(rng.randrange(1, 6)):
+            seen = set(old)
+            wait_for(run, lambda seen=seen: bool(half_saved(out) - seen))
+            old |= half_saved(out)
+    time.sleep(rng.uniform(0.0, {"start": 4.0, "training": 1.5, "save": 0.05}[kind]))
     run.kill()
     told, wrong = run.communicate()
     if run.returncode not in (0, -9):
         raise AssertionError(f"the run ended with {run.returncode}:\n{told}\n{wrong}")
-    return (begun(told) if "begins at step" in told else None), half_saved(out)
+    began = begun(told) if "begins at step" in told else None
+    return began, began is not None and bool(half_saved(out))
 
 
 def measure(kills: int, steps: int, every: int, seed: int) -> Outcome:

@@ -12,7 +12,7 @@ obeyed. A file is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -244,7 +244,7 @@ class Exported:
 
 
 def exported_of(
-    jitted: Callable[..., Any],
+    jitted: Any,
     program: Program,
     call: tuple[Sequence[Any], Mapping[str, Any]],
     dynamic: tuple[Mapping[int, Any], Mapping[str, Any]],

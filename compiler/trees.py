@@ -70,7 +70,7 @@ class StandIn:
     @classmethod
     def tree_unflatten(cls, aux: Any, children: Sequence[Any]) -> StandIn:
         """As JAX wants it."""
-        return cls(*aux, tuple(children))
+        return cls(aux[0], aux[1], tuple(children))
 
 
 def one_level(tree: Any) -> tuple[list[tuple[Any, Any]], Any] | None:
@@ -172,10 +172,11 @@ def _plain(name: str, key: Any) -> Any:
 def _named(name: str, fields: tuple[str, ...]) -> Any:
     """The NamedTuple of that name, if its module is imported, or one like it."""
     module, _, path = name.partition(":")
+    found: Any = None
     try:
         found = reduce(getattr, path.split("."), sys.modules[module])
     except (KeyError, AttributeError):
-        found = None
+        pass
     if isinstance(found, type) and getattr(found, "_fields", None) == fields:
         return found
     return _stand_in(path.rpartition(".")[2], fields)

@@ -216,7 +216,7 @@ def _plain(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _checksum(numbers: np.ndarray[Any, Any]) -> int:
-    return crc32(numbers.reshape(-1).view(np.uint8))
+    return crc32(numbers.reshape(-1).view(np.uint8).data)
 
 
 def _checked(record: Record, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -230,7 +230,7 @@ def _checked(record: Record, numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, A
     return numbers
 
 
-def _on_device(record: Record, numbers: np.ndarray[Any, Any], sharding: Any) -> jax.Array:
+def _on_device(record: Record, numbers: np.ndarray[Any, Any], sharding: Any) -> Any:
     if jax.dtypes.canonicalize_dtype(numbers.dtype) != numbers.dtype:
         raise RestoreError(
             f"{record.path} was saved as {record}, which JAX does not keep\n"

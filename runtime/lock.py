@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import weakref
 from pathlib import Path
 
 from ..ir.errors import SaveError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ModuleNotFoundError:  # not on this system: nothing is locked
-    fcntl = None  # type: ignore[assignment]
 
 
 class Lock:
@@ -25,7 +24,7 @@ class Lock:
         """Take it."""
         file = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         self.close = weakref.finalize(self, os.close, file)
-        if fcntl is None:
+        if sys.platform == "win32":  # has no such locks: nothing is refused
             return
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -59,16 +59,27 @@ def restore(directory: str | Path, like: Any, *, step: int | None = None) -> tup
     """
     ocp = orbax()
     leaves, tree = flatten(like)
-    wanted = [describe(path, leaf) for path, leaf in leaves]
     root = Path(directory).absolute()
+    try:
+        return _restored(ocp, root, leaves, tree, step)
+    except OSError as error:  # the directory's; those of a save's own files are told as damage
+        raise RestoreError(f"cannot read {root}: {error.strerror or error}") from error
+
+
+def _restored(
+    ocp: Any, root: Path, leaves: Sequence[tuple[str, Any]], tree: Any, step: int | None
+) -> tuple[int, Any] | None:
+    wanted = [describe(path, leaf) for path, leaf in leaves]
     if not root.is_dir():
-        return _nothing(root, step, [])
+        _refuse(root, step, [])
+        return None
     options = ocp.CheckpointManagerOptions(create=False, save_root_metadata=False)
     with ocp.CheckpointManager(root, options=options) as manager:
         steps = sorted(manager.all_steps())
         chosen = steps[-1] if steps and step is None else step
         if chosen is None or chosen not in steps:
-            return _nothing(root, step, steps)
+            _refuse(root, step, steps)
+            return None
         try:
             found = _read(ocp, manager, chosen, wanted, [leaf for _, leaf in leaves])
         except RestoreError as error:
@@ -141,7 +152,8 @@ def _others(step: int, steps: Sequence[int]) -> str:
     return f"\n  there are also steps {', '.join(map(str, rest))}: give step=" if rest else ""
 
 
-def _nothing(root: Path, step: int | None, steps: Sequence[int]) -> None:
+def _refuse(root: Path, step: int | None, steps: Sequence[int]) -> None:
+    """Raise `RestoreError` where a step was asked for."""
     if step is not None:
         held = f"steps {', '.join(map(str, steps))}" if steps else "no save"
         raise RestoreError(f"there is no save of step {step} in {root}, which holds {held}")

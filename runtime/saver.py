@@ -8,6 +8,8 @@ leaf with its path, type and checksum (`leaves.py`).
 from __future__ import annotations
 
 import operator
+import os
+import re
 import threading
 import weakref
 from collections.abc import Iterator
@@ -220,6 +222,9 @@ def _reason(error: BaseException) -> str:
         if isinstance(found, OSError) and found.strerror:
             return found.strerror
         found = found.__cause__ or found.__context__
+    code = re.search(r"os_error_code='(\d+)'", str(error))  # of what Orbax writes with
+    if code:
+        return os.strerror(int(code[1]))
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
