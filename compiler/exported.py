@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from ..ir.errors import ArgumentError, BudgetError, ExportError
 from ..ir.tables import bytes_text
@@ -42,7 +43,8 @@ class Header:
 
     `inputs` and `outputs` are `(path, type)` of each leaf in order; `positions` those of the
     arguments that are no static ones; `result` the tree of the result (`trees.py`); `donated` are
-    positions of inputs; `planned` tells that XLA must not undo a plan.
+    positions of inputs; `planned` tells that XLA must not undo a plan; `mesh` is `(name, size,
+    type)` of each axis, for a program of several devices.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Header:
     compiler_options: dict[str, Any]
     plan: MemoryPlan | None
     versions: dict[str, str]
+    mesh: tuple[tuple[str, int, str], ...] = ()
 
     def as_json(self) -> str:
         """As `read_header` reads it."""
@@ -70,6 +73,7 @@ def read_header(text: str) -> Header:
         found[name] = tuple((str(path), str(type)) for path, type in found[name])
     for name in ("positions", "donated"):
         found[name] = tuple(map(int, found[name]))
+    found["mesh"] = tuple((str(name), int(size), str(type)) for name, size, type in found["mesh"])
     return Header(**found, plan=None if plan is None else MemoryPlan.from_json(plan))
 
 
@@ -231,7 +235,10 @@ class Exported:
             raise ExportError(
                 f"{self.name} was exported for {count} devices, here are {len(jax.devices())}"
             )
-        mesh = jax.sharding.Mesh(np.array(jax.devices()[:count]), ("devices",))
+        names, sizes, types = zip(*self._header.mesh, strict=True)
+        devices = np.array(jax.devices()[:count]).reshape(sizes)
+        kinds = tuple(AxisType[each] for each in types)
+        mesh = Mesh(devices, names, axis_types=kinds)
         return {"in_shardings": self._program.in_shardings_jax(mesh)}
 
     def _check(self, budget: int | None, peak: int) -> None:
@@ -252,10 +259,12 @@ def exported_of(
     plan: MemoryPlan | None,
     compiler_options: Mapping[str, Any] | None,
     platforms: Sequence[str] | None,
+    shardings: Any,
 ) -> Exported:
     """Export what `jitted`, a function of `jax.jit`'s, is for a call. Raises `ExportError`.
 
-    `dynamic` are the arguments of the call that are not static.
+    `dynamic` are the arguments of the call that are not static; `shardings` a tree of those that
+    were asked for.
     """
     args, kwargs = call
     outs = jax.tree_util.tree_leaves_with_path(program.out_shapes)
@@ -278,9 +287,23 @@ def exported_of(
         dict(compiler_options or {}),
         plan,
         {package: installed(package) for package in _PACKAGES},
+        _mesh((shardings, dynamic)) if made.nr_devices > 1 else (),
     )
     out_tree = jax.tree.structure(list(made.out_avals))
     return Exported(header, replace(made, in_tree=flat, out_tree=out_tree))
+
+
+def _mesh(tree: Any) -> tuple[tuple[str, int, str], ...]:
+    """The mesh of the shardings, and of arrays, in a tree. Raises `ExportError` without one."""
+    for leaf in jax.tree.leaves(tree):
+        mesh = getattr(getattr(leaf, "sharding", leaf), "mesh", None)
+        if mesh is not None and not mesh.empty:
+            types = (kind.name for kind in mesh.axis_types)
+            return tuple(zip(mesh.axis_names, mesh.axis_sizes, types, strict=True))
+    raise ExportError(
+        "a program of several devices wants arguments with a jax.sharding.NamedSharding, or "
+        "in_shardings\n  place the arguments on a mesh"
+    )
 
 
 def _type(leaf: Any) -> str:

@@ -219,15 +219,19 @@ class CompiledFunction:
     ) -> Exported:
         """Export the program as it stands; a plan that is not settled stays so."""
         built = self._program(args, kwargs)
-        program, options = built.program, self._options.jit["compiler_options"]
-        dynamic, _ = self._arguments.divide(args, kwargs)
-        donated = sorted(built.donated)
+        jit, (dynamic, _) = self._options.jit, self._arguments.divide(args, kwargs)
         weighed, built.weighed = built.weighed, True  # nothing runs yet
         try:
-            jitted = self._inner if built.open else self._jit
-            call = args, kwargs
             return exported_of(
-                jitted, program, call, dynamic, donated, built.plan, options, platforms
+                self._inner if built.open else self._jit,
+                built.program,
+                (args, kwargs),
+                dynamic,
+                sorted(built.donated),
+                built.plan,
+                jit["compiler_options"],
+                platforms,
+                (jit.get("in_shardings"), jit.get("out_shardings")),
             )
         finally:
             built.weighed = weighed

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import backpass as bp
 from backpass import dynamic as dyn
@@ -18,8 +18,9 @@ from damages import damaged
 from quick import quickly
 
 ADAM = optax.adam(1e-2)
-KEYS = jax.random.split(jax.random.key(0), 10)
+KEYS = jax.random.split(jax.random.key(0), 6)
 X = jax.random.normal(jax.random.key(1), (512, 32))
+BUDGET = 640 * 1024
 
 
 def loss_fn(params, x, key):
@@ -43,7 +44,7 @@ def state():
     return params, ADAM.init(params)
 
 
-def compiled(budget=None):
+def compiled(budget):
     made = bp.compile(step, static_argnums=1, donate_argnums=0, memory_budget=budget)
     return made.lower(state(), 2.0, X, bp.LossScale(), key=KEYS[0]).compile()
 
@@ -58,45 +59,40 @@ import backpass as bp
 folder = sys.argv[1]
 given = [jax.numpy.asarray(x) for x in np.load(folder + "/given.npz").values()]
 Mine = namedtuple("Mine", "count mu nu")
-for name in ("plain", "planned"):
-    exported = bp.Exported.load(f"{folder}/{name}.bp")
-    params, mu, nu = ({"layers": [x.copy() for x in given[i : i + 10]]} for i in (0, 11, 21))
-    state = params, (Mine(given[10].copy(), mu, nu), ())
-    key = jax.random.key(7)
-    for _ in range(2):
-        before, (state, (loss, none), scale) = state, exported(state, given[31], bp.LossScale(), key=key)
-        assert before[0]["layers"][0].is_deleted() and none is None
-    assert type(scale) is bp.LossScale and scale.period == 2000
-    assert type(state[1][0]).__name__ == "ScaleByAdamState" and state[1][0].count == 2
-    np.savez(f"{folder}/{name}_got.npz", *map(np.asarray, jax.tree.leaves((state, loss, scale))))
-    if exported.plan:
-        print(exported.plan.budget_bytes, exported.plan.measured_bytes)
+exported = bp.Exported.load(folder + "/planned.bp")
+params, mu, nu = ({"layers": given[i : i + 6]} for i in (0, 7, 13))
+state = params, (Mine(given[6], mu, nu), ())
+for _ in range(2):
+    before = state
+    state, (loss, none), scale = exported(state, given[19], bp.LossScale(), key=jax.random.key(7))
+    assert before[0]["layers"][0].is_deleted() and none is None
+assert type(scale) is bp.LossScale and scale.period == 2000
+assert type(state[1][0]).__name__ == "ScaleByAdamState" and state[1][0].count == 2
+np.savez(folder + "/got.npz", *map(np.asarray, jax.tree.leaves((state, loss, scale))))
+print(exported.plan.budget_bytes, exported.plan.measured_bytes)
 assert not {"optax", "test_exported"} & set(sys.modules)
 """
 
 
 def test_another_process_runs_it_bit_for_bit(tmp_path):
     """Without the model, Optax or our working directory; the budget is obeyed there, too."""
-    plain = compiled()
-    budget = 2 * plain.memory_analysis().argument_size_in_bytes
-    planned = compiled(budget)
-    assert plain.memory_analysis().temp_size_in_bytes > budget > planned.plan.measured_bytes
+    planned = compiled(BUDGET)
+    assert planned.plan.measured_bytes <= BUDGET < planned.plan.baseline_bytes
+    assert any(each.action == "recompute" for each in planned.plan.decisions)
     folder, elsewhere = tmp_path / "files", tmp_path / "elsewhere"
     folder.mkdir(), elsewhere.mkdir()
-    for name, program in {"plain": plain, "planned": planned}.items():
-        program.export().save(folder / f"{name}.bp")
+    planned.export().save(folder / "planned.bp")
     np.savez(folder / "given.npz", *map(np.asarray, jax.tree.leaves((state(), X))))
     command = [sys.executable, "-P", "-c", CHILD, folder]
     child = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
-    assert child.stdout.split() == [str(budget), str(planned.plan.measured_bytes)]
-    for name, program in {"plain": plain, "planned": planned}.items():
-        now = state()
-        for _ in range(2):
-            now, (loss, _), scale = program(now, X, bp.LossScale(), key=jax.random.key(7))
-        got = np.load(folder / f"{name}_got.npz").values()
-        for found, expected in zip(got, jax.tree.leaves((now, loss, scale)), strict=True):
-            assert found.tobytes() == np.asarray(expected).tobytes()
+    assert child.stdout.split() == [str(BUDGET), str(planned.plan.measured_bytes)]
+    now = state()
+    for _ in range(2):
+        now, (loss, _), scale = planned(now, X, bp.LossScale(), key=jax.random.key(7))
+    got = np.load(folder / "got.npz").values()
+    for found, expected in zip(got, jax.tree.leaves((now, loss, scale)), strict=True):
+        assert found.tobytes() == np.asarray(expected).tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +246,7 @@ def test_what_cannot_be_exported(tmp_path):
 
 def test_sharded_programs():
     """Run on as many devices, with arguments placed as they were."""
-    mesh = jax.make_mesh((8,), ("data",))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows = NamedSharding(mesh, PartitionSpec("data"))
 
     def step(w, x):
