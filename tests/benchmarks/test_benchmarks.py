@@ -300,3 +300,10 @@ def test_page(load_benchmark, capsys):
     assert result.nodes >= 200 and result.bytes > 50_000
     assert min(result.open_ms, result.unfold_ms, result.frame_ms, result.search_ms) > 0
     assert capsys.readouterr().out.splitlines()[-1].split()[0] == str(result.nodes)
+
+
+def test_kills(load_benchmark, capsys):
+    """Two runs that are killed, one that comes to its end: the losses of a quiet one."""
+    load_benchmark("kills").main(["--kills", "2", "--steps", "40", "--seed", "1"])
+    told = capsys.readouterr().out
+    assert told.startswith("2 kills") and "all 40 steps are those of a quiet run" in told

@@ -20,15 +20,15 @@ from quick import quickly
 ADAM = optax.adam(1e-2)
 KEYS = jax.random.split(jax.random.key(0), 6)
 X = jax.random.normal(jax.random.key(1), (512, 32))
-BUDGET = 640 * 1024
+BUDGET = 520 * 1024
 
 
 def loss_fn(params, x, key):
     hidden = x
     for w in params["layers"]:
         hidden = jnp.tanh(hidden @ w)
-    kept = jax.random.bernoulli(key, 0.9, hidden.shape)
-    return jnp.mean(jnp.where(kept, hidden, 0.0) ** 2)
+    noise = jax.random.key_data(key)[-1] % 8  # cheap to compile
+    return jnp.mean((hidden + noise) ** 2)
 
 
 def step(state, factor, x, scale, *, key):
@@ -281,7 +281,11 @@ def test_imperative_steps(tmp_path):
 
     with quickly():
         exported = step.lower(jnp.ones((4, 3))).export()
-        given = {
-            path: np.ones(eval(t[3:])) for path, t in exported.inputs.items() if t[:3] == "f32"
-        }
-        assert sorted(x.shape for x in given.values()) == [(3, 2), (4, 3)] or given
+        types = {"f32[3,2]": np.ones((3, 2), np.float32), "f32[4,3]": np.ones((4, 3), np.float32)}
+        given = {path: types.get(t, np.float32(0.1)) for path, t in exported.inputs.items()}
+        found = exported.call_by_path(given)
+        expected = float(step(jnp.ones((4, 3))))
+    assert set(types) <= set(exported.inputs.values())
+    assert expected in [float(x) for x in found.values() if x.shape == ()]
+    moved = [x for x in found.values() if x.shape == (3, 2)]
+    assert any(np.array_equal(x, w.detach().numpy()) for x in moved)
