@@ -16,6 +16,7 @@ from .compiler.cache import Cache, cache
 from .compiler.compile import compile
 from .compiler.derivatives import jvp, linearize, vjp
 from .compiler.explain import Explanation
+from .compiler.exported import Exported
 from .compiler.function import CompiledFunction
 from .compiler.gradcheck import gradcheck
 from .compiler.gradients import grad, value_and_grad
@@ -39,6 +40,7 @@ from .ir.errors import (
     ConstantWarning,
     DifferentiationError,
     DonationError,
+    ExportError,
     FusionError,
     GradcheckError,
     GraphError,
@@ -48,12 +50,16 @@ from .ir.errors import (
     NonFiniteError,
     OutOfMemoryError,
     ParseError,
+    RestoreError,
     RetraceWarning,
+    SaveError,
     ShapeError,
     TraceError,
     TrainingWarning,
     ZeroGradientWarning,
 )
+from .runtime.restore import restore
+from .runtime.saver import Saver
 
 __version__ = "0.1.0"
 
@@ -75,6 +81,8 @@ __all__ = [
     "DonationError",
     "FusionError",
     "Explanation",
+    "ExportError",
+    "Exported",
     "GradcheckError",
     "GraphError",
     "Health",
@@ -88,7 +96,10 @@ __all__ = [
     "OutOfMemoryError",
     "ParseError",
     "Plans",
+    "RestoreError",
     "RetraceWarning",
+    "SaveError",
+    "Saver",
     "ShapeError",
     "TraceError",
     "Traced",
@@ -108,6 +119,7 @@ __all__ = [
     "jvp",
     "linearize",
     "plan",
+    "restore",
     "stop_gradient",
     "straight_through",
     "surrogate",

@@ -118,11 +118,16 @@ def _plain(name: str) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file, whole or not at all. Raises `DumpError`."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all. Raises `DumpError`."""
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            hidden.write_text(text, encoding="utf-8")
+            hidden.write_bytes(data)
             hidden.replace(path)
         finally:
             hidden.unlink(missing_ok=True)

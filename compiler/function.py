@@ -23,6 +23,7 @@ from .captured import warn_of_captured
 from .diagnose import defined_at, explain_failure, is_exhausted
 from .dump import dump_by_environment
 from .explain import Explanation, History
+from .exported import Exported, exported_of
 from .fallback import forbid
 from .headroom import may_be_short, out_of_memory, warn_of_memory
 from .health import with_health
@@ -134,6 +135,7 @@ class CompiledFunction:
             plan,
             lambda: self._as_planned(args, kwargs),
             lambda: self._compile(args, kwargs),
+            lambda platforms: self._exported(args, kwargs, platforms),
             tuple(sorted(built.donated)),
         )
 
@@ -219,7 +221,33 @@ class CompiledFunction:
         def exhausted(error: Exception, leaves: Sequence[Any]) -> Exception:
             return out_of_memory(self._fun, error, built, leaves, self._options)
 
-        return Compiled(executable, stages, plan, exhausted, self._guard(built))
+        def export(platforms: Sequence[str] | None) -> Exported:
+            return self._exported(args, kwargs, platforms)
+
+        guard = self._guard(built)
+        return Compiled(executable, stages, plan, exhausted, export, guard)
+
+    def _exported(
+        self, args: Sequence[Any], kwargs: dict[str, Any], platforms: Sequence[str] | None
+    ) -> Exported:
+        """Export the program as it stands; a plan that is not settled stays so."""
+        built = self._program(args, kwargs)
+        jit, (dynamic, _) = self._options.jit, self._arguments.divide(args, kwargs)
+        try:
+            with built.held():
+                return exported_of(
+                    self._inner if built.open else self._jit,
+                    built.program,
+                    (args, kwargs),
+                    dynamic,
+                    sorted(built.donated),
+                    built.plan,
+                    jit["compiler_options"],
+                    platforms,
+                    (jit.get("in_shardings"), jit.get("out_shardings")),
+                )
+        finally:
+            self._finish()
 
     def _guard(self, built: Built) -> Guard | None:
         """What looks at the results of a program, where something does."""

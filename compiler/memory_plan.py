@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,19 +54,26 @@ class MemoryPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
-        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        Path(path).write_text(json.dumps(self.as_json(), indent=1) + "\n")
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as `from_json` reads it."""
+        return asdict(self)
 
     @classmethod
     def load(cls, path: str | Path) -> MemoryPlan:
         """Read a plan that `save` wrote. Raises `ArgumentError` on anything else."""
         try:
-            found = json.loads(Path(path).read_text())
-            found["decisions"] = tuple(Decision(**each) for each in found["decisions"])
-            found["timeline"] = tuple(found["timeline"])
-            plan = cls(**found)
-            choice_of(plan)
+            return cls.from_json(json.loads(Path(path).read_text()))
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise ArgumentError(f"{path} holds no memory plan: {error}") from None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> MemoryPlan:
+        """Read what `as_json` gave. Raises `KeyError`, `TypeError` or `ValueError`."""
+        decisions = tuple(Decision(**each) for each in data["decisions"])
+        plan = cls(**{**data, "decisions": decisions, "timeline": tuple(data["timeline"])})
+        choice_of(plan)
         return plan
 
     def __str__(self) -> str:

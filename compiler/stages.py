@@ -16,6 +16,7 @@ from ..ir.page import summary_html
 from ..passes import Fusions, Stage
 from .diagnose import is_exhausted
 from .dump import write_dump, write_text
+from .exported import Exported
 from .fallback import Fallback, fallbacks
 from .memory_plan import MemoryPlan
 from .nonfinite import Guard
@@ -64,6 +65,7 @@ class Lowered:
     plan: MemoryPlan | None
     _by_jax: Callable[[], Any]
     _compile: Callable[[], Compiled]
+    _export: Callable[[Sequence[str] | None], Exported]
     donated: tuple[int, ...] = ()
 
     @property
@@ -109,6 +111,19 @@ class Lowered:
         """Compile for the devices at hand. Raises `BudgetError` when no plan fits the budget."""
         return self._compile()
 
+    def export(self, platforms: Sequence[str] | None = None) -> Exported:
+        """Return the program for processes without its Python code, and for `Exported.save`.
+
+        Under a budget it has the plan as predicted; `compile().export()` has it as measured here.
+
+        Args:
+            platforms: `"cpu"`, `"cuda"`, `"rocm"`, `"tpu"`; by default where we are.
+
+        Raises:
+            ExportError: the program calls back into Python, or JAX can't write it.
+        """
+        return self._export(platforms)
+
     def summary(self, depth: int = 2) -> Summary:
         """Return parameters, FLOPs and bytes by layer: the first `depth` parts of the scopes."""
         return summarise(self.stages, depth)
@@ -151,6 +166,7 @@ class Compiled:
     stages: tuple[Stage, ...]
     plan: MemoryPlan | None
     _exhausted: Callable[[Exception, Sequence[Any]], Exception]
+    _export: Callable[[Sequence[str] | None], Exported]
     _guard: Guard | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -167,6 +183,10 @@ class Compiled:
     def as_text(self) -> str:
         """Return XLA's optimised HLO."""
         return str(self._compiled.as_text())
+
+    def export(self, platforms: Sequence[str] | None = None) -> Exported:
+        """Return the program and its plan for processes without its code: `Lowered.export`."""
+        return self._export(platforms)
 
     def memory_analysis(self) -> Any:
         """Return XLA's report: argument, output, temporary and aliased bytes."""

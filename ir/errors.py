@@ -75,6 +75,18 @@ class CacheError(BackpassError, OSError):
     """A folder cannot be a cache: it cannot be made, or others may write to it."""
 
 
+class SaveError(BackpassError, OSError):
+    """A training state cannot be saved; earlier saves, and the state in memory, are untouched."""
+
+
+class RestoreError(BackpassError, ValueError):
+    """A saved state is damaged, or of another structure, shape or dtype than expected."""
+
+
+class ExportError(BackpassError, ValueError):
+    """A program cannot be exported, or a file holds none that can be run here."""
+
+
 class DonationError(BackpassError, RuntimeError):
     """A buffer that was donated to an earlier call is used again."""
 

@@ -55,5 +55,5 @@ def test_the_checkout_is_what_is_tested():
 def test_import_needs_no_extra():
     code = "import json, sys, backpass; print(json.dumps(list(sys.modules)))"
     run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True)
-    extras = {"equinox", "flax", "matplotlib", "optax", "sklearn", "torch", "tqdm"}
+    extras = {"equinox", "flax", "matplotlib", "optax", "orbax", "sklearn", "torch", "tqdm"}
     assert extras & set(json.loads(run.stdout)) == set()

@@ -316,3 +316,10 @@ def test_accumulate(load_benchmark, capsys):
     (result,) = load_benchmark("accumulate").main(arguments)
     assert result.step == "lstm in 2" and result.error < 1e-5
     assert set(result.temp_bytes) == {"whole", "parts", "by hand"}
+
+
+def test_kills(load_benchmark, capsys):
+    """Two runs that are killed, one that comes to its end: the losses of a quiet one."""
+    load_benchmark("kills").main(["--kills", "2", "--steps", "40", "--seed", "1"])
+    told = capsys.readouterr().out
+    assert told.startswith("2 kills") and "all 40 steps are those of a quiet run" in told
