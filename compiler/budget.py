@@ -15,6 +15,7 @@ import jax
 from ..ir.errors import ArgumentError, BudgetError
 from ..ir.fingerprint import digest
 from ..ir.graph import Graph
+from ..ir.spread import spread
 from ..ir.tables import bytes_text
 from ..passes.rematerialise import Planned, Planner
 from ..runtime.device import live_spec
@@ -195,6 +196,7 @@ class Planning:
         if not self.active:
             return None
         start = perf_counter()
+        graph = spread(graph)  # sizes are those of one device
         planner = Planner(graph, live_spec(), frozenset(donated))
         if self.pinned is None:
             aim = self.budget or 0

@@ -13,12 +13,13 @@ import jax
 
 from ..ir.errors import ArgumentError, BackpassError, BudgetError
 from ..ir.graph import Graph
+from ..ir.types import Spec
 from ..passes import Pass
 from ..passes.rematerialise import Planned
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .budget import Planning, obeyed, peak_bytes
-from .built import Built, Unsettled, Unweighed
+from .built import Built, Unplaced, Unsettled, Unweighed
 from .captured import warn_of_captured
 from .diagnose import defined_at, explain_failure, is_exhausted
 from .dump import dump_by_environment
@@ -28,9 +29,11 @@ from .headroom import may_be_short, out_of_memory, warn_of_memory
 from .health import with_health
 from .nonfinite import Guard
 from .options import Options, pipeline_of
-from .program import collection_paused, trace_program
+from .placement import asked, lying
+from .program import Signature, collection_paused, trace_program
 from .stages import Compiled, Lowered, Traced
 from .state import Stateful
+from .uneven import check_even, uneven
 
 
 def holds_tracers(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -56,6 +59,9 @@ class CompiledFunction:
         self._history = History(fun, self._name, options.max_traces)
         self._calls = 0
         self._programs: dict[Any, Built] = {}
+        self._specs: dict[Signature, tuple[Spec, ...]] = {}  # how the arguments lie on a mesh
+        self._elsewhere: dict[tuple[Spec, ...], CompiledFunction] = {}  # for those that lie so
+        self._by_place = False
         self._watches: dict[int, tuple[Watch, object]] = {}  # what each thread compiles
         self._told_captured = False
         self._by_state: Any = None
@@ -65,6 +71,8 @@ class CompiledFunction:
         """Run the step. Arguments that were donated must not be used again."""
         if self._by_state is not None:
             return self._by_state(*args, **kwargs)
+        if self._by_place and (there := self._at(args, kwargs)) is not self:
+            return there(*args, **kwargs)
         self._calls += 1
         try:
             return self._jit(*args, **kwargs)
@@ -79,6 +87,9 @@ class CompiledFunction:
         if isinstance(met, Stateful):
             self._by_state = met.build(self)
             return self._by_state(*args, **kwargs)
+        if isinstance(met, Unplaced):
+            self._calls -= 1
+            return self._at(args, kwargs)(*args, **kwargs)
         if isinstance(met, Unsettled | Unweighed):
             self._calls -= 1  # it is the same call again
             if isinstance(met, Unsettled):
@@ -88,6 +99,8 @@ class CompiledFunction:
             return self._awaited(args, kwargs)
         if self._options.planning.active and holds_tracers(args, kwargs):
             return self._inner(*args, **kwargs)
+        if told := uneven(self._fun, met, "out_shardings"):
+            raise told from met
         arrays, static = self._arguments.listed(args, kwargs)
         exhausted = functools.partial(self._exhausted, args, kwargs)
         explained = explain_failure(self._fun, met, arrays, static, exhausted)
@@ -107,6 +120,8 @@ class CompiledFunction:
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Trace and import; arguments may be arrays or `jax.ShapeDtypeStruct`s."""
+        if (there := self._at(args, kwargs)) is not self:
+            return there.trace(*args, **kwargs)
         try:
             built = self._program(args, kwargs)
         except Stateful as met:
@@ -117,6 +132,8 @@ class CompiledFunction:
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Trace, import and run the passes; see `Lowered`."""
+        if (there := self._at(args, kwargs)) is not self:
+            return there.lower(*args, **kwargs)
         try:
             built = self._program(args, kwargs)
         except Stateful as met:
@@ -134,6 +151,8 @@ class CompiledFunction:
 
     def joint(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Graph, frozenset[int]]:
         """Return the graph that the planner gets, and the positions of its donated inputs."""
+        if (there := self._at(args, kwargs)) is not self:
+            return there.joint(args, kwargs)
         built = self._program(args, kwargs)
         return built.passed[-1].graph, built.donated
 
@@ -320,6 +339,9 @@ class CompiledFunction:
 
         @functools.wraps(self._fun)
         def staged(*args: Any, **kwargs: Any) -> Any:
+            if not inner and jax.device_count() > 1:
+                if self._arguments.signature(args, kwargs) not in self._specs:
+                    raise Unplaced
             with collection_paused():
                 built = self._program(args, kwargs)
                 program = built.program
@@ -346,7 +368,8 @@ class CompiledFunction:
         signature = self._arguments.signature(args, kwargs)
         found = self._programs.get(signature)
         if found is None:
-            program = trace_program(self._arguments, self._name, args, kwargs)
+            specs = self._specs.get(signature, ())
+            program = trace_program(self._arguments, self._name, args, kwargs, specs)
             if not self._told_captured:
                 self._told_captured = warn_of_captured(self._fun, program.graph)
             asked = self._options
@@ -364,6 +387,35 @@ class CompiledFunction:
             if not program.holds_tracers:
                 self._programs[signature] = found
         return found
+
+    def _at(self, args: Sequence[Any], kwargs: dict[str, Any]) -> CompiledFunction:
+        """Return the function for arguments that lie as these do: this one, or another like it.
+
+        `jax.jit` knows programs by shapes alone, and compiles one for each way that arguments lie;
+        a plan holds for one way.
+        """
+        signature = self._arguments.signature(args, kwargs)
+        specs = self._placement(args, kwargs)
+        self._by_place = self._options.planning.active and jax.device_count() > 1
+        if self._specs.setdefault(signature, specs) == specs:
+            return self
+        self._elsewhere.setdefault(self._specs[signature], self)
+        if specs not in self._elsewhere:
+            other = type(self)(self._fun, self._options)
+            other._history, other._elsewhere = self._history, self._elsewhere
+            self._elsewhere[specs] = other
+        return self._elsewhere[specs]
+
+    def _placement(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Spec, ...]:
+        """How the array leaves lie on a mesh; nothing where each is whole on every device."""
+        (positional, named), _ = self._arguments.divide(args, kwargs)
+        told = asked(self._options.jit.get("in_shardings"), list(positional.values()))
+        arrays, _ = self._arguments.listed(args, kwargs)
+        told += [None] * (len(arrays) - len(told))
+        leaves = [leaf for _, leaf in arrays]
+        specs = tuple(map(lying, told, leaves))
+        check_even(self._fun, [path for path, _ in arrays], leaves, specs)
+        return specs if any(specs) else ()
 
     def _donated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
         """Positions of the array leaves whose buffers the outputs may take over."""

@@ -63,6 +63,10 @@ class ArgumentError(BackpassError, TypeError, ValueError):
     """An argument or a result is not an array, or an option does not fit the function."""
 
 
+class ShardingError(ShapeError, ArgumentError):
+    """A dimension is not a multiple of the mesh axes that are to divide it."""
+
+
 class DumpError(BackpassError, OSError):
     """A dump cannot be written where it should go."""
 
