@@ -37,8 +37,13 @@ def parse_bytes(budget: Any) -> int:
     Raises `ArgumentError`.
     """
     if isinstance(budget, str):
-        if budget == "auto":
+        if budget == "auto" and jax.process_count() == 1:
             return free_bytes()
+        if budget == "auto":
+            raise ArgumentError(
+                "memory_budget='auto' is what one process finds free, and another may find less\n"
+                f"  with {jax.process_count()} processes, give a budget in bytes"
+            )
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", budget)
         if match and match[2] in _UNITS:
             return int(float(match[1]) * _UNITS[match[2]])
@@ -54,7 +59,7 @@ def free_bytes(device: jax.Device | None = None) -> int:
 
     Raises `ArgumentError` where nothing tells.
     """
-    device = device or jax.devices()[0]
+    device = device or jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))

@@ -243,7 +243,7 @@ def _unplanned(
     try:
         if isinstance(fun, CompiledFunction):
             return fun.without_plan(passes, usual, given)
-        lean = (*usual, Restack(row_of(jax.devices()[0])))
+        lean = (*usual, Restack(row_of(jax.local_devices()[0])))
         return compile(fun, passes=passes or lean, **given)
     except ArgumentError:
         raise

@@ -14,6 +14,7 @@ from ..ir.errors import BackpassError
 from ..ir.graph import Graph
 from ..ir.page import summary_html
 from ..passes import Fusions, Stage
+from .collectives import Collectives, collectives_of
 from .diagnose import is_exhausted
 from .dump import write_dump, write_text
 from .fallback import Fallback, fallbacks
@@ -167,6 +168,11 @@ class Compiled:
     def as_text(self) -> str:
         """Return XLA's optimised HLO."""
         return str(self._compiled.as_text())
+
+    @cached_property
+    def collectives(self) -> Collectives:
+        """What devices tell each other in a step, with bytes, mesh axes, phase and line."""
+        return collectives_of(self.as_text(), self._compiled, self.stages[-1].graph)
 
     def memory_analysis(self) -> Any:
         """Return XLA's report: argument, output, temporary and aliased bytes."""

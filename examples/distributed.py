@@ -18,9 +18,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
-# The first is data, the address of the first process comes second.
+# What a process is told by the one that starts it: which one it is, and where the first is.
 RANK, COORDINATOR = "BACKPASS_EXAMPLE_RANK", "BACKPASS_EXAMPLE_COORDINATOR"
 
 
@@ -56,12 +57,11 @@ def launch(argv: Sequence[str], processes: int) -> int:
         for rank in range(processes)
     ]
     try:
-        codes = []
-        for process in running:
-            codes.append(process.wait())
-            if codes[-1]:
-                break
-        return max(map(abs, codes))
+        codes: list[int | None] = [None]
+        while None in codes and not any(codes):
+            time.sleep(0.1)
+            codes = [process.poll() for process in running]
+        return max(abs(code or 0) for code in codes)
     finally:
         for process in running:
             if process.poll() is None:

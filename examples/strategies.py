@@ -179,9 +179,7 @@ def make_step(strategy: str, mesh: Mesh, places: tuple, **options) -> Callable:
             m = jax.tree.map(lambda m, g: BETA1 * m + (1 - BETA1) * g, m, grads)
             v = jax.tree.map(lambda v, g: BETA2 * v + (1 - BETA2) * g * g, v, grads)
             rate = RATE * jnp.sqrt(1 - BETA2**t) / (1 - BETA1**t)
-            params = jax.tree.map(
-                lambda p, m, v: p - rate * m / (jnp.sqrt(v) + 1e-8), params, m, v
-            )
+            params = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + 1e-8), params, m, v)
         return (params, m, v, t), loss
 
     return bp.compile(
