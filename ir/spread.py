@@ -20,9 +20,10 @@ from itertools import zip_longest
 from math import prod
 from typing import Any
 
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from .graph import Graph, Node, Value
+from .jax_compat import is_explicit
 from .types import ArrayType, Axes, Spec, places
 
 Attrs = Mapping[str, Any]
@@ -45,6 +46,14 @@ def by_partition(spec: Any, sizes: Mapping[Any, int], ndim: int) -> Spec:
         known = [(_word(name), sizes[name]) for name in names if name in sizes]
         dims.append(tuple((name, size) for name, size in known if size > 1))
     return tuple(dims) if any(dims) else ()
+
+
+def partition(spec: Spec, mesh: Any) -> PartitionSpec:
+    """Return the `PartitionSpec` of an array on the explicit axes of a mesh: see `by_partition`."""
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    names = {_word(name): name for name, kind in kinds if kind == AxisType.Explicit}
+    dims = (tuple(names[name] for name, _ in axes if name in names) for axes in spec)
+    return PartitionSpec(*(axes or None for axes in dims))
 
 
 def _word(name: Any) -> str:
@@ -219,13 +228,18 @@ def _whole(inputs: Sequence[ArrayType], attrs: Attrs, out: ArrayType) -> Sequenc
 
 def _told(sharding: Any, inputs: Sequence[ArrayType], out: ArrayType) -> Sequence[Axes]:
     """By a constraint of the user's; a dimension that it leaves open stays as it is."""
-    if not isinstance(sharding, NamedSharding):
+    if not isinstance(sharding, NamedSharding) or _casts(sharding):
         return _alike(inputs, {}, out)
     wanted = spec_of(sharding, out.ndim) or ((),) * out.ndim
     parts = (*sharding.spec, *[None] * (out.ndim - len(sharding.spec)))
     free = [part is PartitionSpec.UNCONSTRAINED for part in parts]
     own = dims_of(inputs[0]) if inputs and inputs[0].ndim == out.ndim else ((),) * out.ndim
     return [old if open else new for old, new, open in zip(own, wanted, free, strict=True)]
+
+
+def _casts(sharding: NamedSharding) -> bool:
+    """True for a `reshard` that only leaves explicit axes to XLA: it names none."""
+    return not any(sharding.spec) and not is_explicit(sharding.mesh)
 
 
 _RULES: Mapping[str, Rule] = {
