@@ -30,10 +30,10 @@ from .health import with_health
 from .nonfinite import Guard
 from .options import Options, pipeline_of
 from .placement import asked, lying
-from .program import Signature, collection_paused, trace_program
+from .program import Program, Signature, collection_paused, trace_program
 from .stages import Compiled, Lowered, Traced
 from .state import Stateful
-from .uneven import check_even, uneven
+from .uneven import check_even
 
 
 def holds_tracers(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -99,8 +99,8 @@ class CompiledFunction:
             return self._awaited(args, kwargs)
         if self._options.planning.active and holds_tracers(args, kwargs):
             return self._inner(*args, **kwargs)
-        if told := uneven(self._fun, met, "out_shardings"):
-            raise told from met
+        if isinstance(met, ValueError) and not isinstance(met, BackpassError):
+            self._placement(args, kwargs)  # raises where they do not fit
         arrays, static = self._arguments.listed(args, kwargs)
         exhausted = functools.partial(self._exhausted, args, kwargs)
         explained = explain_failure(self._fun, met, arrays, static, exhausted)
@@ -372,14 +372,15 @@ class CompiledFunction:
             program = trace_program(self._arguments, self._name, args, kwargs, specs)
             if not self._told_captured:
                 self._told_captured = warn_of_captured(self._fun, program.graph)
-            asked = self._options
-            if asked.health is not None:
-                program = with_health(program, asked.health)
-            stages = program.stages(asked.pipeline, bool(asked.debug))
-            if asked.debug == "strict":
+            self._check_results(program)
+            options = self._options
+            if options.health is not None:
+                program = with_health(program, options.health)
+            stages = program.stages(options.pipeline, bool(options.debug))
+            if options.debug == "strict":
                 forbid(stages[-1].graph)
             donated = frozenset(self._donated(args, kwargs))
-            fit = asked.planning.fitting(stages[-1].graph, donated)
+            fit = options.planning.fitting(stages[-1].graph, donated)
             key = self._history.record(program, stages, self._calls)
             if fit is not None:
                 self._history.add(key, "planning", fit.seconds)
@@ -409,13 +410,24 @@ class CompiledFunction:
     def _placement(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Spec, ...]:
         """How the array leaves lie on a mesh; nothing where each is whole on every device."""
         (positional, named), _ = self._arguments.divide(args, kwargs)
-        told = asked(self._options.jit.get("in_shardings"), list(positional.values()))
+        told = asked(self._options.jit.get("in_shardings"), tuple(positional.values()))
         arrays, _ = self._arguments.listed(args, kwargs)
         told += [None] * (len(arrays) - len(told))
         leaves = [leaf for _, leaf in arrays]
         specs = tuple(map(lying, told, leaves))
         check_even(self._fun, [path for path, _ in arrays], leaves, specs)
         return specs if any(specs) else ()
+
+    def _check_results(self, program: Program) -> None:
+        """Raise `ShardingError` for a result that `out_shardings` divides unevenly."""
+        told = asked(self._options.jit.get("out_shardings"), program.out_shapes, whole=True)
+        leaves = jax.tree_util.tree_leaves_with_path(program.out_shapes)
+        paths = [f"result{jax.tree_util.keystr(path)}" for path, _ in leaves]
+        shapes = [leaf for _, leaf in leaves]
+        specs = [
+            () if each is None else lying(each, x) for each, x in zip(told, shapes, strict=True)
+        ]
+        check_even(self._fun, paths, shapes, specs)
 
     def _donated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
         """Positions of the array leaves whose buffers the outputs may take over."""

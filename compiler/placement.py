@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,21 +13,21 @@ from ..ir.types import Spec
 UNSPECIFIED = "UnspecifiedValue"  # JAX's class of what `in_shardings` is by default; has no name
 
 
-def asked(option: Any, arguments: Sequence[Any]) -> list[Any]:
-    """What `in_shardings` says of each leaf of the arguments, or None.
+def asked(option: Any, tree: Any, *, whole: bool = False) -> list[Any]:
+    """What `in_shardings`, or `out_shardings` with `whole`, says of each leaf of a tree; or None.
 
-    A tree that does not fit the arguments is left for JAX to refuse.
+    The former is told for each of the arguments. What does not fit is left for JAX to refuse.
     """
-    count = len(jax.tree.leaves(arguments))
+    count = len(jax.tree.leaves(tree))
     if is_open(option):
         return [None] * count
-    prefix = option if _is_leaf(option) else tuple(option)
+    prefix = option if whole or _is_leaf(option) else tuple(option)
     found: list[Any] = []
     try:
         jax.tree.map(
             lambda told, part: found.extend([told] * len(jax.tree.leaves(part))),
             prefix,
-            tuple(arguments),
+            tree,
             is_leaf=_is_leaf,
         )
     except (ValueError, TypeError):

@@ -21,7 +21,7 @@ from ..passes.rewriter import substituted
 from .diagnose import check_results, in_place_of, not_an_array, tracing
 from .importer import import_jaxpr
 from .state import watched
-from .uneven import evenly
+from .uneven import check_constraints, evenly
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,9 @@ def trace_program(
     start = perf_counter()
     with tracing(arguments.fun), evenly(arguments.fun), watched():
         jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(*signature.structs)
-    graph = spread(_lying(import_jaxpr(jaxpr, name, signature.paths), specs))
+    graph = import_jaxpr(jaxpr, name, signature.paths)
+    check_constraints(graph)
+    graph = spread(_lying(graph, specs))
     return Program(name, signature, jaxpr, graph, shapes, perf_counter() - start)
 
 

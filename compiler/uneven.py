@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..ir.errors import ShardingError
-from ..ir.types import Spec, places, type_of
+from ..ir.graph import Graph
+from ..ir.spread import spec_of
+from ..ir.types import ArrayType, Spec, places, type_of
 from .diagnose import caller_line, defined_at, raised_at
 
 
@@ -22,14 +24,44 @@ def check_even(
     """Raise `ShardingError` for an argument that its mesh axes do not divide evenly."""
     for path, leaf, spec in zip(paths, leaves, specs, strict=True):
         kind = type_of(leaf)
-        for dim, (size, axes) in enumerate(zip(kind.shape, spec, strict=False)):
-            if size % places(axes):
-                told = " x ".join(f"{name!r} of size {count}" for name, count in axes)
+        if len(spec) > kind.ndim:
+            raise ShardingError(
+                f"{defined_at(fun)} wants {path} to have the {len(spec)} dimensions that its "
+                f"sharding names, got {kind}\n  at {caller_line()}; give it a shorter PartitionSpec"
+            )
+        if told := _first_uneven(kind, spec):
+            raise ShardingError(
+                f"{defined_at(fun)} wants dimension {told[0]} of {path} to be divided by mesh axis "
+                f"{told[1]}, got {kind}: {told[2]}\n  at {caller_line()}; {told[3]}"
+            )
+
+
+def check_constraints(graph: Graph) -> None:
+    """Raise `ShardingError` for a `with_sharding_constraint` whose axes divide unevenly.
+
+    XLA would pad such an array, on every device.
+    """
+    for node in graph.walk():
+        if node.op.name == "sharding_constraint":
+            kind = node.output.type
+            told = _first_uneven(kind, spec_of(node.attrs["sharding"], kind.ndim))
+            if told:
+                scope = f" in {node.scope}" if node.scope else ""
                 raise ShardingError(
-                    f"{defined_at(fun)} wants dimension {dim} of {path} to be divided by mesh axis "
-                    f"{told}, got {kind}: {size} is not a multiple of {places(axes)}\n"
-                    f"  at {caller_line()}; {_todo(size, places(axes))}"
+                    f"with_sharding_constraint wants dimension {told[0]} to be divided by mesh "
+                    f"axis {told[1]}, got {kind.spread(())}: {told[2]}\n"
+                    f"  at {node.source}{scope}; {told[3]}"
                 )
+
+
+def _first_uneven(kind: ArrayType, spec: Spec) -> tuple[int, str, str, str] | None:
+    """The dimension, the axes that do not divide it, why, and what to do; None where all do."""
+    for dim, (size, axes) in enumerate(zip(kind.shape, spec, strict=False)):
+        count = places(axes)
+        if size % count:
+            told = " x ".join(f"{name!r} of size {many}" for name, many in axes)
+            return dim, told, f"{size} is not a multiple of {count}", _todo(size, count)
+    return None
 
 
 def _todo(size: int, count: int) -> str:
@@ -55,7 +87,7 @@ def evenly(fun: Callable[..., Any]) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        told = uneven(fun, error, "with_sharding_constraint")
+        told = uneven(fun, error, "reshard")
         if told is None:
             raise
         raise told from error
