@@ -23,7 +23,7 @@ from ..ir.op import Differentiator, Op, Pullback
 from ..ir.ops import OPS
 from ..ir.ops.custom import with_rule
 from ..ir.ops.foreign import by_derivation, foreign
-from ..ir.spread import spec_of
+from ..ir.spec import spec_of
 from ..ir.types import ArrayType, type_of
 from .custom_rules import Later, jvp_rule, vjp_rule
 from .fallback import derive

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
-from ..ir.spread import by_partition, spec_of
+from ..ir.spec import by_partition, spec_of
 from ..ir.types import Spec
 
 UNSPECIFIED = "UnspecifiedValue"  # JAX's class of what `in_shardings` is by default; has no name

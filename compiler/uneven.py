@@ -13,7 +13,7 @@ from typing import Any
 
 from ..ir.errors import ShardingError
 from ..ir.graph import Graph
-from ..ir.spread import spec_of
+from ..ir.spec import spec_of
 from ..ir.types import ArrayType, Spec, places, type_of
 from .diagnose import caller_line, defined_at, raised_at
 

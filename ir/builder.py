@@ -16,7 +16,7 @@ import numpy as np
 from .graph import NO_ATTRS, UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
 from .jax_compat import as_numpy_scalar
 from .op import Op
-from .spread import is_spread, spread_of
+from .spread_rules import is_spread, spread_of
 from .types import ArrayType, is_complex
 
 

@@ -11,7 +11,7 @@ from ..ir.evaluate import run
 from ..ir.graph import Graph
 from ..ir.jax_compat import bind, explicit_mesh, manual_axes, on_auto_axes, varying_axes
 from ..ir.ops.varying import aligned
-from ..ir.spread import partition
+from ..ir.spec import partition
 from ..ir.types import ArrayType, type_of
 
 
