@@ -5,8 +5,9 @@
     fsdp       parameters and the optimiser's state are divided, as is the batch
     pipeline   layers are divided into stages; microbatches move from stage to stage by `ppermute`
 
-The first three are the same function: what differs is where its arguments lie. The pipeline is a
-`shard_map` with a scan over ticks inside.
+The first three are the same function: what differs is where its arguments lie. Activations are
+told to stay with their part of the batch, or XLA may divide them by features, as it finds the
+parameters. The pipeline is a `shard_map` with a scan over ticks inside.
 
 Source: Shoeybi et al. 2019 (tensor); Rajbhandari et al. 2020 (fsdp); Huang et al. 2019 (pipeline).
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -84,12 +86,13 @@ def block(x: jax.Array, p: dict) -> jax.Array:
         return x + jax.nn.gelu(normalise(x, p["norm2"]) @ p["up"]) @ p["down"]
 
 
-def layers(x: jax.Array, blocks: dict) -> jax.Array:
-    return lax.scan(lambda x, p: (block(x, p), None), x, blocks)[0]
+def layers(x: jax.Array, blocks: dict, lie: Callable = lambda x: x) -> jax.Array:
+    """All layers; `lie` says where an activation lies."""
+    return lax.scan(lambda x, p: (lie(block(x, p)), None), lie(x), blocks)[0]
 
 
-def loss_of(params: dict, tokens: jax.Array, body: Callable = layers) -> jax.Array:
-    """Mean cross-entropy in nats of `i32[batch, time + 1]`."""
+def loss_of(params: dict, tokens: jax.Array, body: Callable) -> jax.Array:
+    """Mean cross-entropy in nats of `i32[batch, time + 1]`; `body` are the layers."""
     x = params["embedding"][tokens[:, :-1]] + params["positions"]
     x = normalise(body(x, params["blocks"]), params["norm"])
     logits = jax.nn.log_softmax(x @ params["head"])
@@ -167,8 +170,11 @@ def shardings(strategy: str, mesh: Mesh, params: dict) -> tuple:
 
 def make_step(strategy: str, mesh: Mesh, places: tuple, **options) -> Callable:
     """Return the compiled `(state, tokens) -> (state, loss)`, with Adam; `options` are bp's."""
-    body = pipelined(mesh, microbatches=mesh.size) if strategy == "pipeline" else layers
     of_params, of_tokens = places
+    if strategy == "pipeline":
+        body = pipelined(mesh, microbatches=mesh.size)
+    else:
+        body = partial(layers, lie=partial(lax.with_sharding_constraint, shardings=of_tokens))
     of_state = (of_params, of_params, of_params, NamedSharding(mesh, P()))
 
     def step(state, tokens):

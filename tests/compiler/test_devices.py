@@ -57,30 +57,34 @@ def mesh(strategy, kind=AxisType.Auto):
     return jax.make_mesh(shape, ("data", "model"), axis_types=(kind,) * 2)
 
 
-def loss(params, tokens):
-    """Embedding, attention, a scan of MLPs, a tied head."""
-    x = params["embed"][tokens]
+def loss(params, tokens, lie=lambda x: x):
+    """Embedding, attention, a scan of MLPs, a tied head; `lie` says where activations lie."""
+    x = lie(params["embed"][tokens])
     q, k, v = jnp.einsum("btd,dshk->sbthk", x, params["qkv"])
     weights = jax.nn.softmax(jnp.einsum("bthk,bshk->bhts", q, k))
     x += jnp.einsum("bthk,hkd->btd", jnp.einsum("bhts,bshk->bthk", weights, v), params["out"])
 
     def mlp(x, w):
-        return x + jax.nn.gelu(x @ w[0]) @ w[1], None
+        return lie(x + jax.nn.gelu(x @ w[0]) @ w[1]), None
 
     x, _ = lax.scan(mlp, x, (params["up"], params["down"]))
     logits = jax.nn.log_softmax(x @ params["embed"].T)
     return -jnp.take_along_axis(logits, tokens[..., None], -1).mean()
 
 
-def stepped(value_and_grad):
+def stepped(value_and_grad, strategy=None):
+    def lie(x):
+        return lax.with_sharding_constraint(x, places(strategy)[1]) if strategy else x
+
     def step(params, tokens):
-        found, grads = value_and_grad(loss)(params, tokens)
+        found, grads = value_and_grad(loss)(params, tokens, lie)
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), found
 
     return step
 
 
 STEP = stepped(bp.value_and_grad)
+STEPS = {name: stepped(bp.value_and_grad, name) for name in STRATEGIES}
 
 
 def places(strategy):
@@ -107,7 +111,7 @@ def close(found, tolerance=2e-6):
 
 @cache
 def plain(strategy):
-    return bp.compile(STEP, **options(strategy)).lower(PARAMS, TOKENS).compile()
+    return bp.compile(STEPS[strategy], **options(strategy)).lower(PARAMS, TOKENS).compile()
 
 
 def peak(compiled):
@@ -127,7 +131,9 @@ def test_losses_and_parameters_are_those_of_one_device(strategy):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_collectives_move_no_more_than_those_of_jit(strategy):
     by_jax = (
-        jax.jit(stepped(jax.value_and_grad), **options(strategy)).lower(PARAMS, TOKENS).compile()
+        jax.jit(stepped(jax.value_and_grad, strategy), **options(strategy))
+        .lower(PARAMS, TOKENS)
+        .compile()
     )
     ours = plain(strategy).collectives
     theirs = collectives_of(by_jax.as_text(), by_jax, plain(strategy).stages[0].graph)
@@ -156,7 +162,7 @@ def test_plans_count_the_bytes_of_one_device(strategy):
         k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=of_params[k]) for k, x in PARAMS.items()
     }
     tokens = jax.ShapeDtypeStruct(TOKENS.shape, TOKENS.dtype, sharding=of_tokens)
-    spread = bp.plan(STEP, structs, tokens, device="h100")
+    spread = bp.plan(STEPS[strategy], structs, tokens, device="h100")
     alone = bp.plan(STEP, PARAMS, TOKENS, device="h100")
     assert spread.plain_bytes < 0.5 * alone.plain_bytes
     assert 0.5 < spread.plain_bytes / peak(plain(strategy)) < 2
@@ -167,11 +173,13 @@ def test_plans_count_the_bytes_of_one_device(strategy):
 def test_budgets_hold_on_each_device(strategy):
     most = peak(plain(strategy))
     with pytest.raises(bp.BudgetError) as error:
-        bp.compile(STEP, memory_budget=1000, **options(strategy)).lower(PARAMS, TOKENS).compile()
+        bp.compile(STEPS[strategy], memory_budget=1000, **options(strategy)).lower(
+            PARAMS, TOKENS
+        ).compile()
     least = error.value.minimum_bytes
     assert least < most
     budget = (least + most) // 2
-    step = bp.compile(STEP, memory_budget=budget, **options(strategy))
+    step = bp.compile(STEPS[strategy], memory_budget=budget, **options(strategy))
     compiled = step.lower(PARAMS, TOKENS).compile()
     assert compiled.plan.measured_bytes == peak(compiled) <= budget
     close(step(PARAMS, TOKENS))
