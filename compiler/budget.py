@@ -15,6 +15,7 @@ import jax
 from ..ir.errors import ArgumentError, BudgetError
 from ..ir.fingerprint import digest
 from ..ir.graph import Graph
+from ..ir.spread import spread
 from ..ir.tables import bytes_text
 from ..passes.rematerialise import Planned, Planner
 from ..runtime.device import live_spec
@@ -36,8 +37,13 @@ def parse_bytes(budget: Any) -> int:
     Raises `ArgumentError`.
     """
     if isinstance(budget, str):
-        if budget == "auto":
+        if budget == "auto" and jax.process_count() == 1:
             return free_bytes()
+        if budget == "auto":
+            raise ArgumentError(
+                "memory_budget='auto' is what one process finds free, and another may find less\n"
+                f"  with {jax.process_count()} processes, give a budget in bytes"
+            )
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", budget)
         if match and match[2] in _UNITS:
             return int(float(match[1]) * _UNITS[match[2]])
@@ -53,7 +59,7 @@ def free_bytes(device: jax.Device | None = None) -> int:
 
     Raises `ArgumentError` where nothing tells.
     """
-    device = device or jax.devices()[0]
+    device = device or jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return int(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
@@ -207,6 +213,7 @@ class Planning:
         if not self.active:
             return None
         start = perf_counter()
+        graph = spread(graph)  # sizes are those of one device
         planner = Planner(graph, live_spec(), frozenset(donated))
         if self.pinned is None:
             aim = self.budget or 0

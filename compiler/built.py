@@ -21,6 +21,10 @@ class Unsettled(Exception):
     """A program that has a budget was asked for before its plan was settled."""
 
 
+class Unplaced(Exception):
+    """A program was asked for before it was told how its arguments lie on a mesh of devices."""
+
+
 class Unweighed(Exception):
     """A large program was asked for before its memory was compared with what is free."""
 

@@ -250,8 +250,8 @@ def _doctor(options: argparse.Namespace) -> int:
         "devices": [
             f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()
         ],
-        "measured": _figures(measured(jax.devices()[0])),
-        "kept in": str(cache_path(jax.devices()[0])),
+        "measured": _figures(measured(jax.local_devices()[0])),
+        "kept in": str(cache_path(jax.local_devices()[0])),
         "cache": str(cache_of_programs() or "off; bp.cache() turns it on"),
     }
     if options.json:

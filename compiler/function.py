@@ -13,12 +13,13 @@ import jax
 
 from ..ir.errors import ArgumentError, BackpassError, BudgetError
 from ..ir.graph import Graph
+from ..ir.types import Spec
 from ..passes import Pass
 from ..passes.rematerialise import Planned
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
 from .budget import Planning, obeyed, peak_bytes
-from .built import Built, Unsettled, Unweighed
+from .built import Built, Unplaced, Unsettled, Unweighed
 from .captured import warn_of_captured
 from .diagnose import defined_at, explain_failure, is_exhausted
 from .dump import dump_by_environment
@@ -29,9 +30,11 @@ from .headroom import may_be_short, out_of_memory, warn_of_memory
 from .health import with_health
 from .nonfinite import Guard
 from .options import Options, pipeline_of
-from .program import collection_paused, trace_program
+from .placement import asked, lying
+from .program import Program, Signature, collection_paused, trace_program
 from .stages import Compiled, Lowered, Traced
 from .state import Stateful
+from .uneven import check_even
 
 
 def holds_tracers(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -58,6 +61,9 @@ class CompiledFunction:
         self._lock = threading.RLock()  # of the attributes below; never held in a trace or compile
         self._calls = 0
         self._programs: dict[Any, Built] = {}
+        self._specs: dict[Signature, tuple[Spec, ...]] = {}  # how the arguments lie on a mesh
+        self._elsewhere: dict[tuple[Spec, ...], CompiledFunction] = {}  # for those that lie so
+        self._by_place = False
         self._watches: dict[int, tuple[Watch, object]] = {}  # what each thread compiles
         self._told_captured = False
         self._by_state: Any = None
@@ -67,6 +73,8 @@ class CompiledFunction:
         """Run the step. Arguments that were donated must not be used again."""
         if self._by_state is not None:
             return self._by_state(*args, **kwargs)
+        if self._by_place and (there := self._at(args, kwargs)) is not self:
+            return there(*args, **kwargs)
         self._calls += 1
         try:
             return self._jit(*args, **kwargs)
@@ -80,6 +88,9 @@ class CompiledFunction:
         """Go on where a call of JAX's function has ended: with what it lacks, or an error."""
         if isinstance(met, Stateful):
             return self._with_state(met)(*args, **kwargs)
+        if isinstance(met, Unplaced):
+            self._calls -= 1
+            return self._at(args, kwargs)(*args, **kwargs)
         if isinstance(met, Unsettled | Unweighed):
             self._calls -= 1  # it is the same call again
             if isinstance(met, Unsettled):
@@ -92,6 +103,8 @@ class CompiledFunction:
             return self._awaited(args, kwargs)
         if self._options.planning.active and holds_tracers(args, kwargs):
             return self._inner(*args, **kwargs)
+        if isinstance(met, ValueError) and not isinstance(met, BackpassError):
+            self._placement(args, kwargs)  # raises where they do not fit
         arrays, static = self._arguments.listed(args, kwargs)
         exhausted = functools.partial(self._exhausted, args, kwargs)
         explained = explain_failure(self._fun, met, arrays, static, exhausted)
@@ -111,6 +124,8 @@ class CompiledFunction:
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Trace and import; arguments may be arrays or `jax.ShapeDtypeStruct`s."""
+        if (there := self._at(args, kwargs)) is not self:
+            return there.trace(*args, **kwargs)
         try:
             built = self._program(args, kwargs)
         except Stateful as met:
@@ -121,6 +136,8 @@ class CompiledFunction:
 
     def lower(self, *args: Any, **kwargs: Any) -> Lowered:
         """Trace, import and run the passes; see `Lowered`."""
+        if (there := self._at(args, kwargs)) is not self:
+            return there.lower(*args, **kwargs)
         try:
             built = self._program(args, kwargs)
         except Stateful as met:
@@ -141,6 +158,8 @@ class CompiledFunction:
 
     def joint(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Graph, frozenset[int]]:
         """Return the graph that the planner gets, and the positions of its donated inputs."""
+        if (there := self._at(args, kwargs)) is not self:
+            return there.joint(args, kwargs)
         built = self._program(args, kwargs)
         return built.passed[-1].graph, built.donated
 
@@ -376,6 +395,9 @@ class CompiledFunction:
 
         @functools.wraps(self._fun)
         def staged(*args: Any, **kwargs: Any) -> Any:
+            if not inner and jax.device_count() > 1:
+                if self._arguments.signature(args, kwargs) not in self._specs:
+                    raise Unplaced
             with collection_paused():
                 built = self._program(args, kwargs)
                 program = built.program
@@ -406,7 +428,7 @@ class CompiledFunction:
         signature = self._arguments.signature(args, kwargs)
         found = self._programs.get(signature)
         if found is None:
-            made = self._traced(args, kwargs)
+            made = self._traced(args, kwargs, self._specs.get(signature, ()))
             with self._lock:
                 found = self._programs.get(signature)
                 if found is None:
@@ -416,19 +438,22 @@ class CompiledFunction:
                         self._programs[signature] = found
         return found
 
-    def _traced(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Built:
+    def _traced(
+        self, args: Sequence[Any], kwargs: dict[str, Any], specs: tuple[Spec, ...]
+    ) -> Built:
         """Trace, run the passes, and begin the search for a plan."""
-        program = trace_program(self._arguments, self._name, args, kwargs)
+        program = trace_program(self._arguments, self._name, args, kwargs, specs)
         if not self._told_captured:
             self._told_captured = warn_of_captured(self._fun, program.graph)
-        asked = self._options
-        if asked.health is not None:
-            program = with_health(program, asked.health)
-        stages = program.stages(asked.pipeline, bool(asked.debug))
-        if asked.debug == "strict":
+        self._check_results(program)
+        options = self._options
+        if options.health is not None:
+            program = with_health(program, options.health)
+        stages = program.stages(options.pipeline, bool(options.debug))
+        if options.debug == "strict":
             forbid(stages[-1].graph)
         donated = frozenset(self._donated(args, kwargs))
-        fit = asked.planning.fitting(stages[-1].graph, donated)
+        fit = options.planning.fitting(stages[-1].graph, donated)
         return Built(program, stages, object(), donated, fit, open=fit is not None)
 
     def _record(self, built: Built) -> None:
@@ -438,6 +463,48 @@ class CompiledFunction:
             self._history.add(built.key, "planning", built.fitting.seconds)
             if built.fitting.recalled:
                 self._history.recall(built.key)
+
+    def _at(self, args: Sequence[Any], kwargs: dict[str, Any]) -> CompiledFunction:
+        """Return the function for arguments that lie as these do: this one, or another like it.
+
+        `jax.jit` knows programs by shapes alone, and compiles one for each way that arguments lie;
+        a plan holds for one way.
+        """
+        signature = self._arguments.signature(args, kwargs)
+        specs = self._placement(args, kwargs)
+        self._by_place = self._options.planning.active and jax.device_count() > 1
+        with self._lock:
+            if self._specs.setdefault(signature, specs) == specs:
+                return self
+            self._elsewhere.setdefault(self._specs[signature], self)
+            if specs not in self._elsewhere:
+                other = type(self)(self._fun, self._options)
+                other._history, other._elsewhere = self._history, self._elsewhere
+                other._lock = self._lock
+                self._elsewhere[specs] = other
+            return self._elsewhere[specs]
+
+    def _placement(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Spec, ...]:
+        """How the array leaves lie on a mesh; nothing where each is whole on every device."""
+        (positional, named), _ = self._arguments.divide(args, kwargs)
+        told = asked(self._options.jit.get("in_shardings"), tuple(positional.values()))
+        arrays, _ = self._arguments.listed(args, kwargs)
+        told += [None] * (len(arrays) - len(told))
+        leaves = [leaf for _, leaf in arrays]
+        specs = tuple(map(lying, told, leaves))
+        check_even(self._fun, [path for path, _ in arrays], leaves, specs)
+        return specs if any(specs) else ()
+
+    def _check_results(self, program: Program) -> None:
+        """Raise `ShardingError` for a result that `out_shardings` divides unevenly."""
+        told = asked(self._options.jit.get("out_shardings"), program.out_shapes, whole=True)
+        leaves = jax.tree_util.tree_leaves_with_path(program.out_shapes)
+        paths = [f"result{jax.tree_util.keystr(path)}" for path, _ in leaves]
+        shapes = [leaf for _, leaf in leaves]
+        specs = [
+            () if each is None else lying(each, x) for each, x in zip(told, shapes, strict=True)
+        ]
+        check_even(self._fun, paths, shapes, specs)
 
     def _donated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
         """Positions of the array leaves whose buffers the outputs may take over."""

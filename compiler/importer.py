@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from ..ir import jax_compat
 from ..ir.builder import Builder
@@ -22,6 +23,7 @@ from ..ir.op import Differentiator, Op, Pullback
 from ..ir.ops import OPS
 from ..ir.ops.custom import with_rule
 from ..ir.ops.foreign import by_derivation, foreign
+from ..ir.spec import spec_of
 from ..ir.types import ArrayType, type_of
 from .custom_rules import Later, jvp_rule, vjp_rule
 from .fallback import derive
@@ -62,18 +64,19 @@ class Importer:
             env[var] = nodes[-1].output
         labels = [*names, *([None] * (len(invars) - len(names)))]
         for var, label in zip(invars, labels, strict=True):
-            env[var] = Value(type_of(var), label)
+            env[var] = Value(_typed(var), label)
         inputs = tuple(env[var] for var in invars)
         for eqn in eqns:
             node = self._node(eqn, env, depth, library)
-            nodes += _IN_STEPS[node.op.name](node) if node.op.name in _IN_STEPS else (node,)
+            parts = _IN_STEPS[node.op.name](node) if node.op.name in _IN_STEPS else (node,)
+            nodes += (*parts[:-1], *_constrained(parts[-1]))
         outputs = tuple(_operand(var, env) for var in outvars)
         return Graph(name, inputs, tuple(nodes), outputs)
 
     def _node(self, eqn: Any, env: dict[Any, Value], depth: int, library: bool) -> Node:
         op, attrs, regions = self._translate(eqn, depth)
         inputs = tuple(_operand(var, env) for var in eqn.invars)
-        outputs = tuple(Value(type_of(var)) for var in eqn.outvars)
+        outputs = tuple(Value(_typed(var)) for var in eqn.outvars)
         env.update(zip(eqn.outvars, outputs, strict=True))
         origin, phase = _origin(eqn.source_info, library)
         return Node(op, inputs, outputs, attrs, regions, origin, phase)
@@ -200,6 +203,30 @@ def _converted(node: Node) -> tuple[Node, ...]:
         for x, y in zip(node.inputs, wide, strict=True)
     )
     return (*steps, replace(node, inputs=wide, attrs=attrs))
+
+
+def _typed(var: Any) -> ArrayType:
+    """Type of a variable, with how it lies on explicit axes of a mesh."""
+    kind = type_of(var)
+    sharding = getattr(var.aval, "sharding", None)
+    if sharding is None or sharding.mesh.empty:
+        return kind
+    return kind.spread(spec_of(sharding, kind.ndim))
+
+
+def _constrained(node: Node) -> tuple[Node, ...]:
+    """An op that says how its result lies on explicit axes, as two: such axes are left to XLA."""
+    key = next((key for key in ("sharding", "out_sharding") if key in node.attrs), None)
+    sharding = None if key is None else node.attrs[key]
+    if node.op.name in ("sharding_constraint", "device_put") or len(node.outputs) != 1:
+        return (node,)
+    if not isinstance(sharding, NamedSharding):
+        return (node,)
+    made = Value(node.output.type)
+    attrs = {"dst_sharding": sharding, "src_sharding": sharding, "concrete_mesh": None}
+    bare = {name: value for name, value in node.attrs.items() if name != key}
+    told = Node(OPS["reshard"], (made,), node.outputs, attrs, (), node.origin, node.phase)
+    return replace(node, outputs=(made,), attrs=bare), told
 
 
 def _before(node: Node, op: str, x: Value, y: Value, attrs: Mapping[str, Any]) -> Node:

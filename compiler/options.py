@@ -43,7 +43,7 @@ class Options:
         """The passes; by default what loops do and stack is chosen for speed, or by the planner."""
         passes = self.passes
         if passes is None:
-            device = jax.devices()[0]
+            device = jax.local_devices()[0]
             passes = default(device.platform, planned=self.planning.active)
             if not self.planning.active:
                 tiny = (Unroll(),) if device.platform == "cpu" else ()

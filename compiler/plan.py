@@ -12,6 +12,7 @@ import numpy as np
 
 from ..ir.device import DeviceSpec, device_named
 from ..ir.errors import ArgumentError
+from ..ir.spread import spread
 from ..ir.tables import bytes_text, table
 from ..passes import Pass, Restack, default
 from ..passes.rematerialise import Planned, Planner
@@ -177,7 +178,7 @@ def plan(
     with collection_paused():
         usual = default(_platform(device), planned=True)
         graph, donated = _unplanned(fun, passes, usual, given).joint(args, kwargs)
-        return plans_of(Planner(graph, spec, donated), sizes)
+        return plans_of(Planner(spread(graph), spec, donated), sizes)
 
 
 def plans_of(planner: Planner, budgets: Sequence[int] | None = None) -> Plans:
@@ -242,7 +243,7 @@ def _unplanned(
     try:
         if isinstance(fun, CompiledFunction):
             return fun.without_plan(passes, usual, given)
-        lean = (*usual, Restack(row_of(jax.devices()[0])))
+        lean = (*usual, Restack(row_of(jax.local_devices()[0])))
         return compile(fun, passes=passes or lean, **given)
     except ArgumentError:
         raise

@@ -5,27 +5,31 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from time import perf_counter
 from typing import Any
 
 import jax
 
-from ..ir.graph import Graph
+from ..ir.graph import Graph, Value
 from ..ir.jax_compat import on_no_mesh, struct_of, trace_context
-from ..ir.types import ArrayType, type_of
+from ..ir.spread import spread
+from ..ir.types import ArrayType, Spec, type_of
 from ..passes import Pass, Stage, run_passes
+from ..passes.rewriter import substituted
 from .diagnose import check_results, in_place_of, not_an_array, tracing
 from .importer import import_jaxpr
 from .state import watched
+from .uneven import check_constraints, evenly
 
 
 @dataclass(frozen=True)
 class Signature:
     """What decides whether a program can be used again: leaf types, tree, static values.
 
-    `context` is JAX's own: x64, matmul precision, the mesh and the like.
+    `context` is JAX's own: x64, matmul precision, the mesh and the like. `specs` tell how the
+    leaves lie on a mesh, or are empty.
     """
 
     paths: tuple[str, ...]
@@ -34,6 +38,7 @@ class Signature:
     static: tuple[tuple[str, Hashable], ...]
     context: Hashable = None
     placed: tuple[Any, ...] = ()
+    specs: tuple[Spec, ...] = ()
 
     @cached_property
     def structs(self) -> list[jax.ShapeDtypeStruct]:
@@ -152,13 +157,34 @@ def collection_paused() -> Iterator[None]:
 
 
 def trace_program(
-    arguments: Arguments, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    arguments: Arguments,
+    name: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    specs: tuple[Spec, ...] = (),
 ) -> Program:
-    """Trace a function at the types of these arguments and import it."""
-    signature = arguments.signature(args, kwargs)
+    """Trace a function at the types of these arguments and import it.
+
+    `specs` tell how the leaves lie on a mesh, and so how all values do; see `ir/spread.py`.
+    """
+    signature = replace(arguments.signature(args, kwargs), specs=specs)
     flat = arguments.flat(args, kwargs, signature.tree)
     start = perf_counter()
-    with tracing(arguments.fun), watched():
+    with tracing(arguments.fun), evenly(arguments.fun), watched():
         jaxpr, shapes = jax.make_jaxpr(flat, return_shape=True)(*signature.structs)
     graph = import_jaxpr(jaxpr, name, signature.paths)
+    check_constraints(graph)
+    graph = spread(_lying(graph, specs))
     return Program(name, signature, jaxpr, graph, shapes, perf_counter() - start)
+
+
+def _lying(graph: Graph, specs: Sequence[Spec]) -> Graph:
+    """Return the graph with inputs that are told how they lie on a mesh."""
+    if not any(specs):
+        return graph
+    pairs = zip(graph.inputs, specs, strict=True)
+    new = {old: Value(old.type.spread(spec), old.name) for old, spec in pairs}
+    nodes = tuple(substituted(node, new) for node in graph.nodes)
+    return Graph(
+        graph.name, tuple(new.values()), nodes, tuple(new.get(v, v) for v in graph.outputs)
+    )

@@ -14,6 +14,7 @@ from ..ir.errors import BackpassError
 from ..ir.graph import Graph
 from ..ir.page import summary_html
 from ..passes import Fusions, Stage
+from .collectives import Collectives, collectives_of
 from .diagnose import is_exhausted
 from .dump import write_dump, write_text
 from .exported import Exported
@@ -187,6 +188,11 @@ class Compiled:
     def export(self, platforms: Sequence[str] | None = None) -> Exported:
         """Return the program and its plan for processes without its code: `Lowered.export`."""
         return self._export(platforms)
+
+    @cached_property
+    def collectives(self) -> Collectives:
+        """What devices tell each other in a step, with bytes, mesh axes, phase and line."""
+        return collectives_of(self.as_text(), self._compiled, self.stages[-1].graph)
 
     def memory_analysis(self) -> Any:
         """Return XLA's report: argument, output, temporary and aliased bytes."""

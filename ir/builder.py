@@ -16,7 +16,16 @@ import numpy as np
 from .graph import NO_ATTRS, UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
 from .jax_compat import as_numpy_scalar
 from .op import Op
+from .spread_rules import is_spread, spread_of
 from .types import ArrayType, is_complex
+
+
+def _lying(
+    name: str, inputs: Sequence[Value], attrs: Mapping[str, Any], types: Sequence[ArrayType]
+) -> tuple[ArrayType, ...]:
+    """Types of outputs, with how they lie on the mesh of their operands."""
+    specs = spread_of(name, inputs, attrs, types)
+    return tuple(kind.spread(spec) for kind, spec in zip(types, specs, strict=True))
 
 
 class Builder:
@@ -42,6 +51,8 @@ class Builder:
         """Append a node and return its outputs."""
         record = self.ops[op] if isinstance(op, str) else op
         types = record.shape(inputs, attrs, regions)
+        if not regions and is_spread(inputs):
+            types = _lying(record.name, inputs, attrs, types)
         outputs = tuple(map(Value, types))
         node = Node(record, tuple(inputs), outputs, attrs, tuple(regions), self.origin, self.phase)
         self.nodes.append(node)
@@ -49,7 +60,10 @@ class Builder:
 
     def clone(self, node: Node, inputs: Sequence[Value], origin: Origin | None = None) -> Node:
         """Append a copy of `node` that reads `inputs` and defines fresh values."""
-        outputs = tuple(Value(value.type) for value in node.outputs)
+        types: Sequence[ArrayType] = [value.type for value in node.outputs]
+        if not node.regions and is_spread(inputs):
+            types = _lying(node.op.name, inputs, node.attrs, types)
+        outputs = tuple(map(Value, types))
         where = origin or node.origin
         phase = node.phase if self.phase == "forward" else self.phase
         copy = Node(node.op, tuple(inputs), outputs, node.attrs, node.regions, where, phase)

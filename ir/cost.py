@@ -4,9 +4,11 @@
     bytes_read     of distinct operands, of what a slice or gather picks; literals and views
                    (reshape, ...) move nothing
     bytes_written  of outputs
+    bytes_linked   of arrays that devices reduce together or hand each other: see `links.py`
 
-A scan costs its length times its body, a cond its dearest branch. The trips of a while are not
-known: it counts once, and `unbounded` tells that the truth is more.
+On a mesh of devices all figures are those of one of them. A scan costs its length times its body, a
+cond its dearest branch. The trips of a while are not known: it counts once, and `unbounded` tells
+that the truth is more.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from .graph import Graph, Literal, Node
+from .links import traffic
 from .tables import count_text, table
 
 # Ops that read no more of their first operand than they return.
@@ -35,6 +38,7 @@ class Work:
     flops: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+    bytes_linked: int = 0
 
     @property
     def bytes(self) -> int:
@@ -48,6 +52,7 @@ class Work:
             self.flops + count * other.flops,
             self.bytes_read + count * other.bytes_read,
             self.bytes_written + count * other.bytes_written,
+            self.bytes_linked + count * other.bytes_linked,
         )
 
 
@@ -66,14 +71,16 @@ class Cost(Work):
     def __str__(self) -> str:
         """Table of the ops, the dearest first, and of the phases."""
         by_op = sorted(self.by_op.items(), key=lambda item: (-item[1].flops, -item[1].bytes))
-        rows = [_row(name, work) for name, work in by_op]
-        phases = [_row(name, work) for name, work in self.by_phase.items()]
-        total = _row("at least, a while counts once" if self.unbounded else "total", self)
-        return table(("op", "nodes", "FLOPs", "bytes read", "bytes written"), rows, phases, [total])
+        width = 5 if self.bytes_linked else 4
+        rows = [_row(name, work)[: 1 + width] for name, work in by_op]
+        phases = [_row(name, work)[: 1 + width] for name, work in self.by_phase.items()]
+        name = "at least, a while counts once" if self.unbounded else "total"
+        head = ("op", "nodes", "FLOPs", "bytes read", "bytes written", "between devices")
+        return table(head[: 1 + width], rows, phases, [_row(name, self)[: 1 + width]])
 
 
 def _row(name: str, work: Work) -> tuple[str, ...]:
-    counts = (work.nodes, work.flops, work.bytes_read, work.bytes_written)
+    counts = (work.nodes, work.flops, work.bytes_read, work.bytes_written, work.bytes_linked)
     return (name, *map(count_text, counts))
 
 
@@ -98,7 +105,7 @@ def cost(graph: Graph) -> Cost:
         _add(by_op, parts)
         by_phase[node.phase] = by_phase.get(node.phase, Work()).plus(_sum(parts.values()))
     total = _sum(by_op.values())
-    counts = (total.nodes, total.flops, total.bytes_read, total.bytes_written)
+    counts = (total.nodes, total.flops, total.bytes_read, total.bytes_written, total.bytes_linked)
     return Cost(*counts, by_op, by_phase, tally.unbounded)
 
 
@@ -157,4 +164,5 @@ def _own(node: Node) -> Work:
     read = sum(v.type.nbytes for v in set(node.inputs) if not isinstance(v, Literal))
     if node.op.name in _PICKS:
         read -= max(0, node.inputs[0].type.nbytes - written)
-    return Work(1, node.op.flops(node), read, written)
+    parts = max(v.type.parts for v in (*node.inputs, *node.outputs)) if node.outputs else 1
+    return Work(1, node.op.flops(node) // parts, read, written, traffic(node).bytes)

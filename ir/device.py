@@ -10,6 +10,7 @@ from .cost import node_cost
 from .errors import ArgumentError
 from .fusion import is_fusible
 from .graph import Literal, Node, Value
+from .links import traffic
 
 # Ops that take as long as one that is measured: `costs` knows them by the first of each line.
 _LIKE: Mapping[str, str] = MappingProxyType(
@@ -32,7 +33,7 @@ _LIKE: Mapping[str, str] = MappingProxyType(
         for name in names
     }
 )
-_CALLS = frozenset("jit closed_call custom_jvp_call custom_vjp_call remat2".split())
+_CALLS = frozenset("jit closed_call custom_jvp_call custom_vjp_call remat2 shard_map".split())
 
 
 SLICED = 2  # times that the bytes of a slice move on their way into a stack, or out of it
@@ -44,7 +45,8 @@ class DeviceSpec:
     """Limits of one device.
 
     `memory_bytes` of its memory; `flops`, floating-point operations a second in the type that
-    models compute in; `bytes_per_s` between memory and cores; `host_bytes_per_s` to host memory.
+    models compute in; `bytes_per_s` between memory and cores; `host_bytes_per_s` to host memory;
+    `link_bytes_per_s` to other devices, 0 where that is not known: then a tenth of the memory's.
     `costs` tells by `kind` how many times longer than by the roofline some ops take.
     """
 
@@ -53,13 +55,14 @@ class DeviceSpec:
     bytes_per_s: float
     host_bytes_per_s: float = 0.0
     costs: Mapping[str, float] = field(default_factory=dict, hash=False)
+    link_bytes_per_s: float = 0.0
 
     def seconds(self, node: Node) -> float:
         """Time of one node by the roofline: bound by arithmetic or by memory traffic.
 
         A fusible node is taken to be a part of a loop: it pays for its result alone. A scan takes
         its length times its body, and copies the slices of its xs and ys; a cond takes its dearest
-        branch, a while one trip.
+        branch, a while one trip. What devices send each other comes on top.
         Source: Williams, Waterman and Patterson 2009.
         """
         name = node.op.name
@@ -80,7 +83,8 @@ class DeviceSpec:
         cost = self.costs.get(kind(node), 1.0) if self.costs else 1.0
         if is_fusible(node):
             return cost * work.bytes_written / 2 / self.bytes_per_s
-        return cost * max(work.flops / self.flops, work.bytes / self.bytes_per_s)
+        link = traffic(node).on_link / (self.link_bytes_per_s or self.bytes_per_s / 10)
+        return link + cost * max(work.flops / self.flops, work.bytes / self.bytes_per_s)
 
     def total(self, nodes: Sequence[Node]) -> float:
         """Time of nodes in their order.
@@ -169,19 +173,19 @@ _CPU_COSTS: Mapping[str, float] = MappingProxyType(
     }
 )
 
-# Vendors' data sheets: dense bf16 arithmetic, memory, link to the host. The CPU is two cores of a
-# recent server; a live one is measured.
+# Vendors' data sheets: dense bf16 arithmetic, memory, links to the host and to other devices. The
+# CPU is two cores of a recent server; a live one is measured.
 DEVICES: Mapping[str, DeviceSpec] = MappingProxyType(
     {
         "cpu": DeviceSpec(16 << 30, 2e11, 1e10, 0.0, _CPU_COSTS),
-        "a100": DeviceSpec(80 << 30, 3.12e14, 2.0e12, 3.2e10),
-        "h100": DeviceSpec(80 << 30, 9.89e14, 3.35e12, 6.4e10),
-        "h200": DeviceSpec(141 * 10**9, 9.89e14, 4.8e12, 6.4e10),
-        "b200": DeviceSpec(180 * 10**9, 2.25e15, 8.0e12, 6.4e10),
-        "tpu-v4": DeviceSpec(32 << 30, 2.75e14, 1.2e12, 1.6e10),
-        "tpu-v5e": DeviceSpec(16 << 30, 1.97e14, 8.2e11, 1.6e10),
-        "tpu-v5p": DeviceSpec(95 << 30, 4.59e14, 2.765e12, 3.2e10),
-        "tpu-v6e": DeviceSpec(32 << 30, 9.18e14, 1.64e12, 3.2e10),
+        "a100": DeviceSpec(80 << 30, 3.12e14, 2.0e12, 3.2e10, {}, 3e11),
+        "h100": DeviceSpec(80 << 30, 9.89e14, 3.35e12, 6.4e10, {}, 4.5e11),
+        "h200": DeviceSpec(141 * 10**9, 9.89e14, 4.8e12, 6.4e10, {}, 4.5e11),
+        "b200": DeviceSpec(180 * 10**9, 2.25e15, 8.0e12, 6.4e10, {}, 9e11),
+        "tpu-v4": DeviceSpec(32 << 30, 2.75e14, 1.2e12, 1.6e10, {}, 3e11),
+        "tpu-v5e": DeviceSpec(16 << 30, 1.97e14, 8.2e11, 1.6e10, {}, 2e11),
+        "tpu-v5p": DeviceSpec(95 << 30, 4.59e14, 2.765e12, 3.2e10, {}, 6e11),
+        "tpu-v6e": DeviceSpec(32 << 30, 9.18e14, 1.64e12, 3.2e10, {}, 4.5e11),
     }
 )
 

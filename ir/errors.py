@@ -67,6 +67,10 @@ class BatchError(BackpassError, ValueError):
     """The samples of a batch depend on each other, so that it can't be run in parts."""
 
 
+class ShardingError(ShapeError, ArgumentError):
+    """A dimension is not a multiple of the mesh axes that are to divide it."""
+
+
 class DumpError(BackpassError, OSError):
     """A dump cannot be written where it should go."""
 

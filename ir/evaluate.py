@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from .errors import ArgumentError
-from .graph import Graph, Literal, Value
+from .graph import Graph, Literal, Node, Value
 from .jax_compat import source_context
 
 
@@ -34,9 +34,15 @@ def run(graph: Graph, args: Sequence[Any], *, annotate: bool) -> list[Any]:
 
     for node in graph.nodes:
         origin = node.origin
-        where = source_context(origin.traceback, origin.scope) if annotate else nullcontext()
+        where = source_context(origin.traceback, _stack(node)) if annotate else nullcontext()
         with where:
             operands = [read(value) for value in node.inputs]
             outs = node.op.lower(operands, node.attrs, node.regions, region)
         env.update(zip(node.outputs, outs, strict=True))
     return [read(value) for value in graph.outputs]
+
+
+def _stack(node: Node) -> str:
+    """The scope of a node, its phase in front where it is not forward: profilers show both."""
+    phase = "" if node.phase == "forward" else node.phase
+    return "/".join(part for part in (phase, node.scope) if part)

@@ -20,6 +20,7 @@ from jax._src.compilation_cache_interface import CacheInterface
 from jax._src.lax import parallel as _parallel
 from jax._src.lax.control_flow import conditionals as _conditionals  # platform_index
 from jax.extend import source_info_util
+from jax.sharding import AxisType
 
 from .source import JAX_FOLDER
 
@@ -119,6 +120,35 @@ def pvary(x: Any, axes: Sequence[Any]) -> Any:
     manual = manual_axes()
     missing = tuple(a for a in axes if a in manual and a not in varying_axes(x))
     return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
+# Explicit mesh axes, which JAX's types tell of
+
+
+def is_explicit(mesh: Any) -> bool:
+    """True for a mesh some of whose axes JAX's types tell of."""
+    return AxisType.Explicit in mesh.axis_types
+
+
+def explicit_mesh(args: Sequence[Any]) -> Any:
+    """Return the mesh with explicit axes that we are called on, or that arguments lie on; or None.
+
+    Arguments of `jax.jit` tell of their mesh, also where no context does.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        shardings = (jax.typeof(x).sharding for x in args if isinstance(x, jax.Array))
+        mesh = next((s.mesh for s in shardings if not s.mesh.empty), mesh)
+    return mesh if is_explicit(mesh) else None
+
+
+def on_auto_axes(
+    function: Any, mesh: Any, specs: Sequence[jax.sharding.PartitionSpec], args: Sequence[Any]
+) -> list[Any]:
+    """Call with the axes of a mesh left to XLA; results lie by `specs` again."""
+    with jax.sharding.use_abstract_mesh(mesh):
+        outs = jax.sharding.auto_axes(function, out_sharding=list(specs))(*args)
+    return list(outs)
 
 
 def struct(aval: Any, weak: bool = False) -> jax.ShapeDtypeStruct:

@@ -24,13 +24,14 @@ import numpy as np
 
 from .lexer import NAME, Cursor
 from .numbers import NUMBER, format_number, read_number
-from .types import ArrayType, dtype_from_name, dtype_name
+from .types import ArrayType, Spec, dtype_from_name, dtype_name
 
 INLINE_ELEMENTS = 16
 WRITE_LIMIT = 1 << 20
 READ_LIMIT = 1 << 26
 
-TYPE = re.compile(r"([a-z][a-z0-9_]*(?:<[a-z0-9_]+>)?)\[((?:[0-9]{1,18}(?:,[0-9]{1,18})*)?)\](\*?)")
+_DIM = "[0-9]{1,18}(?:/[A-Za-z_][A-Za-z0-9_]*:[1-9][0-9]{0,8})*"
+TYPE = re.compile(rf"([a-z][a-z0-9_]*(?:<[a-z0-9_]+>)?)\[((?:{_DIM}(?:,{_DIM})*)?)\](\*?)")
 _RESOURCE = re.compile(r"@([A-Za-z0-9_]+) = ")
 _PAYLOAD = re.compile(r"[A-Za-z0-9+/=\s]*")
 _SECTION = "\nresources {"
@@ -50,7 +51,18 @@ def read_type(cursor: Cursor) -> ArrayType:
         dtype = dtype_from_name(name.removesuffix("<host>"))
     except KeyError:
         cursor.fail(f"unknown dtype {name!r}", start)
-    return ArrayType(tuple(map(int, dims.split(","))) if dims else (), dtype, weak == "*", host)
+    sizes, spec = _read_dims(dims)
+    return ArrayType(sizes, dtype, weak == "*", host, spec)
+
+
+def _read_dims(text: str) -> tuple[tuple[int, ...], Spec]:
+    """Sizes of the dimensions, and how they are divided."""
+    if "/" not in text:
+        return tuple(map(int, text.split(","))) if text else (), ()
+    dims = [dim.split("/") for dim in text.split(",")]
+    axes = ((axis.split(":") for axis in each) for _, *each in dims)
+    spec = tuple(tuple((name, int(count)) for name, count in each) for each in axes)
+    return tuple(int(size) for size, *_ in dims), spec
 
 
 def is_plain(dtype: Any) -> bool:

@@ -1,17 +1,19 @@
 """Types of the IR: dtype, shape and JAX's weak-type bit.
 
     type  ::= dtype '<host>'? '[' dim (',' dim)* ']' '*'?     f32[8,16]   i32[]   f32[]*
+    dim   ::= size ('/' axis ':' places)*                     f32[16/data:8,64]
     dtype ::= 'f32' | 'bf16' | 'i32' | 'bool' | 'c64' | 'key<fry>' | ...
 
 The trailing star marks a weak type (a Python scalar's), which does not promote others. An array of
-a `<host>` type is in the host's memory, and takes none of the device's.
+a `<host>` type is in the host's memory, and takes none of the device's. A dimension may be divided
+over axes of a mesh of devices, each with its number of places: bytes are those of one device.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -57,18 +59,36 @@ def key_implementation(dtype: Any) -> str:
     return _KEY_IMPLEMENTATIONS[str(dtype)[4:-1]]
 
 
+# For each dimension the axes of the mesh that divide it, with their numbers of places; or nothing.
+Axes = tuple[tuple[str, int], ...]
+Spec = tuple[Axes, ...]
+
+
+def places(axes: Axes) -> int:
+    """Number of places along axes of a mesh."""
+    return math.prod(size for _, size in axes)
+
+
 @dataclass(frozen=True, slots=True)
 class ArrayType:
-    """The type of a value: `dtype[shape]`, a star when weak, and the memory that it is in."""
+    """The type of a value: `dtype[shape]`, a star when weak, and the memory that it is in.
+
+    `spec` tells how it lies on a mesh of devices, or is empty. It is no part of what is computed:
+    types that differ in it alone are equal.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
     weak: bool = False
     host: bool = False
+    spec: Spec = field(default=(), compare=False)
 
     def __str__(self) -> str:
         """Text form, for instance `f32[8,16]`."""
         dims = ",".join(map(str, self.shape))
+        if self.spec:
+            parts = zip(self.shape, self.spec, strict=True)
+            dims = ",".join("/".join([str(n), *(f"{a}:{k}" for a, k in axes)]) for n, axes in parts)
         memory = "<host>" if self.host else ""
         return f"{dtype_name(self.dtype)}{memory}[{dims}]{'*' if self.weak else ''}"
 
@@ -84,11 +104,24 @@ class ArrayType:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the device's memory, as XLA lays the array out; none for one on the host.
+        """Bytes of one device's memory, as XLA lays the array out; none for one on the host.
 
         Sub-byte types are packed by XLA, not here.
         """
-        return 0 if self.host else self.size * int(self.dtype.itemsize)
+        size = math.prod(self.local) if self.spec else self.size
+        return 0 if self.host else size * int(self.dtype.itemsize)
+
+    @property
+    def local(self) -> tuple[int, ...]:
+        """Shape of the part that one device has."""
+        if not self.spec:
+            return self.shape
+        return tuple(-(-n // places(axes)) for n, axes in zip(self.shape, self.spec, strict=True))
+
+    @property
+    def parts(self) -> int:
+        """Number of different parts that the array is divided into."""
+        return math.prod(map(places, self.spec))
 
     @property
     def is_inexact(self) -> bool:
@@ -105,11 +138,15 @@ class ArrayType:
 
     def strong(self) -> ArrayType:
         """Return the type without the weak bit."""
-        return ArrayType(self.shape, self.dtype, host=self.host) if self.weak else self
+        return replace(self, weak=False) if self.weak else self
 
     def on_host(self, host: bool = True) -> ArrayType:
         """Return the type of a copy in the host's memory, or else in the device's."""
-        return ArrayType(self.shape, self.dtype, self.weak, host)
+        return replace(self, host=host)
+
+    def spread(self, spec: Spec) -> ArrayType:
+        """Return the type of an array that lies on a mesh in another way."""
+        return self if spec == self.spec else replace(self, spec=spec)
 
 
 _INEXACT: dict[Any, bool] = {}

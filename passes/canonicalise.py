@@ -82,7 +82,8 @@ def collapse_dot(b: Builder, node: Node) -> Sequence[Value] | None:
     """x[f.., c..] . y[c.., h..]  ->  reshape(x[F,C] . y[C,H]); the reshapes move no data.
 
     Needs no batch dimensions, and in each operand the free and the contracted dimensions side by
-    side, the contracted ones in the same order.
+    side, the contracted ones in the same order. Dimensions that lie on a mesh by another than the
+    first of them stay as they are: to merge them would gather the array.
     """
     (xc, yc), (xn, yn) = node.attrs["dimension_numbers"]
     x, y = node.inputs
@@ -93,11 +94,20 @@ def collapse_dot(b: Builder, node: Node) -> Sequence[Value] | None:
     x_free, y_free = free_dims(x, xc, ()), free_dims(y, yc, ())
     if not (_side_by_side(xc, x_free) and _side_by_side(yc, y_free)):
         return None
+    if not (_merge(x, xc) and _merge(y, yc)):
+        return None
     left, x_axis = _matrix(b, x, xc, x_free)
     right, y_axis = _matrix(b, y, yc, y_free)
+    if left is x and right is y:
+        return None
     attrs = {**node.attrs, "dimension_numbers": (((x_axis,), (y_axis,)), ((), ()))}
     out = b.emit("dot_general", (left, right), attrs)[0]
     return [b.reshape(out, node.output.shape)]
+
+
+def _merge(x: Value, dims: Sequence[int]) -> bool:
+    """True for dimensions that merge in place: on a mesh, only the first of them is divided."""
+    return not x.type.spec or not any(x.type.spec[i] for i in dims[1:])
 
 
 def _side_by_side(contract: Sequence[int], free: Sequence[int]) -> bool:
@@ -109,9 +119,9 @@ def _side_by_side(contract: Sequence[int], free: Sequence[int]) -> bool:
 def _matrix(
     b: Builder, x: Value, contract: Sequence[int], free: Sequence[int]
 ) -> tuple[Value, int]:
-    """Return the operand with its two groups of dimensions merged, and the contracted one."""
-    k, m = prod(x.shape[i] for i in contract), prod(x.shape[i] for i in free)
-    first = contract[0] == 0 and bool(free)
-    if not free:
-        return b.reshape(x, (k,)), 0
-    return b.reshape(x, (k, m) if first else (m, k)), 0 if first else 1
+    """Return the operand with each of its two groups merged, and the contracted dimension."""
+    k, rows = prod(x.shape[i] for i in contract), [x.shape[i] for i in free]
+    if free and _merge(x, free):
+        rows = [prod(rows)]
+    first = contract[0] == 0
+    return b.reshape(x, (k, *rows) if first else (*rows, k)), 0 if first else len(rows)

@@ -5,6 +5,9 @@
     a known accelerator           its vendor's figures
     else                          it is measured now, and written to the cache
 
+Processes that run a program together plan by the table alone, as all of them have to
+come to the same program.
+
 The cache is `$XDG_CACHE_HOME/backpass`, or `~/.cache/backpass`. What was measured on a busy machine
 holds until it is not.
 """
@@ -38,7 +41,9 @@ def live_spec(device: jax.Device | None = None) -> DeviceSpec:
     name = os.environ.get(VARIABLE)
     if name:
         return device_named(name)
-    device = device or jax.devices()[0]
+    device = device or jax.local_devices()[0]
+    if jax.process_count() > 1:  # each has to come to the same plan, so none goes by its own clock
+        return DEVICES[row_of(device)]
     return cached(device) or _vendor(device) or measured(device)
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from .. import jax_compat
 from ..errors import ShapeError
 from ..op import Attrs, Cts, Differentiator, Op, Pullback, Split
 from ..types import ArrayType
@@ -65,7 +66,7 @@ def _lower(
 
     mapped = jax.shard_map(
         shards,
-        mesh=layout.mesh,
+        mesh=layout.here,
         in_specs=layout.in_specs,
         out_specs=layout.out_specs,
         axis_names=set(layout.axes),
@@ -126,8 +127,18 @@ class Layout:
         """Number of places along `axes`."""
         return prod(self.mesh.shape[name] for name in axes)
 
+    @property
+    def here(self) -> Any:
+        """The mesh; that of the context, None, where this leaves its explicit axes to XLA."""
+        around = jax.sharding.get_abstract_mesh()
+        same = not around.empty and set(around.axis_names) == set(self.mesh.axis_names)
+        left = same and jax_compat.is_explicit(self.mesh) and not jax_compat.is_explicit(around)
+        return None if left else self.mesh
+
     def placed(self, x: Any, spec: Any) -> Any:
         """Bring an array to where its spec wants it, on meshes whose shardings are explicit."""
+        if self.here is None:
+            return x
         types = dict(zip(self.mesh.axis_names, self.mesh.axis_types, strict=True))
         if any(types[name] != AxisType.Explicit for name in self.axes):
             return x

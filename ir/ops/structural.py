@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import with_layout_constraint
@@ -315,9 +316,15 @@ def _reshard(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
 
 
 def _lower_reshard(args: Sequence[Any], attrs: Attrs, *rest: Any) -> list[Any]:
-    return jax_compat.bind(
-        "reshard", args, {key: value for key, value in attrs.items() if key != "src_sharding"}
-    )
+    """A constraint, where explicit axes are left to XLA: see `runtime/lower.py`."""
+    mesh, wanted = jax.sharding.get_abstract_mesh(), attrs["dst_sharding"]
+    if mesh.empty or jax_compat.is_explicit(mesh):
+        kept = {key: value for key, value in attrs.items() if key != "src_sharding"}
+        return jax_compat.bind("reshard", args, kept)
+    if not jax_compat.is_explicit(wanted.mesh):  # a cast to such axes
+        return list(args)
+    spec = jax.sharding.NamedSharding(mesh, wanted.spec)
+    return [jax.lax.with_sharding_constraint(args[0], spec)]
 
 
 OPS: tuple[Op, ...] = (

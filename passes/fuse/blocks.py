@@ -21,7 +21,7 @@ from ...ir.ops.contraction import free_dims
 from ..rewriter import substituted
 from .body import Body, Cut, needed
 from .columns import NotCut, cut
-from .report import told
+from .report import divided, told
 from .rows import Rows
 from .statics import Statics
 
@@ -63,6 +63,8 @@ def match(graph: Graph, seed: Node, row: int, column: int) -> Match | str:
 
     What is no softmax of any kind, in blocks of known masks, is no near miss: its reason is empty.
     """
+    if axes := divided(seed.output, (row, column)):
+        return f"its scores are divided over mesh axis {axes}: a block would gather them"
     body = Body(graph, seed.output.shape[row])
     operand, dim = _operand(seed, row)
     body.entries[operand] = Rows(dim, dim + 1)

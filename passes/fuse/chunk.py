@@ -20,7 +20,7 @@ from ...ir.ops.chunked import evenly
 from ...ir.ops.contraction import free_dims
 from ..rewriter import substituted
 from .body import Body, Cut, needed
-from .report import told
+from .report import divided, told
 from .rows import Rows
 from .tails import Tail, differentiated, find
 
@@ -82,6 +82,8 @@ def match(graph: Graph, seed: Node, rows: Rows, returned: Sequence[Value]) -> Ma
 
     `returned` are the outputs that may be differentiated.
     """
+    if axes := divided(seed.output, rows.dims):
+        return f"its rows are divided over mesh axis {axes}: each chunk would sum over devices"
     body = Body(graph, rows.count(seed.output.shape))
     left = rows.start == 0
     x = seed.inputs[0 if left else 1]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ...ir.graph import Node
+from ...ir.graph import Node, Value
 from ...ir.tables import bytes_text
 
 
@@ -58,3 +59,9 @@ class Fusions(tuple[Fusion, ...]):
 def told(node: Node) -> str:
     """Name the op and its line."""
     return f"{node.op.name} at {node.source or 'unknown line'}"
+
+
+def divided(value: Value, dims: Iterable[int]) -> str:
+    """The mesh axes that divide some dimensions of a value, in words; empty where none does."""
+    spec = value.type.spec
+    return ", ".join(repr(name) for i in dims if spec for name, _ in spec[i])

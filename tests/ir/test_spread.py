@@ -1,0 +1,154 @@
+"""How arrays lie on a mesh: rules beside where JAX's own types say that results lie."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import backpass as bp
+from backpass.ir.links import traffic
+from backpass.ir.spec import fitted, spec_of
+from backpass.ir.spread import spread
+from backpass.ir.types import ArrayType
+
+
+def mesh(kind=AxisType.Auto):
+    return jax.make_mesh((2, 4), ("d", "m"), axis_types=(kind,) * 2)
+
+
+X = ((8, 16, 32), P("d", None, "m"))
+W = ((32, 64), P("m"))
+ROW = ((8, 16), P(None, "d"))
+
+CASES = {
+    "elementwise": (lambda x: jnp.sin(x) * 2 + x, X),
+    "transpose": (lambda x: x.transpose(2, 0, 1), X),
+    "sum": (lambda x: x.sum(1), X),
+    "keepdims": (lambda x: x.max(1, keepdims=True), X),
+    "split": (lambda x: x.reshape(8, 16, 4, 8), X),
+    "merge": (lambda x: x.reshape(2, 4, 16, 32), X),
+    "broadcast": (lambda x: jnp.broadcast_to(x, (3, 8, 16)), ROW),
+    "expand": (lambda x: x[:, None, :, None], ROW),
+    "outer": (lambda x, y: x[:, :, None] * y[None, None], ROW, ((4,), P("m"))),
+    "product": (lambda x, w: x @ w, ((8, 32), P("d")), ((32, 64), P(None, "m"))),
+    "batched": (lambda x, y: jnp.einsum("btd,bsd->bts", x, y), ((8, 4, 6), P("d")), ((8, 5, 6), P("d"))),
+    "cumsum": (lambda x: jnp.cumsum(x, 1), X),
+    "concatenate": (lambda x: jnp.concatenate([x, x], 1), X),
+    "slice": (lambda x: x[:, 3:9], X),
+    "scan": (lambda x: lax.scan(lambda c, y: (c + y, c * y), x[0] * 0, x), ((6, 8, 4), P(None, "d"))),
+    "call": (lambda x: jax.nn.relu(x), X),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_beside_types_of_jax(name):
+    """On explicit axes JAX's types tell where each result lies."""
+    function, *arguments = CASES[name]
+    on, typed = mesh(), mesh(AxisType.Explicit)
+    structs = [
+        jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(on, spec))
+        for shape, spec in arguments
+    ]
+    found = bp.compile(function).trace(*structs).graph.outputs
+    with jax.set_mesh(typed):
+        told = [
+            jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(typed, spec))
+            for shape, spec in arguments
+        ]
+        wanted = jax.tree.leaves(jax.eval_shape(function, *told))
+    assert len(found) == len(wanted)
+    for ours, theirs in zip(found, wanted):
+        assert ours.type.spec == spec_of(theirs.sharding, theirs.ndim), name
+
+
+def lowered(function, *arguments):
+    structs = [
+        jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(mesh(), spec))
+        for shape, spec in arguments
+    ]
+    return bp.compile(function).lower(*structs).stages[0].graph
+
+
+def test_text_of_divided_dimensions():
+    graph = lowered(lambda x: jnp.sin(x), X)
+    assert "f32[8/d:2,16,32/m:4] args[0]" in str(graph)
+    again = bp.ir.parse(str(graph))
+    assert again == graph and str(again) == str(graph)
+    assert again.inputs[0].type.nbytes == 4 * 8 * 16 * 32 // 8
+    with pytest.raises(bp.ParseError):
+        bp.ir.parse(str(graph).replace("/d:2", "/d:0"))
+
+
+def test_bytes_are_those_of_one_device():
+    spec = ((("d", 2), ("m", 4)), ())
+    kind = ArrayType((20, 3), np.dtype(np.float32), spec=spec)
+    assert kind.local == (3, 3) and kind.nbytes == 36 and kind.parts == 8
+    assert kind == ArrayType((20, 3), np.dtype(np.float32))
+
+
+def test_an_axis_divides_one_dimension_and_evenly():
+    d, m = (("d", 2),), (("m", 4),)
+    assert fitted([d, d], (4, 4)) == (d, ())
+    assert fitted([d, m], (4, 6)) == (d, ())
+    assert fitted([d, m], (3, 6)) == ()
+
+
+def test_a_graph_without_a_mesh_stays():
+    graph = bp.compile(lambda x: jnp.sin(x)).trace(jnp.ones(3)).graph
+    assert spread(graph) is graph
+    whole = spread(lowered(lambda x: jnp.sin(x), X))
+    assert spread(whole) is whole
+
+
+def test_products_of_divided_heads_are_not_merged():
+    """[D,3,H,K] with H divided: as [D,3HK] it would be gathered."""
+    w = ((32, 3, 4, 8), P(None, None, "m"))
+    structs = [
+        jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(mesh(), spec))
+        for shape, spec in (((8, 16, 32), P("d")), w)
+    ]
+    graph = bp.compile(lambda x, w: jnp.einsum("btd,dshk->btshk", x, w)).lower(*structs).graph
+    (dot,) = (node for node in graph.nodes if node.op.name == "dot_general")
+    assert dot.inputs[1].shape == (32, 3, 4, 8) and dot.inputs[0].shape == (128, 32)
+
+
+TRAFFIC = {
+    "partial sums": (lambda x, w: x @ w, ((8, 32), P("d", "m")), W, 4 * 8 * 64 // 2, 0),
+    "gathered parameter": (lambda x, w: x @ w, ((8, 32), P("m")), W, 0, 4 * 32 * 64),
+    "nothing": (lambda x, w: x @ w, ((8, 32), P("d")), ((32, 64), P(None, "m")), 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", TRAFFIC)
+def test_traffic_of_products(name):
+    function, *arguments, reduced, moved = TRAFFIC[name]
+    (node,) = lowered(function, *arguments).nodes
+    found = traffic(node)
+    assert (found.reduced, found.moved) == (reduced, moved)
+
+
+def test_collectives_of_a_map_have_a_price():
+    def body(x):
+        y = lax.psum(x, "m")
+        z = lax.ppermute(y, "d", [(0, 1), (1, 0)])
+        return lax.all_gather(z, "d", axis=0, tiled=True).sum()
+
+    graph = (
+        bp.compile(
+            jax.shard_map(body, mesh=mesh(), in_specs=P("d", "m"), out_specs=P(), check_vma=False)
+        )
+        .trace(jnp.ones((8, 16)))
+        .graph
+    )
+    part = 4 * 4 * 4
+    cost = bp.ir.cost(graph)
+    assert cost.by_op["psum"].bytes_linked == part
+    assert cost.by_op["ppermute"].bytes_linked == part
+    assert cost.by_op["all_gather"].bytes_linked == 2 * part
+    assert cost.bytes_linked == 4 * part and "between devices" in str(cost)
+    slow, fast = (bp.DeviceSpec(1 << 30, 1e12, 1e12, link_bytes_per_s=x) for x in (1e6, 1e12))
+    (node,) = graph.nodes
+    assert slow.seconds(node) - fast.seconds(node) == pytest.approx(5 * part / 1e6, rel=1e-3)
