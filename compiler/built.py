@@ -37,6 +37,7 @@ class Built:
     `refusal` tells so. `key` is that of its trace in the history, `donated` are positions of
     inputs; `weighed` tells that its memory was compared with what is free. `lock` is for the
     thread that searches; the `holder` may bind a program that is open or not weighed.
+    It runs in `steps` parts of its batch.
     """
 
     program: Program
@@ -51,6 +52,7 @@ class Built:
     guard: Guard | None = None
     lock: Any = field(default_factory=threading.RLock, repr=False)
     holder: int | None = None
+    steps: int | None = None
 
     @contextmanager
     def held(self) -> Iterator[None]:

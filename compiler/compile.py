@@ -33,7 +33,7 @@ def compile(
     plan: MemoryPlan | None = None,
     passes: str | Sequence[Pass] | None = None,
     precision: str | None = None,
-    accumulate_steps: int | None = None,
+    accumulate_steps: int | str | None = None,
     debug: bool | str | None = None,
     health: bool = False,
     max_traces: int | None = None,
@@ -63,7 +63,7 @@ def compile(
             For float16 see `bp.LossScale`.
         accumulate_steps: run the batch in so many parts, one after the other, and add up their
             gradients: those of the whole batch, for the memory of a part. Which dimensions hold
-            the samples is found.
+            the samples is found. `"auto"`: as few as the memory budget asks for, and as are fast.
         debug: verify the graph after every pass; `"strict"` also forbids `Lowered.fallbacks`,
             derivatives that are JAX's own for want of a rule, `"verify-fusions"` compares each
             of `Lowered.fusions` with what it takes the place of, on random inputs, and `"nan"`

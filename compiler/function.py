@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from ..ir.errors import ArgumentError, BackpassError, BudgetError
+from ..ir.errors import ArgumentError, BackpassError, BatchError, BudgetError
 from ..ir.graph import Graph
 from ..ir.types import Spec
 from ..passes import Pass
@@ -26,10 +26,11 @@ from .dump import dump_by_environment
 from .explain import Explanation, History
 from .exported import Exported, exported_of
 from .fallback import forbid
+from .fitted import MOST, fitted
 from .headroom import may_be_short, out_of_memory, warn_of_memory
 from .health import with_health
 from .nonfinite import Guard
-from .options import Options, pipeline_of
+from .options import AUTO, Options, pipeline_of
 from .placement import asked, lying
 from .program import Program, Signature, collection_paused, trace_program
 from .stages import Compiled, Lowered, Traced
@@ -357,8 +358,11 @@ class CompiledFunction:
                 with self._history.timed(built.key, "planning"):
                     settled = search.measure(peak_bytes(executable.memory_analysis()))
             except BudgetError as error:
-                built.refusal = error
-                raise
+                if not self._divided_further(built):
+                    built.refusal = error
+                    raise
+                search, settled = built.fitting, False
+                assert search is not None
             if settled:
                 break
         jit, executable = made[search.candidate]
@@ -367,6 +371,18 @@ class CompiledFunction:
                 self._jit = jit
             built.open = False
         return executable
+
+    def _divided_further(self, built: Built) -> bool:
+        """Have a program that fits in no way run in more parts, where that is left to us."""
+        steps = 2 * (built.steps or 1)
+        if self._options.accumulate_steps != AUTO or steps > MOST:
+            return False
+        try:
+            found = fitted(built.program, self._options, built.donated, steps)
+        except BatchError:
+            return False
+        built.steps, built.passed, built.fitting = found.steps, found.stages, found.search
+        return True
 
     def _executable(
         self, jit: Any, built: Built, args: Sequence[Any], kwargs: dict[str, Any]
@@ -449,12 +465,14 @@ class CompiledFunction:
         options = self._options
         if options.health is not None:
             program = with_health(program, options.health)
-        stages = program.stages(options.pipeline, bool(options.debug))
-        if options.debug == "strict":
-            forbid(stages[-1].graph)
         donated = frozenset(self._donated(args, kwargs))
-        fit = options.planning.fitting(stages[-1].graph, donated)
-        return Built(program, stages, object(), donated, fit, open=fit is not None)
+        found = fitted(program, options, donated)
+        if options.debug == "strict":
+            forbid(found.stages[-1].graph)
+        fit = found.search
+        built = Built(program, found.stages, object(), donated, fit, open=fit is not None)
+        built.steps = found.steps
+        return built
 
     def _record(self, built: Built) -> None:
         """Tell the history of a new program."""

@@ -19,6 +19,7 @@ from .budget import Planning
 from .diagnose import caller_line
 from .program import Arguments
 
+AUTO = "auto"
 _DEBUG = (None, True, False, "strict", "verify-fusions", "nan")
 
 
@@ -32,7 +33,7 @@ class Options:
     jit: Mapping[str, Any]
     passes: tuple[Pass, ...] | None = None
     precision: str | None = None
-    accumulate_steps: int | None = None
+    accumulate_steps: int | str | None = None
     debug: bool | str = False
     health: Mapping[str, str] | None = None
     max_traces: int | None = None
@@ -59,7 +60,7 @@ class Options:
         """The passes with what the other options add to them."""
         if self.precision is not None:
             passes = with_precision(passes, Autocast(self.precision))
-        if self.accumulate_steps is not None:
+        if isinstance(self.accumulate_steps, int):
             passes = with_microbatch(passes, Microbatch(self.accumulate_steps))
         if self.debug == "verify-fusions":
             passes = tuple(replace(p, verify=True) if isinstance(p, Fuse) else p for p in passes)
@@ -90,11 +91,13 @@ def checked_debug(debug: Any) -> bool | str:
     return debug or False
 
 
-def checked_steps(steps: Any) -> int | None:
+def checked_steps(steps: Any) -> int | str | None:
     """Return the option `accumulate_steps`. Raises `ArgumentError`."""
-    if steps is None or (isinstance(steps, int) and not isinstance(steps, bool) and steps > 0):
+    if steps is None or (isinstance(steps, str) and steps == AUTO):
         return steps
-    raise ArgumentError(f"accumulate_steps wants a number of steps, 1 or more, got {steps!r}")
+    if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0:
+        return steps
+    raise ArgumentError(f"accumulate_steps wants a number, 1 or more, or 'auto', got {steps!r}")
 
 
 def checked_health(health: Any) -> dict[str, str] | None:

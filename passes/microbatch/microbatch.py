@@ -9,6 +9,8 @@ from typing import ClassVar
 from ...ir.cost import node_cost
 from ...ir.errors import BatchError
 from ...ir.graph import Graph, Node, Value
+from ...ir.spec import dims_of
+from ...ir.types import places
 from ..picks import own_rows
 from .divide import Division, divide
 from .loop import looped
@@ -60,14 +62,20 @@ def seeds(graph: Graph, k: int) -> Iterator[tuple[Value, Split]]:
     """
     updated = _updated(graph)
     read = {v for node in graph.nodes for v in node.inputs} | set(graph.outputs)
-    places = {v: i for i, v in enumerate(graph.inputs) if v in read}
+    read_at = {v: i for i, v in enumerate(graph.inputs) if v in read}
     found = [
-        ((v in updated, dim, -place), v, Split(dim, size // k))
-        for v, place in places.items()
+        ((v in updated, dim, -place), v, Split(dim, size // (k * _over(v, dim, k))))
+        for v, place in read_at.items()
         for dim, size in enumerate(v.shape)
         if size and size % k == 0
     ]
     return iter([(v, split) for _, v, split in sorted(found, key=lambda each: each[0])])
+
+
+def _over(value: Value, dim: int, k: int) -> int:
+    """On how many devices a dimension lies, if each of them can take its share of every part."""
+    over = places(dims_of(value.type)[dim])
+    return over if value.shape[dim] % (k * over) == 0 else 1
 
 
 def _updated(graph: Graph) -> set[Value]:

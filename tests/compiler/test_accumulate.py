@@ -8,6 +8,8 @@ import numpy as np
 import optax
 import pytest
 from jax import lax, nn
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import backpass as bp
 from models.networks import TABLE
@@ -220,6 +222,19 @@ def test_other_options(option):
         np.testing.assert_allclose(x, y, rtol=1e-9)
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_each_device_has_its_share_of_every_part(given):
+    mesh = jax.make_mesh((4,), ("data",))
+    whole, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    args = jax.device_put(W, whole), jax.device_put(array(6, 32, D), rows)
+    options = {"in_shardings": (whole, rows), "out_shardings": whole} if given else {}
+    step = trained(regularised, bp.value_and_grad)
+    ours = bp.compile(step, accumulate_steps=4, **options).lower(*args).compile()
+    assert {each.kind for each in ours.collectives} <= {"all-reduce"}
+    for x, y in zip(jax.tree.leaves(ours(*args)), jax.tree.leaves(step(*args))):
+        np.testing.assert_allclose(x, y, rtol=1e-9)
+
+
 def normalised(w, x):
     h = x @ w
     return jnp.mean(jnp.tanh((h - h.mean(0)) / (h.std(0) + 1e-3)) ** 2)
@@ -256,6 +271,44 @@ def test_a_batch_that_has_no_such_parts():
     step = bp.compile(trained(regularised, bp.value_and_grad), accumulate_steps=7)
     with pytest.raises(bp.BatchError, match=r"7 divides.* are \[6, 8\]"):
         step(W, X)
+
+
+def deep(params, x):
+    for w in params:
+        x = jnp.tanh(x @ w)
+    return jnp.mean(x**2)
+
+
+def parts_of(stages):
+    loops = [n for n in stages[-1].graph.nodes if n.regions and n.regions[0].name == "part"]
+    return loops[0].attrs["length"] if loops else 1
+
+
+def test_as_many_parts_as_the_budget_asks_for():
+    params, x = [array(i, 16, 16) for i in range(4)], array(9, 512, 16)
+    step = trained(deep, bp.value_and_grad)
+    compiled = bp.compile(step).lower(params, x).compile()
+    peak = bp.compile(step, memory_budget="1GiB").lower(params, x).compile().plan.measured_bytes
+    least = sum(leaf.nbytes for leaf in [*params, *params, x])
+    expected = compiled(params, x)
+    for budget, parts in ((peak, {1}), (least + 40_000, {4, 8, 16, 32, 64})):
+        ours = bp.compile(step, accumulate_steps="auto", memory_budget=budget)
+        found = ours.lower(params, x).compile()
+        assert parts_of(found.stages) in parts
+        assert found.plan.measured_bytes <= budget
+        for a, b in zip(jax.tree.leaves(found(params, x)), jax.tree.leaves(expected)):
+            np.testing.assert_allclose(a, b, rtol=1e-9)
+
+
+def test_no_budget_asks_for_no_parts():
+    step = trained(regularised, bp.value_and_grad)
+    assert parts_of(bp.compile(step, accumulate_steps="auto").lower(W, X).stages) == 1
+
+
+def test_parts_that_can_not_be_are_no_way_to_fit():
+    step = trained(normalised, bp.value_and_grad)
+    with pytest.raises(bp.BudgetError):
+        bp.compile(step, accumulate_steps="auto", memory_budget=100)(W, X)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.0, True, "many"])
