@@ -31,11 +31,10 @@ from .headroom import may_be_short, out_of_memory, warn_of_memory
 from .health import with_health
 from .nonfinite import Guard
 from .options import AUTO, Options, pipeline_of
-from .placement import asked, lying
-from .program import Program, Signature, collection_paused, trace_program
+from .placement import check_results_even, placement
+from .program import Signature, collection_paused, trace_program
 from .stages import Compiled, Lowered, Traced
 from .state import Stateful
-from .uneven import check_even
 
 
 def holds_tracers(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
@@ -461,7 +460,7 @@ class CompiledFunction:
         program = trace_program(self._arguments, self._name, args, kwargs, specs)
         if not self._told_captured:
             self._told_captured = warn_of_captured(self._fun, program.graph)
-        self._check_results(program)
+        check_results_even(self._fun, program.out_shapes, self._options.jit.get("out_shardings"))
         options = self._options
         if options.health is not None:
             program = with_health(program, options.health)
@@ -503,26 +502,7 @@ class CompiledFunction:
             return self._elsewhere[specs]
 
     def _placement(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Spec, ...]:
-        """How the array leaves lie on a mesh; nothing where each is whole on every device."""
-        (positional, named), _ = self._arguments.divide(args, kwargs)
-        told = asked(self._options.jit.get("in_shardings"), tuple(positional.values()))
-        arrays, _ = self._arguments.listed(args, kwargs)
-        told += [None] * (len(arrays) - len(told))
-        leaves = [leaf for _, leaf in arrays]
-        specs = tuple(map(lying, told, leaves))
-        check_even(self._fun, [path for path, _ in arrays], leaves, specs)
-        return specs if any(specs) else ()
-
-    def _check_results(self, program: Program) -> None:
-        """Raise `ShardingError` for a result that `out_shardings` divides unevenly."""
-        told = asked(self._options.jit.get("out_shardings"), program.out_shapes, whole=True)
-        leaves = jax.tree_util.tree_leaves_with_path(program.out_shapes)
-        paths = [f"result{jax.tree_util.keystr(path)}" for path, _ in leaves]
-        shapes = [leaf for _, leaf in leaves]
-        specs = [
-            () if each is None else lying(each, x) for each, x in zip(told, shapes, strict=True)
-        ]
-        check_even(self._fun, paths, shapes, specs)
+        return placement(self._arguments, args, kwargs, self._options.jit.get("in_shardings"))
 
     def _donated(self, args: Sequence[Any], kwargs: dict[str, Any]) -> list[int]:
         """Positions of the array leaves whose buffers the outputs may take over."""

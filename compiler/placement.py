@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,8 +10,37 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from ..ir.spec import by_partition, spec_of
 from ..ir.types import Spec
+from .program import Arguments
+from .uneven import check_even
 
 UNSPECIFIED = "UnspecifiedValue"  # JAX's class of what `in_shardings` is by default; has no name
+
+
+def placement(
+    arguments: Arguments, args: Sequence[Any], kwargs: Mapping[str, Any], in_shardings: Any
+) -> tuple[Spec, ...]:
+    """How the array leaves of a call lie on a mesh; nothing where each is whole on every device.
+
+    Raises `ShardingError` for a leaf that is divided unevenly.
+    """
+    (positional, _), _ = arguments.divide(args, kwargs)
+    told = asked(in_shardings, tuple(positional.values()))
+    arrays, _ = arguments.listed(args, kwargs)
+    told += [None] * (len(arrays) - len(told))
+    leaves = [leaf for _, leaf in arrays]
+    specs = tuple(map(lying, told, leaves))
+    check_even(arguments.fun, [path for path, _ in arrays], leaves, specs)
+    return specs if any(specs) else ()
+
+
+def check_results_even(fun: Callable[..., Any], out_shapes: Any, out_shardings: Any) -> None:
+    """Raise `ShardingError` for a result that `out_shardings` divides unevenly."""
+    told = asked(out_shardings, out_shapes, whole=True)
+    leaves = jax.tree_util.tree_leaves_with_path(out_shapes)
+    paths = [f"result{jax.tree_util.keystr(path)}" for path, _ in leaves]
+    shapes = [leaf for _, leaf in leaves]
+    specs = [() if each is None else lying(each, x) for each, x in zip(told, shapes, strict=True)]
+    check_even(fun, paths, shapes, specs)
 
 
 def asked(option: Any, tree: Any, *, whole: bool = False) -> list[Any]:
