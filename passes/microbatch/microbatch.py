@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 from ...ir.cost import node_cost
@@ -18,6 +19,8 @@ from .split import Split
 
 # So much of the arithmetic that the samples ask for has to run part by part.
 SHARE = 0.9
+# So many dimensions of arguments are tried, the likely ones first.
+TRIED = 256
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Microbatch:
         graph = own_rows(graph)
         tried: list[Division] = []
         total = sum(map(_flops, graph.nodes))
-        for seed, split in seeds(graph, self.steps):
+        for seed, split in islice(seeds(graph, self.steps), TRIED):
             tried.append(divide(graph, seed, split, self.steps))
             if _inside(tried[-1]) >= SHARE * total:
                 break
