@@ -69,6 +69,7 @@ def test_default_is_spelled():
         "unroll",
         "autocast",
         "accumulate",
+        "microbatch",
     }
 
 
