@@ -165,7 +165,7 @@ def test_plans_count_the_bytes_of_one_device(strategy):
     spread = bp.plan(STEPS[strategy], structs, tokens, device="h100")
     alone = bp.plan(STEP, PARAMS, TOKENS, device="h100")
     assert spread.plain_bytes < 0.5 * alone.plain_bytes
-    assert 0.5 < spread.plain_bytes / peak(plain(strategy)) < 2
+    assert 0.5 < spread.plain_bytes / peak(plain(strategy)) < 3  # 8, were it all devices'
     assert spread.plain_seconds < alone.plain_seconds
 
 
