@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar
 
-from ...ir.cost import node_cost
+from ...ir.cost import node_costs
 from ...ir.errors import BatchError
 from ...ir.graph import Graph, Node, Value
 from ...ir.spec import dims_of
@@ -46,15 +46,16 @@ class Microbatch:
             return graph
         graph = own_rows(graph)
         tried: list[Division] = []
-        total = sum(map(_flops, graph.nodes))
+        flops = {node: work.flops for node, work in node_costs(graph).items()}
+        total = sum(map(flops.__getitem__, graph.nodes))
         for seed, split in islice(seeds(graph, self.steps), TRIED):
             tried.append(divide(graph, seed, split, self.steps))
-            if _inside(tried[-1]) >= SHARE * total:
+            if _inside(tried[-1], flops) >= SHARE * total:
                 break
-        best = max(filter(_is_whole, tried), key=_inside, default=None)
-        if best is None:
+        able = [each for each in tried if _is_whole(each, flops)]
+        if not able:
             raise _refusal(graph, self.steps, tried)
-        return looped(best)
+        return looped(max(able, key=lambda each: _inside(each, flops)))
 
 
 def seeds(graph: Graph, k: int) -> Iterator[tuple[Value, Split]]:
@@ -85,25 +86,21 @@ def _updated(graph: Graph) -> set[Value]:
     return {v for node in graph.nodes if node.phase == "update" for v in node.inputs}
 
 
-def _inside(found: Division) -> int:
+def _inside(found: Division, flops: Mapping[Node, int]) -> int:
     """FLOPs of the loop."""
-    return sum(map(_flops, found.inside))
+    return sum(map(flops.__getitem__, found.inside))
 
 
-def _is_whole(found: Division) -> bool:
+def _is_whole(found: Division, flops: Mapping[Node, int]) -> bool:
     """True where nearly all arithmetic on samples runs in the loop."""
-    inside = _inside(found)
+    inside = _inside(found, flops)
     tied = {v for met in found.coupled for v in met.node.outputs}
-    outside = sum(_flops(met.node) for met in found.coupled)
+    outside = sum(flops[met.node] for met in found.coupled)
     for node in found.late if found.coupled else ():
         if not tied.isdisjoint(node.inputs):
             tied.update(node.outputs)
-            outside += _flops(node)
+            outside += flops[node]
     return inside > 0 and inside >= SHARE * (inside + outside)
-
-
-def _flops(node: Node) -> int:
-    return node_cost(node).flops
 
 
 def _refusal(graph: Graph, k: int, tried: Sequence[Division]) -> BatchError:

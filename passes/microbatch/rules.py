@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ...ir.graph import Node
-from ...ir.ops import elementwise, special
 from ...ir.ops.contraction import free_dims
+from ..fuse.rows import ELEMENTWISE
 from .indexing import gather, scatter
 from .products import convolution, dot
 from .split import Coupled, Kind, Partial, Split, Step
@@ -231,8 +231,7 @@ def _named(names: str, rule: Any) -> dict[str, Any]:
     return dict.fromkeys(names.split(), rule)
 
 
-_ELEMENTWISE = [op.name for op in (*elementwise.OPS, *special.OPS)]
-_ELEMENTWISE += "copy name stop_gradient threefry2x32 offload fetch layout_constraint".split()
+_ELEMENTWISE = ELEMENTWISE.union("name threefry2x32 offload fetch layout_constraint".split())
 
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
