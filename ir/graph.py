@@ -143,6 +143,12 @@ class Node:
         return self.origin.scope
 
     @property
+    def place(self) -> str:
+        """Line and scope, in the words of errors."""
+        scope = f" in {self.scope}" if self.scope else ""
+        return f"{self.source or 'unknown line'}{scope}"
+
+    @property
     def output(self) -> Value:
         """The output of a node that has exactly one."""
         (output,) = self.outputs

@@ -48,7 +48,7 @@ class _Check:
         where = f"graph {self.graph.name}"
         if 0 <= self.position < len(self.graph.nodes):
             node = self.graph.nodes[self.position]
-            where = f"{node.source or 'unknown line'}{f' in {node.scope}' if node.scope else ''}"
+            where = node.place
         error = GraphError(f"{message}\n  at {where}; this is a bug in backpass, please report it")
         error.add_note(excerpt(self.graph, self.position))
         raise error from cause

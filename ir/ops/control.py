@@ -189,7 +189,7 @@ def _linearise_while(
         raise LoopError(
             "reverse mode needs a loop with a fixed number of steps, got `while`: Reverse-mode "
             "differentiation does not work for lax.while_loop"
-            f"\n  at {node.source or 'unknown line'}{f' in {node.scope}' if node.scope else ''}"
+            f"\n  at {node.place}"
             "\n  use jax.lax.scan or a fori_loop with static bounds; for a loop that may stop "
             "early, scan to the largest count and select the old carry once it is done"
         )

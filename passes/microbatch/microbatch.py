@@ -114,14 +114,9 @@ def _refusal(graph: Graph, k: int, tried: Sequence[Division]) -> BatchError:
     updated = _updated(graph)
     found = max(tried, key=lambda each: (each.seed not in updated, each.seed.type.nbytes))
     met = found.coupled[0] if found.coupled else None
-    where = f"\n  at {_place(met.node)}: {met.node.op.name}: {met}" if met else ""
+    where = f"\n  at {met.node.place}: {met.node.op.name}: {met}" if met else ""
     return BatchError(
         f"accumulate_steps={k} can't run {found.seed.name or 'an argument'} {found.seed.type} in "
         f"parts of its dimension {found.split.dim}: its samples depend on each other{where}; batch "
         "normalisation and losses over pairs of samples need the whole batch at once"
     )
-
-
-def _place(node: Node) -> str:
-    scope = f" in {node.scope}" if node.scope else ""
-    return f"{node.source or 'unknown line'}{scope}"
