@@ -131,7 +131,7 @@ class CompiledFunction:
         if self._by_state is not None:
             return self._by_state.lower(*args, **kwargs)  # type: ignore[no-any-return]
         with built.lock:
-            stages, plan = built.stages, built.plan
+            stages, plan, steps = built.stages, built.plan, built.steps
         of, binding = self._programs.of, self._binding
         return Lowered(
             built.program,
@@ -141,6 +141,7 @@ class CompiledFunction:
             lambda: self._compile(args, kwargs),
             lambda platforms: binding.export(of(args, kwargs), args, kwargs, platforms),
             tuple(sorted(built.donated)),
+            steps,
         )
 
     def joint(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Graph, frozenset[int]]:
@@ -204,13 +205,14 @@ class CompiledFunction:
         built = self._programs.of(args, kwargs)
         with self._explained(args, kwargs), built.lock:
             executable = self._binding.settle(built, args, kwargs)
-            stages, plan = built.stages, built.plan
+            stages, plan, steps = built.stages, built.plan, built.steps
 
         def exhausted(error: Exception, leaves: Sequence[Any]) -> Exception:
             return out_of_memory(self._asked.fun, error, built, leaves, self._asked.options)
 
         export = functools.partial(self._binding.export, built, args, kwargs)
-        return Compiled(executable, stages, plan, exhausted, export, self._guard(built))
+        guard = self._guard(built)
+        return Compiled(executable, stages, plan, exhausted, export, guard, steps)
 
     def _guard(self, built: Built) -> Guard | None:
         """What looks at the results of a program, where something does."""
