@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import backpass as bp
-from backpass.compiler.cli import main
+from backpass.cli.main import main
 from backpass.ir.device import DEVICES
 from passes.joints import LOSSES, parameters, rows, sgd
 
