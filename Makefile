@@ -9,7 +9,7 @@ RUN    := $(PY) -P -m
 N      := 2000
 SEED   := 0
 JOBS   := 2
-LAYERS := __init__.py py.typed cli compiler dynamic ir passes runtime
+LAYERS := __init__.py py.typed bench cli compiler dynamic ir passes runtime
 
 .PHONY: help demo test lint types format fuzz properties clean
 

@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from measure import Ratio, environment, finish, fix_allocator, interleave, note, parser, ratio
+from script import finish, parser
+
+from backpass.bench.measure import Ratio, environment, fix_allocator, interleave, note, ratio
 
 COLUMNS = ("case", "time", "cpu", "control")
 

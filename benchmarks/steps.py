@@ -20,15 +20,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from measure import (
+from script import finish, parser
+
+from backpass.bench.measure import (
     Ratio,
     calls_for,
     environment,
-    finish,
     fix_allocator,
     interleave,
     note,
-    parser,
     ratio,
 )
 
@@ -155,16 +155,16 @@ def measure(model: Any, repeats: int, options: dict[str, Any]) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Run the models asked for; print and return their rows."""
-    from workloads import FULL, models
+    from backpass.bench.models.sizes import SIZES, models
 
     options = parser(__doc__)
-    options.add_argument("--models", nargs="+", choices=list(FULL), metavar="NAME")
+    options.add_argument("--models", nargs="+", choices=list(SIZES["small"]), metavar="NAME")
     options.add_argument("--repeats", type=int, default=11, help="rounds of both arms in turns")
     options.add_argument("--passes", help="pipeline in place of the default one")
     args = options.parse_args(argv)
     stamp = environment()
     results, rows = [], []
-    for model in models(args.models, args.tiny):
+    for model in models(args.models, "tiny" if args.tiny else "small"):
         note(model.name)
         try:
             result = measure(model, args.repeats, {"passes": args.passes} if args.passes else {})

@@ -24,8 +24,10 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
-from measure import Ratio, environment, finish, fix_allocator, interleave, note, parser, ratio
+from script import finish, parser
 from steps import step_of
+
+from backpass.bench.measure import Ratio, environment, fix_allocator, interleave, note, ratio
 
 COLUMNS = ("model", "trace", "cpu", "lower", "equations")
 
@@ -174,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Measure each depth; print and return the rows."""
     from dataclasses import replace
 
-    from workloads import gpt
+    from backpass.bench.models.sequences import gpt
 
     options = parser(__doc__)
     options.add_argument("--layers", nargs="+", type=int, metavar="N", help="default 12 48")

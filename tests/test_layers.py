@@ -1,4 +1,4 @@
-"""ir <- passes, ir <- runtime, compiler sees these, dynamic these four, cli all; and the gradient is ours, not JAX's."""
+"""ir <- passes, ir <- runtime, compiler sees these, dynamic these four, bench and cli all; and the gradient is ours, not JAX's."""
 
 import ast
 from collections.abc import Iterator
@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ("cli", "compiler", "dynamic", "ir", "passes", "runtime")
+LAYERS = ("bench", "cli", "compiler", "dynamic", "ir", "passes", "runtime")
 MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 
 MAY_IMPORT = {
-    "cli": {"cli", "compiler", "dynamic", "ir", "passes", "runtime"},
+    "bench": {"bench", "compiler", "dynamic", "ir", "passes", "runtime"},
+    "cli": {"bench", "cli", "compiler", "dynamic", "ir", "passes", "runtime"},
     "compiler": {"compiler", "ir", "passes", "runtime"},
     "dynamic": {"compiler", "dynamic", "ir", "passes", "runtime"},
     "ir": {"ir"},

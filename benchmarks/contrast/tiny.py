@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from measure import Ratio, environment, finish, fix_allocator, interleave, note, parser, ratio
+from script import finish, parser
+
+from backpass.bench.measure import Ratio, environment, fix_allocator, interleave, note, ratio
 
 ROWS, WIDTHS, RATE = 32, (32, 64, 10), 0.1
 COLUMNS = ("arm", "time")

@@ -20,14 +20,17 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from measure import environment, finish, fix_allocator, note, parser
+from script import finish, parser
+
+from backpass.bench.measure import environment, fix_allocator, note
 
 
 def loss(kind: str, tokens: int, width: int, vocabulary: int) -> Any:
     """The last layer of a language model and its loss, of several kinds."""
     import jax
     import jax.numpy as jnp
-    from workloads import Model
+
+    from backpass.bench.models.model import Model
 
     def init(key):
         one, other = jax.random.split(key)
@@ -56,7 +59,8 @@ def attention(kind: str, batch: int, length: int, heads: int, width: int) -> Any
     """Causal attention, or one in a window, of queries, keys and values that are learned."""
     import jax
     import jax.numpy as jnp
-    from workloads import Model
+
+    from backpass.bench.models.model import Model
 
     shape = (batch, length, heads, width)
 
@@ -84,7 +88,8 @@ def recurrent(kind: str, batch: int, length: int, width: int) -> Any:
     """A layer of a recurrent network over sequences, with `jax.lax.scan`."""
     import jax
     import jax.numpy as jnp
-    from workloads import Model
+
+    from backpass.bench.models.model import Model
 
     count = {"elman": 1, "gru": 3}.get(kind, 4)
 
@@ -146,7 +151,8 @@ def convolution(
     """One layer, whose inputs are learned."""
     import jax
     from jax import lax
-    from workloads import Model
+
+    from backpass.bench.models.model import Model
 
     batch, size, channels, filters, kernel = sizes
     numbers = ("NHWC", "HWIO", "NHWC")

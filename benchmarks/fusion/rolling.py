@@ -21,16 +21,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from measure import (
-    Ratio,
-    environment,
-    finish,
-    fix_allocator,
-    interleave,
-    note,
-    parser,
-    ratio,
-)
+from script import finish, parser
+
+from backpass.bench.measure import Ratio, environment, fix_allocator, interleave, note, ratio
 
 COLUMNS = ("layers, arm", "compile", "wall", "temp", "step")
 ARMS = ("rolled", "unrolled", "jax")
@@ -74,7 +67,8 @@ def measure(layers: int, arms: Sequence[str], repeats: int, tiny: bool) -> list[
     import jax
     import jax.numpy as jnp
     from steps import RATE
-    from workloads import gpt
+
+    from backpass.bench.models.sequences import gpt
 
     model = gpt(layers, *((16, 2, 8, 2, 32) if tiny else (128, 4, 128, 4, 512)))
     params, batch = model.init(jax.random.key(0)), model.batch(jax.random.key(1))

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from measure import calls_for, interleave
 from steps import step_of
+
+from backpass.bench.measure import calls_for, interleave
 
 RATE = 1e-4
 XLA = {"xla_disable_hlo_passes": "cse_barrier_expander"}

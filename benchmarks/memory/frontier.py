@@ -24,25 +24,27 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 from arms import XLA, Case
-from measure import environment, finish, fix_allocator, note, parser
+from script import finish, parser
+
+from backpass.bench.measure import environment, fix_allocator, note
 
 COLUMNS = "model budget peak predicted time rival ours/rival policy rounds".split()
 
 
 def models() -> dict[str, Callable[..., Any]]:
     """Return builders that take `remat`; sizes that compile in seconds."""
-    import workloads as w
+    from backpass.bench.models import images, sequences
 
     return {
-        "mlp32": partial(w.mlp, 1024, (256, *[512] * 32, 10)),
-        "gpt12": partial(w.gpt, 12, 128, 4, 128, 4, 1024),
-        "gpt12_scan": partial(w.gpt, 12, 128, 4, 128, 4, 1024, scanned=True),
-        "resnet": partial(w.resnet, 32, 32, (32, 64, 128)),
-        "unet": partial(w.unet, 8, 64, (16, 32, 64)),
-        "lstm": partial(w.lstm, 16, 512, 128, 64),
-        "moe": lambda remat=None: w.moe(512, 64, 8, 2, 64),
-        "vit": partial(w.vit, 16, 32, 4, 4, 96, 3),
-        "vae": lambda remat=None: w.vae(256, 784, 512, 32),
+        "mlp32": partial(images.mlp, 1024, (256, *[512] * 32, 10)),
+        "gpt12": partial(sequences.gpt, 12, 128, 4, 128, 4, 1024),
+        "gpt12_scan": partial(sequences.gpt, 12, 128, 4, 128, 4, 1024, scanned=True),
+        "resnet": partial(images.resnet, 32, 32, (32, 64, 128)),
+        "unet": partial(images.unet, 8, 64, (16, 32, 64)),
+        "lstm": partial(sequences.lstm, 16, 512, 128, 64),
+        "moe": partial(sequences.moe, 512, 64, 8, 2, 64),
+        "vit": partial(images.vit, 16, 32, 4, 4, 96, 3),
+        "vae": partial(images.vae, 256, 784, 512, 32),
     }
 
 
@@ -79,7 +81,8 @@ class Row:
 def rivals(build: Callable[..., Any]) -> dict[str, Any]:
     """Models under JAX's policies, by name."""
     import jax
-    from layers import Remat
+
+    from backpass.bench.models.model import Remat
 
     policies = jax.checkpoint_policies
     chosen = {
@@ -134,9 +137,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     stamp = environment()
     builders = models()
     if args.tiny:
-        import workloads
+        from backpass.bench.models.sizes import SIZES
 
-        builders = {name: partial(workloads.TINY[name]) for name in TINY}
+        builders = {name: partial(SIZES["tiny"][name]) for name in TINY}
     rows: list[Row] = []
     for name in args.models or builders:
         note(name)

@@ -21,18 +21,20 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
 from arms import XLA, Arm, Case
-from measure import environment, finish, fix_allocator, note, parser
+from script import finish, parser
+
+from backpass.bench.measure import environment, fix_allocator, note
 
 COLUMNS = "model arm activations temp time fewer".split()
 
 
 def models() -> dict[str, Callable[..., Any]]:
     """Return builders that take `remat`."""
-    import workloads as w
+    from backpass.bench.models import sequences
 
     return {
-        "unrolled": partial(w.gpt, 16, 128, 4, 128, 4, 64),
-        "scanned": partial(w.gpt, 64, 128, 4, 128, 4, 64, scanned=True),
+        "unrolled": partial(sequences.gpt, 16, 128, 4, 128, 4, 64),
+        "scanned": partial(sequences.gpt, 64, 128, 4, 128, 4, 64, scanned=True),
     }
 
 
@@ -58,9 +60,9 @@ def measure(
 ) -> list[Row]:
     """Compile every arm, then time them in turns."""
     import jax
-    from layers import Remat
 
     import backpass as bp
+    from backpass.bench.models.model import Remat
 
     case = Case.of(build())
     gradients = sum(x.nbytes for x in jax.tree.leaves(case.params)) if name == "scanned" else 0
@@ -98,9 +100,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     stamp = environment()
     builders = models()
     if args.tiny:
-        import workloads as w
+        from backpass.bench.models import sequences
 
-        builders = {"unrolled": partial(w.gpt, 3, 32, 2, 32, 2, 16)}
+        builders = {"unrolled": partial(sequences.gpt, 3, 32, 2, 32, 2, 16)}
     rows: list[Row] = []
     for name in args.models or builders:
         note(name)

@@ -22,8 +22,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 from arms import Case
 from frontier import TINY, models
-from measure import environment, finish, note, parser
+from script import finish, parser
 from steps import step_of
+
+from backpass.bench.measure import environment, note
 
 COLUMNS = ("model", "plans", "first", "calibrated", "second")
 
@@ -96,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     stamp = environment()
     builders = models()
     if args.tiny:
-        import workloads
+        from backpass.bench.models.sizes import SIZES
 
-        builders = {name: workloads.TINY[name] for name in TINY}
+        builders = {name: SIZES["tiny"][name] for name in TINY}
     results = []
     for name in args.models or builders:
         note(name)

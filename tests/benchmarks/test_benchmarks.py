@@ -8,15 +8,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from backpass.bench import measure
+from backpass.bench.models.sizes import SIZES, models
 from ir.chromium import found
 
 NAMES = ["mlp", "resnet", "gpt", "gpt_scan", "lstm", "vit", "unet", "moe", "vae"]
 
 
-@pytest.mark.parametrize("tiny", [True, False])
-def test_every_model_is_a_scalar_loss(load_benchmark, tiny):
-    """At both sizes, by shape alone; every leaf is a parameter in float32."""
-    made = load_benchmark("workloads").models(tiny=tiny)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_model_is_a_scalar_loss(size):
+    """At all sizes, by shape alone; every leaf is a parameter in float32."""
+    made = models(size=size)
     assert [model.name for model in made] == NAMES
     for model in made:
         key = jax.eval_shape(lambda: jax.random.key(0))
@@ -139,7 +141,7 @@ def test_scaling(load_benchmark, tmp_path, capsys):
         ("parameters", 100),
     ]
     assert all(r.nodes > r.size and r.seconds["all"] > r.seconds["bind"] > 0 for r in results)
-    head, first = capsys.readouterr().out.splitlines()[2:4]
+    head, _, first = capsys.readouterr().out.splitlines()[2:5]
     assert head.split()[-5:] == ["all", "jax", "all", "/", "jax"]
     assert first.split()[2:15] == ["1.00"] * 13
     assert path.read_bytes()[:4] == b"\x89PNG"
@@ -165,7 +167,7 @@ def test_planning(load_benchmark, capsys):
     assert [r.program for r in results] == ["mlp", "mlp", "mixed", "mixed"]
     assert results[0].nodes < results[1].nodes
     assert all(min(r.seconds[name] for name in ("plan", "xla")) > 0 for r in results)
-    head, first = capsys.readouterr().out.splitlines()[2:4]
+    head, _, first = capsys.readouterr().out.splitlines()[2:5]
     assert head.split()[-3:] == ["plan", "/", "xla"]
     assert first.split()[0] == "mlp"
 
@@ -201,24 +203,23 @@ def test_vjp(load_benchmark, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split()[0] == "median"
 
 
-def test_ratios_are_round_by_round(load_benchmark):
+def test_ratios_are_round_by_round():
     """What slows a whole round changes nothing."""
-    ratio = load_benchmark("measure").ratio([1.0, 10.0, 3.0], [2.0, 20.0, 6.0])
+    ratio = measure.ratio([1.0, 10.0, 3.0], [2.0, 20.0, 6.0])
     assert (ratio.low, ratio.median, ratio.high) == (0.5, 0.5, 0.5)
 
 
-def test_arms_take_turns(load_benchmark):
+def test_arms_take_turns():
     """The first to run changes, and `before` comes before each."""
     order = []
     arms = {name: lambda name=name: order.append(name) for name in "ab"}
-    samples = load_benchmark("measure").interleave(arms, 2, 2, lambda: order.append("|"))
+    samples = measure.interleave(arms, 2, 2, lambda: order.append("|"))
     assert "".join(order) == "|aa|bb|bb|aa"
     assert [len(sample.wall) for sample in samples.values()] == [2, 2]
 
 
-def test_the_allocator_is_fixed_by_starting_again(load_benchmark, monkeypatch):
+def test_the_allocator_is_fixed_by_starting_again(monkeypatch):
     """Once: not when it is set already, nor when the default was asked for."""
-    measure = load_benchmark("measure")
     started = []
     monkeypatch.setattr(measure.os, "execve", lambda *call: started.append(call))
     for name in measure.ALLOCATOR:
