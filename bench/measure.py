@@ -36,12 +36,12 @@ def fix_allocator(keep_default: bool) -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ALLOCATOR})
 
 
-def environment() -> dict[str, Any]:
-    """Return versions, cores, processor, devices and allocator."""
+def environment(more: Sequence[str] = ()) -> dict[str, Any]:
+    """Return versions, those of `more` packages too, cores, processor, devices and allocator."""
     device = jax.devices()[0]
     fixed = all(os.environ.get(name) == text for name, text in ALLOCATOR.items())
     return {
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in (*PACKAGES, *more)},
         "python": platform.python_version(),
         "cpu": _cpu_model(),
         "cores": cores(),
@@ -94,14 +94,16 @@ class Ratio:
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     """Compare round by round, so that what slows a whole round cancels."""
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
-    low, _, high = statistics.quantiles(each, n=4) if len(each) > 1 else each * 3
+    low, _, high = (
+        statistics.quantiles(each, n=4, method="inclusive") if len(each) > 1 else each * 3
+    )
     return Ratio(statistics.median(each), low, high)
 
 
 def interleave(
     arms: Mapping[str, Callable[[], Any]],
     rounds: int,
-    calls: int = 1,
+    calls: int | Mapping[str, int] = 1,
     before: Callable[[], Any] | None = None,
 ) -> dict[str, Samples]:
     """Time every arm once a round, the first to run changing; each arm waits for its result.
@@ -109,22 +111,23 @@ def interleave(
     Args:
         arms: what to run, by name.
         rounds: samples of each arm.
-        calls: runs that one sample is the mean of.
+        calls: runs that one sample is the mean of, for all arms or by name.
         before: runs before each sample, off the clock.
     """
     walls: dict[str, list[float]] = {name: [] for name in arms}
     cpus: dict[str, list[float]] = {name: [] for name in arms}
     names = list(arms)
+    runs = dict.fromkeys(names, calls) if isinstance(calls, int) else calls
     gc.collect()
     for i in range(rounds):
         for name in names if i % 2 == 0 else names[::-1]:
             if before is not None:
                 before()
             wall, cpu = time.perf_counter(), time.process_time()
-            for _ in range(calls):
+            for _ in range(runs[name]):
                 arms[name]()
-            walls[name].append((time.perf_counter() - wall) / calls)
-            cpus[name].append((time.process_time() - cpu) / calls)
+            walls[name].append((time.perf_counter() - wall) / runs[name])
+            cpus[name].append((time.process_time() - cpu) / runs[name])
     return {name: Samples(tuple(walls[name]), tuple(cpus[name])) for name in names}
 
 

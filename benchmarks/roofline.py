@@ -63,9 +63,9 @@ def step(model: Any, spec: Any) -> tuple[Row, Any]:
     """Compile and time a model's plain step; its graph besides."""
     import jax
     import jax.numpy as jnp
-    from steps import RATE, step_of
 
     import backpass as bp
+    from backpass.bench.arms import RATE, step_of
 
     state = [model.init(jax.random.key(0))]
     batch, rate = model.batch(jax.random.key(1)), jnp.float32(RATE)

@@ -9,15 +9,16 @@ import traceback
 from collections.abc import Sequence
 
 from ..ir.errors import ArgumentError, BackpassError, DumpError
-from . import diff, doctor, dump, plan
+from . import bench, diff, doctor, dump, plan
 
-COMMANDS = (dump, diff, plan, doctor)
+COMMANDS = (dump, diff, plan, bench, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     parser = _parser()
     options = parser.parse_args(argv)
+    options.program = argv is None  # and may start again
     try:
         return int(options.run(options))
     except BackpassError as error:

@@ -38,6 +38,11 @@ DIFFERENTIATION = {
 
 # Where a name that is forbidden elsewhere may stand, and why.
 ALLOWED = {
+    # What ours is compared with.
+    "bench/arms.py": {"jax.checkpoint", "jax.value_and_grad"},
+    "bench/suites/compile.py": {"jax.value_and_grad"},
+    "bench/suites/contrast.py": {"jax.value_and_grad"},
+    "bench/suites/dispatch.py": {"jax.value_and_grad"},
     # A single primitive without a rule of ours is differentiated by JAX, visibly.
     "compiler/fallback.py": {"jax.vjp"},
     # Binds the mark `remat2`, which a rule of ours differentiates.
