@@ -10,7 +10,7 @@ N      := 2000
 SEED   := 0
 JOBS   := 2
 DRAWN  := 100
-LAYERS := __init__.py py.typed compiler dynamic ir passes runtime
+LAYERS := __init__.py py.typed bench cli compiler dynamic ir passes runtime
 
 .PHONY: help demo test lint types format fuzz properties coverage mutations clean
 

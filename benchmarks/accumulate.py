@@ -21,7 +21,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from measure import Ratio, environment, finish, fix_allocator, interleave, note, parser, ratio
+from script import finish, parser
+
+from backpass.bench.measure import Ratio, environment, fix_allocator, interleave, note, ratio
 
 COLUMNS = ("step", "time", "temp MiB", "temp", "acts", "by hand", "by hand MiB", "error")
 
@@ -124,21 +126,21 @@ def measure(model: Any, micro: Any, steps: int, repeats: int) -> Result:
 
 
 def chosen(name: str, tiny: bool, parts: int = 1) -> Any:
-    """A model of `workloads` for one of so many parts of a batch that is worth dividing."""
-    import workloads
+    """One of the models for one of so many parts of a batch that is worth dividing."""
+    from backpass.bench.models import images, sequences
 
     if tiny:
         return {
-            "gpt": partial(workloads.gpt, 2, 16, 2, 8, 8 // parts, 32),
-            "gpt_scan": partial(workloads.gpt, 2, 16, 2, 8, 8 // parts, 32, scanned=True),
-            "vit": partial(workloads.vit, 8 // parts, 8, 4, 1, 8, 2),
-            "lstm": partial(workloads.lstm, 8 // parts, 6, 8, 16),
+            "gpt": partial(sequences.gpt, 2, 16, 2, 8, 8 // parts, 32),
+            "gpt_scan": partial(sequences.gpt, 2, 16, 2, 8, 8 // parts, 32, scanned=True),
+            "vit": partial(images.vit, 8 // parts, 8, 4, 1, 8, 2),
+            "lstm": partial(sequences.lstm, 8 // parts, 6, 8, 16),
         }[name]()
     return {
-        "gpt": partial(workloads.gpt, 6, 256, 4, 256, 32 // parts, 8192),
-        "gpt_scan": partial(workloads.gpt, 6, 256, 4, 256, 32 // parts, 8192, scanned=True),
-        "vit": partial(workloads.vit, 128 // parts, 32, 4, 4, 192, 3),
-        "lstm": partial(workloads.lstm, 256 // parts, 128, 256, 256),
+        "gpt": partial(sequences.gpt, 6, 256, 4, 256, 32 // parts, 8192),
+        "gpt_scan": partial(sequences.gpt, 6, 256, 4, 256, 32 // parts, 8192, scanned=True),
+        "vit": partial(images.vit, 128 // parts, 32, 4, 4, 192, 3),
+        "lstm": partial(sequences.lstm, 256 // parts, 128, 256, 256),
     }[name]()
 
 

@@ -21,7 +21,9 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
-from measure import environment, finish, note, parser
+from script import finish, parser
+
+from backpass.bench.measure import environment, note
 
 COLUMNS = ("start", "budget", "process", "call", "planning", "compiles", "passes / call")
 
@@ -49,9 +51,9 @@ def start(layers: int, width: int, budget: int, folder: str) -> Start:
 def child(layers: int, width: int, budget: int, folder: str) -> dict[str, Any]:
     """What the new process does; a budget of 0 is none."""
     import jax
-    from workloads import gpt
 
     import backpass as bp
+    from backpass.bench.models.sequences import gpt
 
     bp.cache(folder)
     model = gpt(layers, width, 4, 2 * width, 8, 1024)
@@ -78,9 +80,9 @@ def child(layers: int, width: int, budget: int, folder: str) -> dict[str, Any]:
 def least(layers: int, width: int, part: float) -> int:
     """A budget in bytes: `part` of the predicted peak of the plain step."""
     import jax
-    from workloads import gpt
 
     import backpass as bp
+    from backpass.bench.models.sequences import gpt
 
     model = gpt(layers, width, 4, 2 * width, 8, 1024)
     params = jax.eval_shape(model.init, jax.random.key(0))

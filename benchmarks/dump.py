@@ -18,8 +18,10 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
-from measure import environment, finish, fix_allocator, note, parser
 from scaling import PROGRAMS
+from script import finish, parser
+
+from backpass.bench.measure import environment, fix_allocator, note
 
 COLUMNS = ("program", "nodes", "text", "json", "dot", "trace", "stablehlo", "all", "parse", "diff")
 

@@ -19,15 +19,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from measure import (
+from script import finish, parser
+
+from backpass.bench.measure import (
     Ratio,
     calls_for,
     environment,
-    finish,
     fix_allocator,
     interleave,
     note,
-    parser,
     ratio,
 )
 
@@ -113,11 +113,12 @@ def measure(model: Any, name: str, repeats: int) -> Result:
 
 
 def chosen(name: str, tiny: bool) -> Any:
-    """A model of `workloads`; `mlp_1024` has four times the batch of `mlp`."""
-    from workloads import mlp, models
+    """One of the models; `mlp_1024` has four times the batch of `mlp`."""
+    from backpass.bench.models.images import mlp
+    from backpass.bench.models.sizes import models
 
     if name != "mlp_1024":
-        return models([name], tiny)[0]
+        return models([name], "tiny" if tiny else "small")[0]
     model = mlp(32, (12, 16, 16, 4)) if tiny else mlp(1024, (784, 1024, 1024, 10))
     return replace(model, name=name)
 

@@ -16,15 +16,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from measure import (
+from script import finish, parser
+
+from backpass.bench.measure import (
     Ratio,
     calls_for,
     environment,
-    finish,
     fix_allocator,
     interleave,
     note,
-    parser,
     ratio,
 )
 
@@ -100,15 +100,15 @@ def measure(model: Any, repeats: int) -> Result:
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Run the models asked for; print and return their rows."""
-    from workloads import FULL, models
+    from backpass.bench.models.sizes import SIZES, models
 
     options = parser(__doc__)
-    options.add_argument("--models", nargs="+", choices=list(FULL), metavar="NAME")
+    options.add_argument("--models", nargs="+", choices=list(SIZES["small"]), metavar="NAME")
     options.add_argument("--repeats", type=int, default=11, help="rounds of both arms in turns")
     args = options.parse_args(argv)
     stamp = environment()
     results = []
-    for model in models(args.models, args.tiny):
+    for model in models(args.models, "tiny" if args.tiny else "small"):
         note(model.name)
         results.append(measure(model, args.repeats))
     rows = [result.cells() for result in results]

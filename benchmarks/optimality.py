@@ -18,7 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from measure import environment, finish, note, parser
+from script import finish, parser
+
+from backpass.bench.measure import environment, note
 
 Program = tuple[Callable[..., Any], list[Any], Any]
 

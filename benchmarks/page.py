@@ -20,7 +20,9 @@ from statistics import median
 from time import perf_counter, process_time
 from typing import Any
 
-from measure import environment, finish, fix_allocator, note, parser
+from script import finish, parser
+
+from backpass.bench.measure import environment, fix_allocator, note
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 

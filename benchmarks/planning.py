@@ -20,7 +20,9 @@ from dataclasses import asdict, dataclass
 from time import process_time
 from typing import Any
 
-from measure import environment, finish, fix_allocator, note, parser
+from script import finish, parser
+
+from backpass.bench.measure import environment, fix_allocator, note
 
 XLA_LARGEST = 20_000
 
@@ -73,7 +75,8 @@ def mixed(size: int) -> tuple[Callable[..., Any], Any]:
 def gpt(size: int) -> tuple[Callable[..., Any], Any]:
     """Return the loss of a decoder of equal blocks, and its arguments."""
     import jax
-    from workloads import gpt
+
+    from backpass.bench.models.sequences import gpt
 
     layers = max(1, size // 150)
     model = gpt(layers=layers, width=64, heads=2, length=64, batch=2, vocabulary=256)

@@ -18,7 +18,9 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import Any
 
-from measure import environment, finish, fix_allocator, note, parser
+from script import finish, parser
+
+from backpass.bench.measure import environment, fix_allocator, note
 
 SECONDS = 0.2  # of runs, for one program
 SHAPES = 3  # of one kind of op
@@ -61,9 +63,9 @@ def step(model: Any, spec: Any) -> tuple[Row, Any]:
     """Compile and time a model's plain step; its graph besides."""
     import jax
     import jax.numpy as jnp
-    from steps import RATE, step_of
 
     import backpass as bp
+    from backpass.bench.arms import RATE, step_of
 
     state = [model.init(jax.random.key(0))]
     batch, rate = model.batch(jax.random.key(1)), jnp.float32(RATE)
@@ -194,15 +196,14 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     chosen = options.parse_args(argv)
     if argv is None:
         fix_allocator(chosen.default_allocator)
-    from workloads import models
-
+    from backpass.bench.models.sizes import models
     from backpass.runtime.device import live_spec
 
     spec = live_spec()
     stamp = environment()
     note(str(spec))
     steps, graphs = [], []
-    for model in models(chosen.models, chosen.tiny):
+    for model in models(chosen.models, "tiny" if chosen.tiny else "small"):
         row, graph = step(model, spec)
         steps.append(row)
         graphs.append(graph)

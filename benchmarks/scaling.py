@@ -25,7 +25,9 @@ from pathlib import Path
 from time import process_time
 from typing import Any
 
-from measure import environment, finish, fix_allocator, note, parser
+from script import finish, parser
+
+from backpass.bench.measure import environment, fix_allocator, note
 
 JAX_LARGEST = 10_000
 PARAMETERS_EVERY = 8

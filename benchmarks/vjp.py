@@ -19,16 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import (
-    Ratio,
-    environment,
-    finish,
-    fix_allocator,
-    interleave,
-    note,
-    parser,
-    ratio,
-)
+from script import finish, parser
+
+from backpass.bench.measure import Ratio, environment, fix_allocator, interleave, note, ratio
 
 TESTS = Path(__file__).parents[1] / "tests"
 COLUMNS = ("op", "vjp", "whole")

@@ -53,8 +53,8 @@ class Program:
 def collection_paused() -> Iterator[None]:
     """Put off Python's cyclic garbage collection: tracing makes many objects that all stay.
 
-    Each full collection would walk all of them again; without it the 48-layer GPT of
-    `benchmarks/tracing.py` is traced, differentiated and bound in a quarter less time.
+    Each full collection would walk all of them again; without it a 48-layer GPT is
+    traced, differentiated and bound in a quarter less time.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""ir <- passes, ir <- runtime, compiler sees these, dynamic sees all; and the gradient is ours, not JAX's."""
+"""ir <- passes, ir <- runtime, compiler sees these, dynamic these four, bench and cli all; and the gradient is ours, not JAX's."""
 
 import ast
 from collections.abc import Iterator
@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAYERS = ("compiler", "dynamic", "ir", "passes", "runtime")
+LAYERS = ("bench", "cli", "compiler", "dynamic", "ir", "passes", "runtime")
 MODULES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 
 MAY_IMPORT = {
+    "bench": {"bench", "compiler", "dynamic", "ir", "passes", "runtime"},
+    "cli": {"bench", "cli", "compiler", "dynamic", "ir", "passes", "runtime"},
     "compiler": {"compiler", "ir", "passes", "runtime"},
     "dynamic": {"compiler", "dynamic", "ir", "passes", "runtime"},
     "ir": {"ir"},
@@ -36,6 +38,11 @@ DIFFERENTIATION = {
 
 # Where a name that is forbidden elsewhere may stand, and why.
 ALLOWED = {
+    # What ours is compared with.
+    "bench/arms.py": {"jax.checkpoint", "jax.value_and_grad"},
+    "bench/suites/compile.py": {"jax.value_and_grad"},
+    "bench/suites/contrast.py": {"jax.value_and_grad"},
+    "bench/suites/dispatch.py": {"jax.value_and_grad"},
     # A single primitive without a rule of ours is differentiated by JAX, visibly.
     "compiler/fallback.py": {"jax.vjp"},
     # Binds the mark `remat2`, which a rule of ours differentiates.

@@ -11,7 +11,7 @@ import backpass
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LAYERS = ("compiler", "dynamic", "ir", "passes", "runtime")
+LAYERS = ("bench", "cli", "compiler", "dynamic", "ir", "passes", "runtime")
 
 
 def test_every_package_is_installed():

@@ -3,11 +3,11 @@
     python benchmarks/fusion/rolling.py
     python benchmarks/fusion/rolling.py --layers 24 48 --arms rolled jax --repeats 3
 
-A step is loss, gradients and SGD, as in `steps.py`, of a GPT whose layers are a list (d=128). The
-arms are `bp.compile` with `roll{roll=true}` and with `roll{roll=false}`, and `jax.jit`. Columns:
-`compile`, trace to executable in seconds of all cores; `wall`, the same on the clock; `temp`, XLA's
-temporary MB; `step`, seconds of all cores relative to the first arm, median of the rounds and its
-quartiles.
+A step is loss, gradients and SGD, as in `backpass bench models`, of a GPT whose layers are a list
+(d=128). The arms are `bp.compile` with `roll{roll=true}` and with `roll{roll=false}`, and
+`jax.jit`. Columns: `compile`, trace to executable in seconds of all cores; `wall`, the same on the
+clock; `temp`, XLA's temporary MB; `step`, seconds of all cores relative to the first arm, median of
+the rounds and its quartiles.
 """
 
 from __future__ import annotations
@@ -21,16 +21,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from measure import (
-    Ratio,
-    environment,
-    finish,
-    fix_allocator,
-    interleave,
-    note,
-    parser,
-    ratio,
-)
+from script import finish, parser
+
+from backpass.bench.measure import Ratio, environment, fix_allocator, interleave, note, ratio
 
 COLUMNS = ("layers, arm", "compile", "wall", "temp", "step")
 ARMS = ("rolled", "unrolled", "jax")
@@ -57,9 +50,9 @@ class Result:
 def step(arm: str, loss: Any) -> Any:
     """The compiled training step of one arm, its parameters donated."""
     import jax
-    from steps import step_of
 
     import backpass as bp
+    from backpass.bench.arms import step_of
     from backpass.passes import DEFAULT, Restack, Roll
 
     if arm == "jax":
@@ -73,8 +66,9 @@ def measure(layers: int, arms: Sequence[str], repeats: int, tiny: bool) -> list[
     """Compile the arms one after the other, and run their steps in turns."""
     import jax
     import jax.numpy as jnp
-    from steps import RATE
-    from workloads import gpt
+
+    from backpass.bench.arms import RATE
+    from backpass.bench.models.sequences import gpt
 
     model = gpt(layers, *((16, 2, 8, 2, 32) if tiny else (128, 4, 128, 4, 512)))
     params, batch = model.init(jax.random.key(0)), model.batch(jax.random.key(1))

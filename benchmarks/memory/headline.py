@@ -14,25 +14,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from arms import XLA, Arm, Case
-from measure import environment, finish, fix_allocator, note, parser
+from script import finish, parser
+
+from backpass.bench.arms import Task, checkpointed, in_turns, ours, stock
+from backpass.bench.measure import environment, fix_allocator, note, ratio
 
 COLUMNS = "model arm activations temp time fewer".split()
 
 
 def models() -> dict[str, Callable[..., Any]]:
     """Return builders that take `remat`."""
-    import workloads as w
+    from backpass.bench.models import sequences
 
     return {
-        "unrolled": partial(w.gpt, 16, 128, 4, 128, 4, 64),
-        "scanned": partial(w.gpt, 64, 128, 4, 128, 4, 64, scanned=True),
+        "unrolled": partial(sequences.gpt, 16, 128, 4, 128, 4, 64),
+        "scanned": partial(sequences.gpt, 64, 128, 4, 128, 4, 64, scanned=True),
     }
 
 
@@ -58,33 +60,34 @@ def measure(
 ) -> list[Row]:
     """Compile every arm, then time them in turns."""
     import jax
-    from layers import Remat
 
     import backpass as bp
 
-    case = Case.of(build())
-    gradients = sum(x.nbytes for x in jax.tree.leaves(case.params)) if name == "scanned" else 0
-    plain = case.stock("plain", case.model.loss)
-    arms = [plain, case.stock("checkpoint", build(remat=Remat(jax.checkpoint)).loss, XLA)]
-    fixed, activations = plain.peak - plain.temp + gradients, plain.temp - gradients
+    task = Task.of(build)
+    gradients = sum(x.nbytes for x in jax.tree.leaves(task.params)) if name == "scanned" else 0
+    plain = stock(task, "plain")
+    arms = [plain, checkpointed(task, "nothing")]
+    activations = plain.temp_bytes - gradients
+    fixed = plain.peak_bytes - activations
     for factor in factors:
         try:
-            arm = case.ours(int(fixed + activations / factor))
+            arm = ours(task, budget=int(fixed + activations / factor))
         except bp.BudgetError as error:
             note(f"  {factor}x: {error}")
             continue
-        arms.append(Arm(f"ours, {factor:g}x", arm.step, arm.peak, arm.temp))
-        note(f"  {factor}x: temp {arm.temp / 2**20:.1f} of {plain.temp / 2**20:.1f} MiB")
-    times = case.timed(arms, repeats)
+        arms.append(replace(arm, name=f"ours, {factor:g}x"))
+        sizes = " of ".join(f"{each.temp_bytes / 2**20:.1f}" for each in (arm, plain))
+        note(f"  {factor}x: temp {sizes} MiB")
+    base, *rest = in_turns(arms, repeats)
     return [
         Row(
             name,
-            arm.name,
-            (arm.temp - gradients) / activations,
-            arm.temp / plain.temp,
-            times[id(arm)],
+            arm.name.removeprefix("jax-").removesuffix(" nothing"),
+            (arm.temp_bytes - gradients) / activations,
+            arm.temp_bytes / plain.temp_bytes,
+            ratio(samples.wall, base.wall).median,
         )
-        for arm in arms
+        for arm, samples in zip(arms, [base, *rest], strict=True)
     ]
 
 
@@ -98,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     stamp = environment()
     builders = models()
     if args.tiny:
-        import workloads as w
+        from backpass.bench.models import sequences
 
-        builders = {"unrolled": partial(w.gpt, 3, 32, 2, 32, 2, 16)}
+        builders = {"unrolled": partial(sequences.gpt, 3, 32, 2, 32, 2, 16)}
     rows: list[Row] = []
     for name in args.models or builders:
         note(name)

@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "examples")]
-from measure import environment, finish, note, parser
+from script import finish, parser
+
+from backpass.bench.measure import environment, note
 
 COLUMNS = "strategy budget peak predicted rounds error".split()
 STEPS = 3

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from arms import Case
-from frontier import TINY, models
-from measure import environment, finish, note, parser
-from steps import step_of
+from script import finish, parser
+
+from backpass.bench.arms import RATE, Task, step_of
+from backpass.bench.measure import environment, note
+from backpass.bench.suites.memory import cases
 
 COLUMNS = ("model", "plans", "first", "calibrated", "second")
 
@@ -59,11 +60,11 @@ def measure(name: str, build: Callable[..., Any], budgets: int) -> Result:
     from backpass.passes.rematerialise import Planned, Planner
     from backpass.runtime.device import live_spec
 
-    case = Case.of(build())
-    args = (case.params, case.batch, case.rate)
-    step = step_of(bp.value_and_grad, case.model.loss)
+    task = Task.of(build)
+    args = (task.params, task.batch, np.float32(RATE))
+    step = step_of(bp.value_and_grad, task.model.loss)
     graph = bp.compile(step, passes=PLANNED).lower(*args).graph
-    donated = range(len(jax.tree.leaves(case.params)))
+    donated = range(len(jax.tree.leaves(task.params)))
     planner = Planner(graph, live_spec(), frozenset(donated))
     peaks: dict[Planned, int] = {}
 
@@ -90,15 +91,11 @@ def measure(name: str, build: Callable[..., Any], budgets: int) -> Result:
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Run the models asked for; print and return their rows."""
     options = parser(__doc__)
-    options.add_argument("--models", nargs="+", choices=list(models()), metavar="NAME")
+    options.add_argument("--models", nargs="+", choices=list(cases("small")), metavar="NAME")
     options.add_argument("--budgets", type=int, default=6, help="budgets of each model")
     args = options.parse_args(argv)
     stamp = environment()
-    builders = models()
-    if args.tiny:
-        import workloads
-
-        builders = {name: workloads.TINY[name] for name in TINY}
+    builders = cases("tiny" if args.tiny else "small")
     results = []
     for name in args.models or builders:
         note(name)

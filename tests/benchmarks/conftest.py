@@ -14,7 +14,6 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 def load_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """Imports `benchmarks/NAME.py`, or that of a folder there, as a script beside it does."""
     monkeypatch.syspath_prepend(BENCHMARKS / "memory")
-    monkeypatch.syspath_prepend(BENCHMARKS / "contrast")
     monkeypatch.syspath_prepend(BENCHMARKS / "fusion")
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module

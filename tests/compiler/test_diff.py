@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from backpass.compiler import cli
-from backpass.compiler.cli import main
+from backpass.cli import diff
+from backpass.cli.main import main
 
 FILE = """
 import jax
@@ -118,8 +118,8 @@ def test_trouble_is_two_as_well(dumps, file, capsys):
 
 
 def test_colours_on_a_terminal(monkeypatch):
-    monkeypatch.setattr(cli.sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(diff.sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert cli._coloured("- a\n  + b\nc") == "\x1b[31m- a\x1b[0m\n\x1b[32m  + b\x1b[0m\nc"
+    assert diff._coloured("- a\n  + b\nc") == "\x1b[31m- a\x1b[0m\n\x1b[32m  + b\x1b[0m\nc"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert cli._coloured("- a") == "- a"
+    assert diff._coloured("- a") == "- a"

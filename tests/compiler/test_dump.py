@@ -13,8 +13,8 @@ import pydot
 import pytest
 
 import backpass as bp
+from backpass.cli.main import main
 from backpass.compiler import dump
-from backpass.compiler.cli import main
 from backpass.compiler.dump import FORMATS, read_manifest
 
 F32 = jnp.float32

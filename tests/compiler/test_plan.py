@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 import backpass as bp
+from backpass.cli.main import main
 from backpass.compiler.binding import Binding
-from backpass.compiler.cli import main
 from backpass.ir.device import DEVICES
 from passes.joints import LOSSES, parameters, rows, sgd
 

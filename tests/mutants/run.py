@@ -27,7 +27,17 @@ from .sites import Mutant, mutants
 
 ROOT = Path(__file__).parents[2]
 DRAWN_FROM = ("ir", "passes")
-PACKAGE = ("__init__.py", "py.typed", "compiler", "dynamic", "ir", "passes", "runtime")
+PACKAGE = (
+    "__init__.py",
+    "py.typed",
+    "bench",
+    "cli",
+    "compiler",
+    "dynamic",
+    "ir",
+    "passes",
+    "runtime",
+)
 TREE = (*PACKAGE, "tests", "examples", "benchmarks", "docs", "pyproject.toml", "README.md")
 KILLS = ("caught", "hung")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import backpass as bp
-from backpass.compiler.cli import main
+from backpass.cli.main import main
 from backpass.ir.device import DEVICES, DeviceSpec
 from backpass.runtime import device as live
 from backpass.runtime.probes import memory_bytes, probes, quickest

@@ -1,10 +1,8 @@
-"""What the benchmarks have in common: a fixed allocator, interleaved arms, stamps and tables."""
+"""How benchmarks measure: a fixed allocator, arms in turns, ratios round by round, a stamp."""
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
 import os
 import platform
 import statistics
@@ -16,6 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
+
 # glibc gives large blocks back to the system and takes them afresh at each call, so that a step's
 # time is that of page faults. These keep them, in both arms.
 ALLOCATOR = {
@@ -26,45 +26,35 @@ ALLOCATOR = {
 PACKAGES = ("backpass", "jax", "jaxlib", "numpy")
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser with the options that all benchmarks share."""
-    made = argparse.ArgumentParser(
-        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    made.add_argument("--json", type=Path, metavar="PATH", help="write all numbers to PATH")
-    made.add_argument("--tiny", action="store_true", help="small sizes, to see that it runs")
-    made.add_argument(
-        "--default-allocator", action="store_true", help="leave malloc as the system has it"
-    )
-    return made
-
-
 def fix_allocator(keep_default: bool) -> None:
-    """Start this script again with `ALLOCATOR` in its environment, unless it is there or refused.
+    """Start this program again with `ALLOCATOR` in its environment, unless it is there or refused.
 
     malloc reads these before Python starts, so that they can't be set from within.
     """
     if keep_default or all(os.environ.get(name) == text for name, text in ALLOCATOR.items()):
         return
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ALLOCATOR})
 
 
-def environment() -> dict[str, Any]:
-    """Return versions, cores, processor, devices and allocator."""
-    import jax
-
+def environment(more: Sequence[str] = ()) -> dict[str, Any]:
+    """Return versions, those of `more` packages too, cores, processor, devices and allocator."""
     device = jax.devices()[0]
     fixed = all(os.environ.get(name) == text for name, text in ALLOCATOR.items())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        **{name: version(name) for name in PACKAGES},
+        **{name: version(name) for name in (*PACKAGES, *more)},
         "python": platform.python_version(),
         "cpu": _cpu_model(),
-        "cores": cores,
+        "cores": cores(),
         "device": f"{len(jax.devices())} x {device.platform} ({device.device_kind})",
         "allocator": "fixed" if fixed else "default",
         "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
     }
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    mine = getattr(os, "sched_getaffinity", None)
+    return len(mine(0)) if mine else os.cpu_count() or 1
 
 
 def _cpu_model() -> str:
@@ -76,7 +66,8 @@ def _cpu_model() -> str:
 
 def note(text: str) -> None:
     """Tell progress, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 @dataclass(frozen=True)
@@ -103,14 +94,16 @@ class Ratio:
 def ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     """Compare round by round, so that what slows a whole round cancels."""
     each = [a / b for a, b in zip(ours, theirs, strict=True)]
-    low, _, high = statistics.quantiles(each, n=4) if len(each) > 1 else each * 3
+    low, _, high = (
+        statistics.quantiles(each, n=4, method="inclusive") if len(each) > 1 else each * 3
+    )
     return Ratio(statistics.median(each), low, high)
 
 
 def interleave(
     arms: Mapping[str, Callable[[], Any]],
     rounds: int,
-    calls: int = 1,
+    calls: int | Mapping[str, int] = 1,
     before: Callable[[], Any] | None = None,
 ) -> dict[str, Samples]:
     """Time every arm once a round, the first to run changing; each arm waits for its result.
@@ -118,22 +111,23 @@ def interleave(
     Args:
         arms: what to run, by name.
         rounds: samples of each arm.
-        calls: runs that one sample is the mean of.
+        calls: runs that one sample is the mean of, for all arms or by name.
         before: runs before each sample, off the clock.
     """
     walls: dict[str, list[float]] = {name: [] for name in arms}
     cpus: dict[str, list[float]] = {name: [] for name in arms}
     names = list(arms)
+    runs = dict.fromkeys(names, calls) if isinstance(calls, int) else calls
     gc.collect()
     for i in range(rounds):
         for name in names if i % 2 == 0 else names[::-1]:
             if before is not None:
                 before()
             wall, cpu = time.perf_counter(), time.process_time()
-            for _ in range(calls):
+            for _ in range(runs[name]):
                 arms[name]()
-            walls[name].append((time.perf_counter() - wall) / calls)
-            cpus[name].append((time.process_time() - cpu) / calls)
+            walls[name].append((time.perf_counter() - wall) / runs[name])
+            cpus[name].append((time.process_time() - cpu) / runs[name])
     return {name: Samples(tuple(walls[name]), tuple(cpus[name])) for name in names}
 
 
@@ -143,29 +137,3 @@ def calls_for(run: Callable[[], Any], least: float = 0.05) -> int:
     start = time.perf_counter()
     run()
     return max(1, round(least / (time.perf_counter() - start)))
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows under their columns, the first to the left and the rest to the right."""
-    cells = [list(columns), *map(list, rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    lines = (
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells
-    )
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def finish(
-    stamp: Mapping[str, Any],
-    tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]],
-    results: Any,
-    path: Path | None,
-) -> None:
-    """Print stamp and tables (columns and rows) on stdout, and write all numbers where asked."""
-    print("  ".join(f"{name} {value}" for name, value in stamp.items()))
-    for columns, rows in tables:
-        print()
-        print(table(columns, rows))
-    if path is not None:
-        path.write_text(json.dumps({"environment": stamp, "results": results}, indent=1) + "\n")
-        note(f"wrote {path}")

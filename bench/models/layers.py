@@ -1,64 +1,69 @@
-"""Layers of the benchmark models, in plain JAX: parameters are dicts, layers are functions."""
+"""Layers of the models, in plain JAX: parameters are dicts, layers are functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+
+from .model import Params
 
 
-def dense(key, rows, columns):
+def dense(key: Array, rows: int, columns: int) -> Params:
     """`w[rows, columns]` of variance `1 / rows`, and a bias of zeros."""
     w = rows**-0.5 * jax.random.normal(key, (rows, columns))
     return {"w": w, "b": jnp.zeros(columns)}
 
 
-def conv(key, size, channels, filters):
+def conv(key: Array, size: int, channels: int, filters: int) -> Array:
     """`w[size, size, channels, filters]` of variance `2 / fan_in`."""
     scale = (2 / (size * size * channels)) ** 0.5
     return scale * jax.random.normal(key, (size, size, channels, filters))
 
 
-def norm(width):
+def norm(width: int) -> Params:
+    """A scale of ones and a bias of zeros, `f32[width]` each."""
     return {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
 
 
-def linear(p, x):
+def linear(p: Params, x: Array) -> Array:
+    """`x @ w + b`."""
     return x @ p["w"] + p["b"]
 
 
-def convolve(w, x, stride=1):
+def convolve(w: Array, x: Array, stride: int = 1) -> Array:
+    """Convolve `x[batch, height, width, channels]`; `SAME` padding."""
     layout = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(x, w, (stride, stride), "SAME", dimension_numbers=layout)
 
 
-def layer_norm(p, x):
+def layer_norm(p: Params, x: Array) -> Array:
+    """Normalise the last dimension."""
     mean = x.mean(-1, keepdims=True)
     variance = x.var(-1, keepdims=True)
     return (x - mean) / jnp.sqrt(variance + 1e-5) * p["scale"] + p["bias"]
 
 
-def batch_norm(p, x):
+def batch_norm(p: Params, x: Array) -> Array:
     """Normalise by the statistics of this batch, as in training."""
     mean = x.mean((0, 1, 2))
     variance = x.var((0, 1, 2))
     return (x - mean) * lax.rsqrt(variance + 1e-5) * p["scale"] + p["bias"]
 
 
-def cross_entropy(logits, labels):
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """Mean over all labels, in nats."""
     logp = jax.nn.log_softmax(logits)
     return -jnp.take_along_axis(logp, labels[..., None], axis=-1).mean()
 
 
-def max_pool(x):
+def max_pool(x: Array) -> Array:
+    """The largest of each 2 x 2 pixels of `x[batch, height, width, channels]`."""
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
-def transformer_block(key, width):
+def transformer_block(key: Array, width: int) -> Params:
+    """Parameters of `transform`."""
     keys = jax.random.split(key, 4)
     return {
         "norm1": norm(width),
@@ -70,7 +75,8 @@ def transformer_block(key, width):
     }
 
 
-def attention(p, x, heads, causal):
+def attention(p: Params, x: Array, heads: int, causal: bool) -> Array:
+    """Attention of `x[batch, length, width]` to itself."""
     batch, length, width = x.shape
     q, k, v = jnp.split(linear(p["qkv"], x), 3, axis=-1)
     q, k, v = (t.reshape(batch, length, heads, width // heads) for t in (q, k, v))
@@ -83,38 +89,7 @@ def attention(p, x, heads, causal):
     return linear(p["out"], mixed.reshape(batch, length, width))
 
 
-def transform(p, x, heads, causal):
+def transform(p: Params, x: Array, heads: int, causal: bool) -> Array:
+    """A pre-norm block: attention, then two dense layers."""
     x = x + attention(p, layer_norm(p["norm1"], x), heads, causal)
     return x + linear(p["down"], jax.nn.gelu(linear(p["up"], layer_norm(p["norm2"], x))))
-
-
-@dataclass(frozen=True)
-class Remat:
-    """How a JAX user saves memory by hand: `wrap`, such as `jax.checkpoint`, around `group` blocks.
-
-    `nested` wraps each block of a group as well.
-    """
-
-    wrap: Callable[[Any], Any] = lambda f: f
-    group: int = 1
-    nested: bool = False
-
-    def chain(
-        self, blocks: Sequence[Callable[[Any, Any], Any]], params: Sequence[Any], x: Any
-    ) -> Any:
-        """Run `x = block(p, x)` for all blocks."""
-        pairs = list(zip(blocks, params, strict=True))
-        for i in range(0, len(pairs), self.group):
-            part = pairs[i : i + self.group]
-            inner = [self.wrap(block) if self.nested else block for block, _ in part]
-
-            def run(params: Any, x: Any, inner: Any = inner) -> Any:
-                for block, p in zip(inner, params, strict=True):
-                    x = block(p, x)
-                return x
-
-            x = self.wrap(run)([p for _, p in part], x)
-        return x
-
-
-PLAIN = Remat()

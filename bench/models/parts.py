@@ -1,40 +1,29 @@
-"""What rewrites gain where they apply: losses over a vocabulary, attention, convolutions, loops.
+"""Parts of models where rewrites apply: losses over a vocabulary, attention, convolutions, loops.
 
-    python benchmarks/fusion/parts.py
-    python benchmarks/fusion/parts.py --parts attention_2048 --repeats 21
-
-Each part is loss, gradients and an update, in `bp.compile` and in `jax.jit` of the same source, as
-in `steps.py`, whose columns these are. `--passes` shows the same without the rewrite:
-
-    python benchmarks/fusion/parts.py --passes canonicalise,sink,cse,autodiff,fold,simplify,cse,dce
+Each is a `Model` whose inputs are learned, so that gradients of all operands are asked for.
 """
 
 from __future__ import annotations
 
-import gc
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1]))
-from measure import environment, finish, fix_allocator, note, parser
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from .model import Batch, Model, Params
 
 
-def loss(kind: str, tokens: int, width: int, vocabulary: int) -> Any:
+def loss(kind: str, tokens: int, width: int, vocabulary: int) -> Model:
     """The last layer of a language model and its loss, of several kinds."""
-    import jax
-    import jax.numpy as jnp
-    from workloads import Model
 
-    def init(key):
+    def init(key: Array) -> Params:
         one, other = jax.random.split(key)
         w = width**-0.5 * jax.random.normal(other, (width, vocabulary))
         return {"x": jax.random.normal(one, (tokens, width)), "w": w}
 
-    def of(params, labels):
+    def of(params: Params, labels: Batch) -> Array:
         logits = params["x"] @ params["w"]
         z = jax.nn.logsumexp(logits, -1)
         picked = jnp.take_along_axis(logits, labels[:, None], -1)[:, 0]
@@ -46,25 +35,21 @@ def loss(kind: str, tokens: int, width: int, vocabulary: int) -> Any:
         rows = z - 0.9 * picked - 0.1 * logits.mean(-1)
         return (rows * mask).sum() / mask.sum()
 
-    def batch(key):
+    def batch(key: Array) -> Batch:
         return jax.random.randint(key, (tokens,), 0, vocabulary)
 
     return Model(f"loss_{kind}", init, of, batch)
 
 
-def attention(kind: str, batch: int, length: int, heads: int, width: int) -> Any:
+def attention(kind: str, batch: int, length: int, heads: int, width: int) -> Model:
     """Causal attention, or one in a window, of queries, keys and values that are learned."""
-    import jax
-    import jax.numpy as jnp
-    from workloads import Model
-
     shape = (batch, length, heads, width)
 
-    def init(key):
+    def init(key: Array) -> Params:
         q, k, v = jax.random.normal(key, (3, *shape))
         return {"q": q, "k": k, "v": v}
 
-    def of(params, weights):
+    def of(params: Params, weights: Batch) -> Array:
         q, k, v = params["q"], params["k"], params["v"]
         if kind == "library":
             out = jax.nn.dot_product_attention(q, k, v, is_causal=True)
@@ -80,28 +65,24 @@ def attention(kind: str, batch: int, length: int, heads: int, width: int) -> Any
     return Model(name, init, of, partial(jax.random.normal, shape=shape))
 
 
-def recurrent(kind: str, batch: int, length: int, width: int) -> Any:
+def recurrent(kind: str, batch: int, length: int, width: int) -> Model:
     """A layer of a recurrent network over sequences, with `jax.lax.scan`."""
-    import jax
-    import jax.numpy as jnp
-    from workloads import Model
-
     count = {"elman": 1, "gru": 3}.get(kind, 4)
 
-    def init(key):
+    def init(key: Array) -> Params:
         keys = jax.random.split(key, 3)
         w, u = width**-0.5 * jax.random.normal(keys[0], (2, width, count * width))
         return {"w": w, "u": u, "b": jnp.zeros(count * width)}
 
-    def elman(p, h, x):
+    def elman(p: Params, h: Array, x: Array) -> Array:
         return jnp.tanh(x @ p["w"] + h @ p["u"] + p["b"])
 
-    def gru(p, h, x):
+    def gru(p: Params, h: Array, x: Array) -> Array:
         given, state = jnp.split(x @ p["w"] + p["b"], 3, -1), jnp.split(h @ p["u"], 3, -1)
         r, z = (jax.nn.sigmoid(a + b) for a, b in zip(given[:2], state[:2], strict=True))
         return (1 - z) * jnp.tanh(given[2] + r * state[2]) + z * h
 
-    def lstm(p, both, x):
+    def lstm(p: Params, both: Array, x: Array) -> Array:
         h, c = jnp.split(both, 2, -1)
         if kind == "lstm_joined":
             gates = jnp.concatenate([x, h], -1) @ jnp.concatenate([p["w"], p["u"]]) + p["b"]
@@ -114,8 +95,8 @@ def recurrent(kind: str, batch: int, length: int, width: int) -> Any:
     cell = {"elman": elman, "gru": gru}.get(kind, lstm)
     start = jnp.zeros((batch, width if count < 4 else 2 * width))
 
-    def of(params, xs):
-        def step(state, x):
+    def of(params: Params, xs: Batch) -> Array:
+        def step(state: Array, x: Array) -> tuple[Array, Array]:
             state = cell(params, state, x)
             return state, state[:, :width]
 
@@ -142,21 +123,17 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, int, int, int, int], dict[str, int]]] =
 
 def convolution(
     name: str, sizes: Sequence[int], stride: int = 1, groups: int = 1, factor: int = 1
-) -> Any:
+) -> Model:
     """One layer, whose inputs are learned."""
-    import jax
-    from jax import lax
-    from workloads import Model
-
     batch, size, channels, filters, kernel = sizes
     numbers = ("NHWC", "HWIO", "NHWC")
 
-    def init(key):
+    def init(key: Array) -> Params:
         one, other = jax.random.split(key)
         w = jax.random.normal(other, (kernel, kernel, channels // groups, filters))
         return {"x": jax.random.normal(one, (batch, size, size, channels)), "w": w}
 
-    def apply(params):
+    def apply(params: Params) -> Array:
         x, w = params["x"], params["w"]
         if factor > 1:
             strides = (factor, factor)
@@ -165,20 +142,21 @@ def convolution(
             x, w, (stride, stride), "SAME", None, None, numbers, feature_group_count=groups
         )
 
-    def weights(key):
+    def weights(key: Array) -> Batch:
         return jax.random.normal(key, jax.eval_shape(lambda: apply(init(key))).shape)
 
-    def loss(params, weights):
+    def loss(params: Params, weights: Batch) -> Array:
         return (jax.nn.relu(apply(params)) * weights).mean()
 
     return Model(name, init, loss, weights)
 
 
-def parts(tiny: bool) -> dict[str, Any]:
-    """Builders by name."""
+def parts(size: str) -> Mapping[str, Callable[[], Model]]:
+    """Return builders by name; all but `tiny` are of the size that results are told for."""
+    tiny = size == "tiny"
     tokens, vocabulary = (64, 128) if tiny else (4096, 32768)
     length = 16 if tiny else 2048
-    found = {
+    found: dict[str, Callable[[], Model]] = {
         f"loss_{kind}": partial(loss, kind, tokens, 8 if tiny else 256, vocabulary)
         for kind in ("plain", "z_loss", "masked_smoothed")
     }
@@ -194,31 +172,3 @@ def parts(tiny: bool) -> dict[str, Any]:
     for kind in ("elman", "gru", "lstm", "lstm_joined"):
         found[f"{kind}_{steps}"] = partial(recurrent, kind, batch, steps, width)
     return found
-
-
-def main(argv: Sequence[str] | None = None) -> list[Any]:
-    """Run the parts asked for; print and return their rows."""
-    from steps import COLUMNS, measure
-
-    options = parser(__doc__)
-    options.add_argument("--parts", nargs="+", metavar="NAME")
-    options.add_argument("--repeats", type=int, default=11, help="rounds of both arms in turns")
-    options.add_argument("--passes", help="pipeline in place of the default one")
-    args = options.parse_args(argv)
-    stamp = environment()
-    results = []
-    for name, build in parts(args.tiny).items():
-        if args.parts and name not in args.parts:
-            continue
-        note(name)
-        results.append(measure(build(), args.repeats, {"passes": args.passes or None}))
-        gc.collect()
-    finish(
-        stamp, [(COLUMNS, [r.cells() for r in results])], [asdict(r) for r in results], args.json
-    )
-    return results
-
-
-if __name__ == "__main__":
-    fix_allocator("--default-allocator" in sys.argv)
-    main()

@@ -1,0 +1,1 @@
+"""The models in PyTorch, as its users write them, with our parameters."""

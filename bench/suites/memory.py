@@ -1,0 +1,119 @@
+"""Peak memory and time of a step under budgets, beside plain JAX and `jax.checkpoint` by hand.
+
+Budgets are spread between plain `jax.jit`'s peak and the smallest that is feasible. Peaks are those
+that XLA reports: arguments + outputs + temporaries - donated. Beside `jax` each budget's step is
+compared with the plain one, beside `jax-checkpoint` with the fastest of the plain one and the
+policies that fits the same budget, all in the form in which it works on CPU. `budget` is of plain
+JAX's peak, `within` ours of the budget, `predicted` of ours; `rounds` were compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from statistics import median
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...ir.errors import BudgetError
+from ..arms import POLICIES, WORKING, Arm, Task, checkpointed, in_turns, ours, stock
+from ..measure import Ratio, Samples, ratio
+from ..models.images import mlp, resnet, unet, vae, vit
+from ..models.model import Model
+from ..models.sequences import gpt, lstm, moe
+from ..models.sizes import SIZES
+from ..rows import Row, Setup, exact
+
+RATIOS = ("time", "peak")
+FIGURES = ("budget", "within", "predicted", "rounds", "rival")
+BUDGETS = {"tiny": 3}  # of each model
+MANY = 10
+
+# Deep enough that there is something to recompute; they compile in seconds.
+SMALL: Mapping[str, Callable[..., Model]] = {
+    "mlp32": partial(mlp, 1024, (256, *[512] * 32, 10)),
+    "gpt12": partial(gpt, 12, 128, 4, 128, 4, 1024),
+    "gpt12_scan": partial(gpt, 12, 128, 4, 128, 4, 1024, scanned=True),
+    "resnet": partial(resnet, 32, 32, (32, 64, 128)),
+    "unet": partial(unet, 8, 64, (16, 32, 64)),
+    "lstm": partial(lstm, 16, 512, 128, 64),
+    "moe": partial(moe, 512, 64, 8, 2, 64),
+    "vit": partial(vit, 16, 32, 4, 4, 96, 3),
+    "vae": partial(vae, 256, 784, 512, 32),
+}
+
+
+def cases(size: str) -> Mapping[str, Callable[..., Model]]:
+    """Return builders that take `remat`; on a GPU those of the suite `models`."""
+    return {"tiny": {"mlp": SIZES["tiny"]["mlp"]}, "small": SMALL}.get(size) or SIZES[size]
+
+
+def least(task: Task) -> int:
+    """Return the smallest budget in bytes that is feasible."""
+    try:
+        ours(task, budget=1)
+    except BudgetError as error:
+        return error.minimum_bytes
+    raise AssertionError("a step within a byte")
+
+
+def measure(suite: str, case: str, build: Callable[..., Model], setup: Setup) -> list[Row]:
+    """Compile every arm, then time ours beside the others."""
+    task = Task.of(build, setup.seed)
+    plain, rivals = stock(task), []
+    if "jax-checkpoint" in setup.peers:
+        options = WORKING if jax.default_backend() == "cpu" else None
+        rivals = [stock(task, "plain", options=options)]
+        rivals += [checkpointed(task, policy) for policy in POLICIES]
+    for arm in rivals:
+        setup.tell(f"{case}, {arm.name}: peak {_peak(arm) / 2**20:.1f} MiB")
+    count = BUDGETS.get(setup.size, MANY)
+    spread = np.linspace(_peak(plain), least(task), count).astype(int).tolist()
+    planned = [ours(task, setup.passes, budget) for budget in spread]
+    arms = [plain, *rivals, *planned]
+    times = {id(arm): each for arm, each in zip(arms, in_turns(arms, setup.repeats), strict=True)}
+    rows = []
+    for i, (budget, arm) in enumerate(zip(spread, planned, strict=True), 1):
+        name = f"{case} budget {i} of {count}"
+        own = _figures(arm, budget, plain)
+        own |= {"time": ratio(times[id(arm)].wall, times[id(plain)].wall).median}
+        if "jax" in setup.peers:
+            rows.append(Row(suite, name, "jax", _ratios(arm, plain, times), own))
+        if rivals:
+            fastest = _fastest([plain, *rivals], budget, times)
+            ratios = {} if fastest is None else _ratios(arm, fastest, times)
+            rival = "none fits" if fastest is None else fastest.name
+            told = own | {"rival": rival.removeprefix("jax-checkpoint ")}
+            rows.append(Row(suite, name, "jax-checkpoint", ratios, told))
+    return rows
+
+
+def _peak(arm: Arm) -> int:
+    assert arm.peak_bytes is not None  # XLA tells it
+    return arm.peak_bytes
+
+
+def _fastest(arms: Sequence[Arm], budget: int, times: Mapping[int, Samples]) -> Arm | None:
+    """The fastest arm that fits."""
+    able = [arm for arm in arms if _peak(arm) <= budget]
+    return min(able, key=lambda arm: median(times[id(arm)].wall), default=None)
+
+
+def _ratios(mine: Arm, other: Arm, times: Mapping[int, Samples]) -> dict[str, Ratio]:
+    time = ratio(times[id(mine)].wall, times[id(other)].wall)
+    return {"time": time, "peak": exact(_peak(mine), _peak(other))}
+
+
+def _figures(arm: Arm, budget: int, plain: Arm) -> dict[str, Any]:
+    plan, peak = arm.program.plan, _peak(arm)
+    return {
+        "budget": budget / _peak(plain),
+        "within": peak / budget,
+        "predicted": plan.predicted_bytes / peak,
+        "rounds": plan.rounds,
+        "budget_bytes": budget,
+        "peak_bytes": peak,
+        "plain_bytes": _peak(plain),
+    }

@@ -1,0 +1,42 @@
+"""The command line: results on stdout, progress and errors on stderr, exit 2 for bad use."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from ..ir.errors import ArgumentError, BackpassError, DumpError
+from . import bench, diff, doctor, dump, plan
+
+COMMANDS = (dump, diff, plan, bench, doctor)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    options.program = argv is None  # and may start again
+    try:
+        return int(options.run(options))
+    except BackpassError as error:
+        print(f"backpass: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ArgumentError | DumpError) else int(options.trouble)
+    except BrokenPipeError:  # whoever reads has seen enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(options.trouble)
+    except Exception:
+        if options.trouble == 1:
+            raise
+        traceback.print_exc()
+        return int(options.trouble)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("backpass", description="A static-graph autodiff compiler.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
