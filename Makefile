@@ -11,7 +11,7 @@ SEED   := 0
 JOBS   := 2
 LAYERS := __init__.py py.typed compiler dynamic ir passes runtime
 
-.PHONY: help demo test lint types format fuzz properties clean
+.PHONY: help demo test docs lint types format fuzz properties clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -21,6 +21,9 @@ demo: $(VENV)/examples.stamp ## train a small GPT; says where its loss curve and
 
 test: lint ## ruff, mypy and every test
 	$(RUN) pytest -n 2 --dist worksteal
+
+docs: $(VENV)/dev.stamp ## the documentation site, into build/site; open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 lint: $(VENV)/dev.stamp types ## ruff and mypy
 	$(RUN) ruff check .
