@@ -80,7 +80,13 @@ def draw(pair: Pair, path: Path) -> None:
     over.axhline(budget, ls="--", color="crimson", lw=1, label=f"budget {budget:,.1f} MiB")
     over.set(title=pair.name, xlabel="program order, %", ylabel="live bytes, MiB", xlim=(0, 100))
     over.set_ylim(bottom=0)
-    over.legend(frameon=False, fontsize=9, loc="upper right")
+    figure.legend(
+        *over.get_legend_handles_labels(),
+        frameon=False,
+        fontsize=9,
+        ncols=3,
+        loc="outside upper center",
+    )
 
     found = bytes_by(pair.lean)
     sums: Counter[str] = Counter()
