@@ -9,9 +9,10 @@ RUN    := $(PY) -P -m
 N      := 2000
 SEED   := 0
 JOBS   := 2
+DRAWN  := 100
 LAYERS := __init__.py py.typed compiler dynamic ir passes runtime
 
-.PHONY: help demo test docs lint types format fuzz properties clean
+.PHONY: help demo test docs lint types format fuzz properties coverage mutations clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -43,6 +44,14 @@ fuzz: $(VENV)/dev.stamp ## random programs against JAX and finite differences: m
 
 properties: $(VENV)/dev.stamp ## the property tests, with fresh seeds and many more examples
 	$(RUN) pytest -n 2 -m hypothesis --hypothesis-profile=fuzz
+
+coverage: $(VENV)/dev.stamp ## every test, and which lines it runs; fails below 90 % of the package
+	@mkdir -p build/coverage
+	$(RUN) pytest -n 2 --dist worksteal --cov --cov-context=test --cov-fail-under=90 \
+	    --cov-report=term:skip-covered --junitxml=build/coverage/times.xml
+
+mutations: $(VENV)/dev.stamp ## faults put into ir/ and passes/: do tests notice? after make coverage
+	PYTHONPATH=tests $(RUN) mutants.run -n $(DRAWN) --seed $(SEED) --jobs $(JOBS)
 
 clean: ## remove all that make and its tools have made
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache examples/out

@@ -132,8 +132,8 @@ def planned(program: str, size: int, profiler: cProfile.Profile | None = None) -
             profiler.disable()
     clock["plan"] += clock.pop("plain")
     if len(lowered.graph.nodes) <= XLA_LARGEST:
-        built = step._program(args, {})
-        bound = step._lower_by_jax(step._jit, built, args, {})
+        built = step._programs.of(args, {})
+        bound = step._binding.lower(built, args, {})
         timed("xla", bound.compile)
     return Result(program, len(lowered.graph.nodes), clock)
 

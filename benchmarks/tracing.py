@@ -92,7 +92,7 @@ def fresh(value_and_grad: Callable[..., Any], loss: Callable[..., Any]) -> Calla
 def traced_by(step: Any, args: Sequence[Any]) -> Any:
     """Trace a compiled function up to the jaxpr that JAX would lower."""
     step._at(args, {})  # how arguments lie, which a call finds out
-    traced = step._jit.trace(*args)
+    traced = step._binding.jit.trace(*args)
     step._finish()  # or it would tell that XLA is at work
     return traced
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..ir.jax_compat import context_changes
 from ..ir.liveness import argument_of
 from ..ir.types import ArrayType, dtype_name
-from .program import Signature
+from .arguments import Signature
 
 _WIDTH = 32  # characters that are shown of a long value
 

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from ..ir.errors import RetraceWarning
 from ..ir.tables import table
 from ..passes import Stage
+from .arguments import Signature
 from .causes import Cause, causes
 from .diagnose import caller_level, caller_line, defined_at
-from .program import Program, Signature
+from .program import Program
 
 PATIENCE = 8  # traces of a function that is traced at nearly every call, before it is warned of
 _OFTEN = 2  # calls for each trace, at most, that are "nearly every call"
@@ -114,15 +115,16 @@ class History:
         self._fun = fun
         self._name = name
         self.limit = max_traces
+        self.calls = 0  # of the function so far
         self._signatures: list[Signature] = []
         self._traces: dict[object, Trace] = {}
         self._warned = False
         self._lock = threading.Lock()
 
-    def record(self, key: object, program: Program, stages: Sequence[Stage], calls: int) -> None:
+    def record(self, key: object, program: Program, stages: Sequence[Stage]) -> None:
         """Add a trace, with a key to add its later phases by, and find out why it was needed.
 
-        `calls` is how often the function has been called so far. One thread at a time may call.
+        One thread at a time may call.
         """
         found = causes(program.signature, self._signatures)
         seconds = sum(stage.seconds for stage in stages[1:])
@@ -130,9 +132,9 @@ class History:
         self._signatures.append(program.signature)
         trace = Trace(found, nodes, program.trace_seconds, seconds)
         self._traces[key] = trace
-        if self._too_many(calls):
+        if self._too_many:
             self._warned = True
-            warnings.warn(self._complaint(trace, calls), RetraceWarning, caller_level())
+            warnings.warn(self._complaint(trace), RetraceWarning, caller_level())
 
     def add(self, key: object, phase: Phase, seconds: float, compiles: int = 0) -> None:
         """Add to the time of a phase of one trace."""
@@ -160,16 +162,17 @@ class History:
         """Return what happened so far."""
         return Explanation(self._name, tuple(self._traces.values()))
 
-    def _too_many(self, calls: int) -> bool:
+    @property
+    def _too_many(self) -> bool:
         traces = len(self._traces)
         if self.limit is not None:
             return traces > self.limit
-        return not self._warned and traces > PATIENCE and traces <= calls <= _OFTEN * traces
+        return not self._warned and traces > PATIENCE and traces <= self.calls <= _OFTEN * traces
 
-    def _complaint(self, last: Trace, calls: int) -> str:
+    def _complaint(self, last: Trace) -> str:
         """What happened, what it has cost so far, and what to do about the dearest cause."""
         beyond = f"more than max_traces={self.limit}"
-        said = f" in {calls} calls" if self.limit is None else f", {beyond}"
+        said = f" in {self.calls} calls" if self.limit is None else f", {beyond}"
         cause, explanation = last.causes[0], self.explanation()
         tally = next(each for each in explanation.by_cause if each.what == cause.what)
         times = f"{tally.traces} traces" if tally.traces > 1 else "a trace"

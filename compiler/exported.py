@@ -25,10 +25,11 @@ from jax.sharding import AxisType, Mesh
 from ..ir.errors import ArgumentError, BudgetError, ExportError
 from ..ir.tables import bytes_text
 from ..ir.types import type_of
+from .arguments import path_text
 from .budget import obeyed, peak_bytes
 from .dump import installed, write_bytes
 from .memory_plan import MemoryPlan
-from .program import Program, path_text
+from .program import Program
 from .trees import built, needs_nodes, nodes_of, written
 
 MAGIC = b"backpass.export "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from .binding import holds_tracers
 from .built import Built
-from .function import CompiledFunction, holds_tracers
+from .function import CompiledFunction
 from .nonfinite import Guard, copied, not_finite
 
 
@@ -16,13 +17,13 @@ class GuardedFunction(CompiledFunction):
         """Run the step and look at what it returns, where that has numbers yet."""
         if self._by_state is not None or holds_tracers(args, kwargs):
             return super().__call__(*args, **kwargs)
-        away = self._donates
+        away = self._asked.donates
         given = [copied(x) if i in away.static_positions else x for i, x in enumerate(args)]
         named = {k: copied(x) if k in away.static_names else x for k, x in kwargs.items()}
         out = super().__call__(*given, **named)
         if self._by_state is None and (bad := not_finite(out)):
-            guard = self._guard(self._program(args, kwargs))
-            guard.check(bad, self._leaves(args, kwargs))
+            guard = self._guard(self._programs.of(args, kwargs))
+            guard.check(bad, self._asked.leaves(args, kwargs))
         return out
 
     def _guard(self, built: Built) -> Guard:
@@ -30,10 +31,10 @@ class GuardedFunction(CompiledFunction):
             if built.guard is None:
                 built.guard = Guard(
                     built.program,
-                    self._options.casts,
+                    self._asked.options.casts,
                     lambda: built.stages[-1].graph,
                     built.donated,
-                    self._options.planning,
-                    self._options.jit["compiler_options"],
+                    self._asked.options.planning,
+                    self._asked.options.jit["compiler_options"],
                 )
             return built.guard

@@ -15,9 +15,9 @@ from ..passes import PASSES, Canonicalise, Fuse, Pass, Restack, Unroll, default,
 from ..passes.microbatch import Microbatch, with_microbatch
 from ..passes.precision import Autocast, with_precision
 from ..runtime.device import row_of
+from .arguments import Arguments
 from .budget import Planning
 from .diagnose import caller_line
-from .program import Arguments
 
 AUTO = "auto"
 _DEBUG = (None, True, False, "strict", "verify-fusions", "nan")

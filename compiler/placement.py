@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from ..ir.spec import by_partition, spec_of
 from ..ir.types import Spec
-from .program import Arguments
+from .arguments import Arguments
 from .uneven import check_even
 
 UNSPECIFIED = "UnspecifiedValue"  # JAX's class of what `in_shardings` is by default; has no name

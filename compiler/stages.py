@@ -58,7 +58,8 @@ class Lowered:
     """A program after all passes; `stages` holds each step's graph.
 
     `plan` is the memory plan, where a budget was given; compiling may refine it. `donated` are
-    positions of the graph's inputs whose buffers the outputs may take over.
+    positions of the graph's inputs whose buffers the outputs may take over; the batch runs in
+    `accumulate_steps` parts, also where their number was left to us, or None.
     """
 
     _program: Program
@@ -68,6 +69,7 @@ class Lowered:
     _compile: Callable[[], Compiled]
     _export: Callable[[Sequence[str] | None], Exported]
     donated: tuple[int, ...] = ()
+    accumulate_steps: int | None = None
 
     @property
     def graph(self) -> Graph:
@@ -87,7 +89,10 @@ class Lowered:
     def __str__(self) -> str:
         """One line for each stage, then the rewrites and the fallbacks."""
         stages = [f"  {s.name}: {len(s.graph.nodes)} nodes, {s.seconds:.3f} s" for s in self.stages]
-        listed = [f"  {line}" for line in str(self.fusions).splitlines()]
+        listed = (
+            [f"  in {self.accumulate_steps} parts of the batch"] if self.accumulate_steps else []
+        )
+        listed += [f"  {line}" for line in str(self.fusions).splitlines()]
         listed += [f"  fallback to JAX's derivative: {each}" for each in self.fallbacks]
         return "\n".join([f"{self._program.name}, lowered", *stages, *listed])
 
@@ -161,7 +166,7 @@ class Lowered:
 
 @dataclass(frozen=True)
 class Compiled:
-    """An executable for one signature."""
+    """An executable for one signature; the batch runs in `accumulate_steps` parts, or None."""
 
     _compiled: Any
     stages: tuple[Stage, ...]
@@ -169,6 +174,7 @@ class Compiled:
     _exhausted: Callable[[Exception, Sequence[Any]], Exception]
     _export: Callable[[Sequence[str] | None], Exported]
     _guard: Guard | None = None
+    accumulate_steps: int | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run on arguments of the signature that it was compiled for, static ones left out."""

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from ..compiler.program import path_text
+from ..compiler.arguments import path_text
 from ..compiler.state import watched
 from .labels import names_of
 from .storage import Storage

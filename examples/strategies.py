@@ -202,21 +202,29 @@ def placed(x: np.ndarray, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
-def train(strategy: str, steps: int, sizes: Sizes, tell: Callable = print, **options) -> list:
-    """Train on bytes of a pattern and return the losses, one for each step."""
+def prepared(strategy: str, sizes: Sizes, **options) -> tuple[Callable, tuple, Callable]:
+    """Return a compiled step, a state that lies where it should, and the tokens of step `i`."""
     mesh = mesh_of(strategy)
     params = init(sizes)
     places = shardings(strategy, mesh, params)
-    step = make_step(strategy, mesh, places, **options)
     zeros = jax.tree.map(np.zeros_like, params)
     here = (jax.tree.map(placed, tree, places[0]) for tree in (params, zeros, zeros))
     state = (*here, placed(np.float32(0), NamedSharding(mesh, P())))
+
+    def tokens(i: int) -> jax.Array:
+        start = np.random.default_rng(i).integers(0, sizes.vocabulary, (sizes.batch, 1))
+        drawn = (start + 3 * np.arange(sizes.context + 1)) % sizes.vocabulary
+        return placed(drawn.astype(np.int32), places[1])
+
+    return make_step(strategy, mesh, places, **options), state, tokens
+
+
+def train(strategy: str, steps: int, sizes: Sizes, tell: Callable = print, **options) -> list:
+    """Train on bytes of a pattern and return the losses, one for each step."""
+    step, state, tokens = prepared(strategy, sizes, **options)
     losses = []
     for i in range(steps):
-        draw = np.random.default_rng(i)
-        start = draw.integers(0, sizes.vocabulary, (sizes.batch, 1))
-        tokens = (start + 3 * np.arange(sizes.context + 1)) % sizes.vocabulary
-        state, loss = step(state, placed(tokens.astype(np.int32), places[1]))
+        state, loss = step(state, tokens(i))
         losses.append(float(loss))
         tell(f"{strategy}, step {i + 1} of {steps}: loss {losses[-1]:.4f}")
     return losses

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -63,7 +64,7 @@ def _emit(b: Builder, found: Division, given: Sequence[Value]) -> dict[Value, Va
     consts, xs = found.around.consts, found.around.xs
     carry = [b.value(_wide(v.type)) for v in sums]
     part.b.origin = b.origin
-    totals = [_put_together(part.b, found, c, v) for c, v in zip(carry, sums, strict=True)]
+    totals = _put_together(found, carry, sums)
     inputs = [*consts.values(), *carry, *xs.values()]
     body = part.b.graph("part", inputs, [*totals, *(part.env[v] for v in stacked)])
     init = [_neutral(b, found, v) for v in sums]
@@ -83,40 +84,51 @@ def _wide(type: ArrayType) -> ArrayType:
     return type.with_dtype(np.dtype("float32")) if narrow else type.strong()
 
 
-def _put_together(b: Builder, found: Division, total: Value, value: Value) -> Value:
-    """Add a part's sum to those before it; what is the same for all parts is handed on."""
-    kind, mine = found.kind(value), found.part.env[value]
-    if kind == SUM and mine.dtype == total.dtype and (added := _added(b, total, mine)):
-        return added
-    mine = b.convert(mine, total.dtype)
-    return b.emit(kind.op, (total, mine))[0] if isinstance(kind, Partial) else mine
+def _put_together(found: Division, totals: Sequence[Value], sums: Sequence[Value]) -> list[Value]:
+    """Add a part's sums to those before it; what is the same for all parts is handed on."""
+    b, kinds = found.part.b, [found.kind(value) for value in sums]
+    mine = [found.part.env[value] for value in sums]
+    places = {v: i for i, node in enumerate(b.nodes) for v in node.outputs}
+    uses = Counter(mine) + Counter(v for node in b.nodes for v in node.inputs)
+    out = []
+    for kind, total, value in zip(kinds, totals, mine, strict=True):
+        lone = kind == SUM and value.dtype == total.dtype and uses[value] == 1
+        if lone and _adds_to(b, places, total, value):
+            out.append(value)
+            continue
+        value = b.convert(value, total.dtype)
+        out.append(b.emit(kind.op, (total, value))[0] if isinstance(kind, Partial) else value)
+    return out
 
 
-def _added(b: Builder, total: Value, mine: Value) -> Value | None:
-    """Have what would add to zeros add to the total: a scatter of gradients, or a loop over rows.
+def _adds_to(b: Builder, places: Mapping[Value, int], total: Value, mine: Value) -> bool:
+    """Have what adds to zeros add to the total: a scatter of gradients, or a loop over rows.
 
     total + scatter_add(0, i, g) -> scatter_add(total, i, g)
+
+    `mine` is read by nothing else; `places` are those of nodes by what they define.
     """
-    place = next((i for i, node in enumerate(b.nodes) if mine in node.outputs), None)
-    if place is None or any(mine in node.inputs for node in b.nodes):
-        return None
-    node, makers = b.nodes[place], {v: each for each in b.nodes for v in each.outputs}
+    place = places.get(mine)
+    if place is None:
+        return False
+    node = b.nodes[place]
     if node.op.name == "scatter-add":
         at = 0
     elif node.op.name == "scan" and (carry := node.outputs.index(mine)) < Scan(node).carried:
         scan = Scan(node)
         at = scan.parts[1].start + carry
         if not adds(scan.body.inputs[at], scan.body.outputs[carry], scan.body):
-            return None
+            return False
     else:
-        return None
-    fill = makers.get(node.inputs[at])
+        return False
+    filled = places.get(node.inputs[at])
+    fill = None if filled is None else b.nodes[filled]
     number = fill.inputs[0] if fill and fill.op.name == "broadcast_in_dim" else None
     if not isinstance(number, Literal) or number.data != 0:
-        return None
+        return False
     inputs = (*node.inputs[:at], total, *node.inputs[at + 1 :])
     b.nodes[place] = replace(node, inputs=inputs)
-    return mine
+    return True
 
 
 def _neutral(b: Builder, found: Division, value: Value) -> Value:

@@ -336,3 +336,11 @@ def test_kills(load_benchmark, capsys):
     load_benchmark("kills").main(["--kills", "2", "--steps", "40", "--seed", "1"])
     told = capsys.readouterr().out
     assert told.startswith("2 kills") and "all 40 steps are those of a quiet run" in told
+
+
+def test_meshes(load_benchmark, quick, capsys):
+    """The peak of one device is within its budget, and losses are those without one."""
+    arguments = ["--tiny", "--strategies", "data", "--budgets", "1"]
+    (result,) = load_benchmark("meshes").main(arguments)
+    assert result.peak <= result.budget == result.plain and result.error < 1e-5
+    assert capsys.readouterr().out.splitlines()[-2].split()[-1] == "1"

@@ -294,7 +294,7 @@ def test_as_many_parts_as_the_budget_asks_for():
     for budget, parts in ((peak, {1}), (least + 40_000, {4, 8, 16, 32, 64})):
         ours = bp.compile(step, accumulate_steps="auto", memory_budget=budget)
         found = ours.lower(params, x).compile()
-        assert parts_of(found.stages) in parts
+        assert parts_of(found.stages) == found.accumulate_steps in parts
         assert found.plan.measured_bytes <= budget
         for a, b in zip(jax.tree.leaves(found(params, x)), jax.tree.leaves(expected)):
             np.testing.assert_allclose(a, b, rtol=1e-9)
@@ -302,7 +302,13 @@ def test_as_many_parts_as_the_budget_asks_for():
 
 def test_no_budget_asks_for_no_parts():
     step = trained(regularised, bp.value_and_grad)
-    assert parts_of(bp.compile(step, accumulate_steps="auto").lower(W, X).stages) == 1
+    lowered = bp.compile(step, accumulate_steps="auto").lower(W, X)
+    assert parts_of(lowered.stages) == lowered.accumulate_steps == 1
+
+
+def test_the_number_of_parts_is_told():
+    lowered = bp.compile(trained(regularised, bp.value_and_grad), accumulate_steps=2).lower(W, X)
+    assert lowered.accumulate_steps == 2 and "in 2 parts of the batch" in str(lowered)
 
 
 def test_parts_that_can_not_be_are_no_way_to_fit():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import backpass as bp
+from backpass.compiler.binding import Binding
 from backpass.compiler.cli import main
 from backpass.ir.device import DEVICES
 from passes.joints import LOSSES, parameters, rows, sgd
@@ -84,7 +85,7 @@ def test_nothing_is_compiled(monkeypatch):
         raise AssertionError("compiled")
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
-    monkeypatch.setattr(bp.CompiledFunction, "_lower_by_jax", refuse)
+    monkeypatch.setattr(Binding, "_lower", refuse)
     assert planned(budgets=["1GiB"])[0].budget_bytes == 1 << 30
 
 

@@ -101,7 +101,7 @@ def test_backpass_text_is_the_graph(step):
 def test_stablehlo_has_the_users_lines_and_scopes(step):
     text = step.lower(PARAMS, X).as_text("stablehlo")
     assert "stablehlo.dot_general" in text and "module @jit_step" in text
-    debug = step._jit.lower(PARAMS, X).as_text(debug_info=True)
+    debug = step._binding.jit.lower(PARAMS, X).as_text(debug_info=True)
     assert f'test_stages.py":{MATRIX}:' in debug, "the line of the matrix product"
     assert "model/" in debug
 

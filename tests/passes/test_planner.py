@@ -1,14 +1,17 @@
 """The planner on whole programs: gradients one after the other, and in the bodies of loops."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import backpass as bp
 from backpass import ir
 from backpass.ir.device import DEVICES
+from backpass.ir.links import traffic
 from backpass.passes.rematerialise import Planner
 from backpass.passes.rematerialise.sites import bodies, joined, stretches
 from passes.joints import STEPS, joint, parameters, rows
@@ -111,3 +114,30 @@ def test_a_stretch_waits_for_the_one_before():
             before = made[before.inputs[0]]
         sums = [v for v in before.inputs if v.type.shape == (WIDTH, WIDTH)]
         assert len(sums) >= LAYERS
+
+
+@pytest.mark.parametrize("link, sums", [(1e7, 1), (1e15, 2)])
+def test_what_devices_have_to_tell_each_other_is_kept(link, sums):
+    """Two products of a size: over a slow link, the one that is summed over devices is kept.
+
+    Over a fast link it is the one to make again: a device has an eighth of its arithmetic.
+    """
+    mesh = jax.make_mesh((8,), ("m",), (jax.sharding.AxisType.Auto,))
+
+    def lies(*axes):
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+    def loss(p, x):
+        early = jnp.sin(x @ p["u"]).sum() + jnp.sin(p["y"] @ p["z"]).sum()
+        return jnp.sin(p["v"] * early).sum()
+
+    shapes = {"u": (64, 256), "y": (64, 64), "z": (64, 256), "v": (64, 1024)}
+    p = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
+    places = {name: lies("m") if name == "u" else lies() for name in p}, lies(None, "m")
+    step = bp.compile(bp.value_and_grad(loss), in_shardings=places, memory_budget="1GiB")
+    graph, _ = step.joint((p, jax.ShapeDtypeStruct((64, 64), np.float32)), {})
+    planner = Planner(graph, replace(SPEC, link_bytes_per_s=link))
+    found = planner.fastest(planner.plain.bytes - 1).graph
+    products = [node for node in found.nodes if node.op.name == "dot_general"]
+    assert len(products) == 6
+    assert sum(traffic(node).bytes > 0 for node in products) == sums
