@@ -12,7 +12,7 @@ JOBS   := 2
 DRAWN  := 100
 LAYERS := __init__.py py.typed bench cli compiler dynamic ir passes runtime
 
-.PHONY: help demo test lint types format fuzz properties coverage mutations clean
+.PHONY: help demo test docs lint types format fuzz properties coverage mutations clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -22,6 +22,9 @@ demo: $(VENV)/examples.stamp ## train a small GPT; says where its loss curve and
 
 test: lint ## ruff, mypy and every test
 	$(RUN) pytest -n 2 --dist worksteal
+
+docs: $(VENV)/dev.stamp ## the documentation site, into build/site; open build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
 
 lint: $(VENV)/dev.stamp types ## ruff and mypy
 	$(RUN) ruff check .

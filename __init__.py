@@ -1,11 +1,13 @@
 """backpass: a JIT-compiled static-graph autodiff compiler on JAX.
 
-import backpass as bp
+A step is written in `jax.numpy`, and compiled by a decorator:
 
-@bp.compile(donate_argnums=0)
-def step(params, batch):
-loss, grads = bp.value_and_grad(loss_fn)(params, batch)
-return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
+    import backpass as bp
+
+    @bp.compile(donate_argnums=0)
+    def step(params, batch):
+        loss, grads = bp.value_and_grad(loss_fn)(params, batch)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
 """
 
 import importlib

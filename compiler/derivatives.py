@@ -60,7 +60,12 @@ def linearize(fun: Callable[..., Any], *primals: Any, has_aux: bool = False) -> 
 
         y = f(x);  linear: tangent of x -> tangent of y, that is J t
 
-    What does not depend on the tangent is computed once. Arguments as of `vjp`.
+    What does not depend on the tangent is computed once.
+
+    Args:
+        fun: a function of arrays; takes and returns pytrees.
+        primals: the point x, pytrees of arrays. Integers are accepted; their tangent is float0.
+        has_aux: `fun` returns a pair of what is differentiated and any pytree.
 
     Returns:
         `(y, linear)`, or `(y, linear, aux)`. `linear` takes tangents with the trees, shapes and

@@ -105,10 +105,22 @@ def grad(
     holomorphic: bool = False,
     allow_int: bool = False,
 ) -> Callable[..., Any]:
-    """Return a function that evaluates the gradient of `fun`; see `value_and_grad`.
+    """Return a function that evaluates the gradient of `fun`'s first output.
+
+    Args:
+        fun: returns a scalar of floating dtype, or with `has_aux` a pair of it and any pytree.
+        argnums: positions of the arguments to differentiate by; pytrees of floating arrays.
+        has_aux: `fun` returns `(loss, aux)`.
+        holomorphic: `fun` is holomorphic; inputs and output are complex.
+        allow_int: integer and boolean inputs are accepted; their gradient is float0.
 
     Returns:
-        A function that returns gradients, or `(gradients, aux)` with `has_aux`.
+        A function with the signature of `fun` that returns gradients, or `(gradients, aux)` with
+        `has_aux`; leaves have the shapes and dtypes of the arguments'.
+
+    Raises:
+        DifferentiationError: the loss is no scalar, or an input cannot be differentiated by.
+        MissingRuleError: an op on the way has no rule; names the op and its line.
     """
     both = value_and_grad(fun, argnums, has_aux, holomorphic, allow_int)
 

@@ -76,8 +76,20 @@ def jacfwd(
 ) -> Callable[..., Any]:
     """Return a function that evaluates the Jacobian of `fun` column by column, by forward mode.
 
-    Cheaper than `jacrev` where `fun` has more outputs than inputs. Arguments and what is returned
-    as of `jacrev`.
+    Cheaper than `jacrev` where `fun` has more outputs than inputs.
+
+    Args:
+        fun: a function of arrays; takes and returns pytrees.
+        argnums: positions of the arguments to differentiate by.
+        has_aux: `fun` returns a pair of what is differentiated and any pytree.
+        holomorphic: `fun` is holomorphic; its inputs and outputs are complex.
+
+    Returns:
+        A function that returns, for each leaf `y` of the output's tree, the argument's tree with
+        leaves of shape `y.shape + x.shape`; with `has_aux` a pair of that and aux.
+
+    Raises:
+        DifferentiationError: an input or output is not of the dtype that the options ask for.
     """
     positions = positions_of(argnums)
 
@@ -110,7 +122,19 @@ def hessian(
 ) -> Callable[..., Any]:
     """Return a function that evaluates the Hessian of `fun`, forward over reverse.
 
-    Arguments as of `jacrev`. Leaves have shape `y.shape + x.shape + x.shape`.
+    Args:
+        fun: a function of arrays; takes and returns pytrees.
+        argnums: positions of the arguments to differentiate by.
+        has_aux: `fun` returns a pair of what is differentiated and any pytree.
+        holomorphic: `fun` is holomorphic; its inputs and outputs are complex.
+
+    Returns:
+        A function that returns, for each leaf `y` of the output's tree, the argument's tree of
+        such trees, with leaves of shape `y.shape + x.shape + x.shape`; with `has_aux` a pair of
+        that and aux.
+
+    Raises:
+        DifferentiationError: an input or output is not of the dtype that the options ask for.
     """
     return jacfwd(
         jacrev(fun, argnums, has_aux, holomorphic),

@@ -1,11 +1,13 @@
 """The dynamic mode: programs that run as they are written, and `loss.backward()`.
 
-from backpass import dynamic as dyn
+Gradients are added up in the leaves:
 
-w = dyn.tensor([1.0, 2.0], requires_grad=True)
-loss = (w**2).sum()
-loss.backward()
-w.grad                      # tensor([2., 4.])
+    from backpass import dynamic as dyn
+
+    w = dyn.tensor([1.0, 2.0], requires_grad=True)
+    loss = (w**2).sum()
+    loss.backward()
+    w.grad                      # tensor([2., 4.])
 """
 
 import importlib

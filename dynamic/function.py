@@ -139,17 +139,17 @@ class FunctionNode(Node):
 class Function:
     """Base of operations with their own backward: static methods `forward` and `backward`.
 
-    class Exp(Function):
-        @staticmethod
-        def forward(ctx, x):
-            y = x.exp()
-            ctx.save_for_backward(y)
-            return y
+        class Exp(Function):
+            @staticmethod
+            def forward(ctx, x):
+                y = x.exp()
+                ctx.save_for_backward(y)
+                return y
 
-        @staticmethod
-        def backward(ctx, ct):
-            (y,) = ctx.saved_tensors
-            return ct * y
+            @staticmethod
+            def backward(ctx, ct):
+                (y,) = ctx.saved_tensors
+                return ct * y
 
     `Exp.apply(x)`. With a static method `setup_context(ctx, inputs, output)`, `forward` takes no
     context.

@@ -57,10 +57,10 @@ def _drawn(draw: Any, shape: tuple[Any, ...], requires_grad: bool) -> Tensor:
 
 
 def randn(*shape: Any, requires_grad: bool = False) -> Tensor:
-    """Normal numbers."""
+    """Return normal numbers of mean 0 and variance 1; `shape` as numbers or a tuple."""
     return _drawn(jax.random.normal, shape, requires_grad)
 
 
 def rand(*shape: Any, requires_grad: bool = False) -> Tensor:
-    """Uniform numbers in [0, 1)."""
+    """Return uniform numbers in [0, 1); `shape` as numbers or a tuple."""
     return _drawn(jax.random.uniform, shape, requires_grad)

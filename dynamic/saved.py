@@ -98,9 +98,17 @@ def checkpoint(
 ) -> Any:
     """Run `function(*args, **kwargs)`; what it saves for backward is made again when needed.
 
-    Memory for time: the function runs a second time in the backward pass, with the random numbers
-    of the first unless `preserve_rng_state` is False. Raises `AutogradError` then if what it saves
-    differs in number, shape or dtype.
+    Memory for time: the function runs a second time in the backward pass.
+
+    Args:
+        function: a function of tensors and anything else.
+        args: its arguments.
+        preserve_rng_state: draw the random numbers of the first run in the second.
+        kwargs: its arguments by name.
+
+    Raises:
+        AutogradError: in the backward pass, if what the second run saves differs in number, shape
+            or dtype.
     """
     kwargs.pop("use_reentrant", None)  # PyTorch's; ours is as its False
     if not mode.grad:

@@ -499,7 +499,14 @@ as_tree(Tensor)
 def tensor(data: Any, requires_grad: bool = False, dtype: Any = None) -> Tensor:
     """Return a new leaf that holds a copy of `data`: numbers, sequences, arrays or a tensor.
 
-    Raises `AutogradError` when integers are to require grad.
+    Args:
+        data: what to copy.
+        requires_grad: record operations on it.
+        dtype: of the copy; by default as `jax.numpy.array` decides.
+
+    Raises:
+        ArgumentError: `data` is nothing that an array can be made of.
+        AutogradError: integers are to require grad.
     """
     if isinstance(data, Tensor):
         data = data.value

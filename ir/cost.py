@@ -96,7 +96,11 @@ def node_costs(graph: Graph) -> dict[Node, Work]:
 
 
 def cost(graph: Graph) -> Cost:
-    """Work of `graph`, by op and by phase."""
+    """Return the work of `graph`, by op and by phase: FLOPs, and bytes read and written.
+
+    Each node counts as if it ran alone, from memory to memory; a scan's body once for each step,
+    a while once. On a mesh, figures are those of one device.
+    """
     tally = _Tally()
     by_op: dict[str, Work] = {}
     by_phase: dict[str, Work] = {}

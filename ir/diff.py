@@ -173,7 +173,12 @@ def _some(items: Sequence[str]) -> str:
 
 
 def diff(before: Graph, after: Graph) -> Difference:
-    """Compare two graphs."""
+    """Compare two graphs by what their nodes compute; numbers of values make no difference.
+
+    Returns:
+        What was removed, added and changed, in program order; prints by scope and phase, with a
+        table of ops. `.same` is True where nothing was, `.to_json()` has it as plain data.
+    """
     a, b = match(before, after)
     compared = _Compared(a, b)
     removed = [(i, Change("removed", before.nodes[i])) for i in a.left()]

@@ -15,7 +15,9 @@ def evaluate(graph: Graph, *args: Any) -> list[Any]:
     """Run `graph` on `args`, one array for each input; returns a list, one for each output.
 
     Works op by op on concrete arrays, and stages into the caller's trace under `jax.jit`.
-    Raises `ArgumentError` when the number of arguments is not that of the inputs.
+
+    Raises:
+        ArgumentError: the number of arguments is not that of the inputs.
     """
     return run(graph, args, annotate=False)
 

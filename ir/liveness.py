@@ -169,10 +169,14 @@ def liveness(
     fused: bool = False,
     known: dict[int, Liveness] | None = None,
 ) -> Liveness:
-    """Live bytes of `graph`; `donated` are positions of inputs whose memory may be reused.
+    """Return the live bytes of `graph` at each of its nodes, and what is live at the peak.
 
-    As in JAX, a donated input is of use only to an output of its type. With `fused`, what XLA
-    fuses is left out, else every value counts. `known` remembers regions from one call to the next.
+    Args:
+        graph: any graph; its nodes run in order.
+        donated: positions of inputs whose memory may be reused. As in JAX, a donated input is of
+            use only to an output of its type.
+        fused: leave out what XLA makes inside the loop of its reader; else every value counts.
+        known: remembers regions from one call to the next.
     """
     return _liveness(graph, frozenset(donated), fused, {} if known is None else known)
 

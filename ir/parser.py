@@ -62,10 +62,16 @@ def parse(
 ) -> Graph:
     """Read a graph from its canonical text; equal to the graph that was printed.
 
-    `ops` is the table that op names are looked up in; a name that it lacks and that is one of
-    JAX's primitives makes a foreign op. With `opaque`, Python objects that the text only names
-    are read as `attrs.Opaque`: such a graph can be looked at and compared, not run.
-    Raises `ParseError` with line, column and a caret for whatever is not in the grammar.
+    Args:
+        text: what `str(graph)` or `print_graph(graph)` gave.
+        ops: the table that op names are looked up in; a name that it lacks and that is one of
+            JAX's primitives makes a foreign op.
+        limits: how long and how deep a text may be, and how many bytes its constants may hold.
+        opaque: Python objects that the text only names are read as `attrs.Opaque`: such a graph
+            can be looked at and compared, not run.
+
+    Raises:
+        ParseError: whatever is not in the grammar, with line, column and a caret.
     """
     cursor = Cursor(text)
     if len(text) > limits.characters:

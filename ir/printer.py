@@ -44,10 +44,12 @@ _SOURCE_WIDTH = 16
 
 
 def print_graph(graph: Graph, *, resource_limit: int = WRITE_LIMIT) -> str:
-    """Canonical text of `graph`, which `parse` reads back.
+    """Return the canonical text of `graph`, which `parse` reads back.
 
-    `resource_limit` is how many bytes of compressed constants are written in all; constants
-    beyond it are only named, and such text is for people alone.
+    Args:
+        graph: any graph.
+        resource_limit: how many bytes of compressed constants are written in all; constants
+            beyond it are only named, and such text is for people alone.
     """
     constants = Writer(resource_limit)
     lines = [HEADER, "", *_Body(graph, constants, "", "forward").lines()]

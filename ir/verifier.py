@@ -18,9 +18,10 @@ from .types import ArrayType
 
 
 def verify(graph: Graph) -> None:
-    """Check `graph` and all its regions.
+    """Check `graph` and all its regions: each value made once, before it is read, of its type.
 
-    Raises `GraphError`, with the lines around the node that breaks a rule as a note.
+    Raises:
+        GraphError: with the lines around the node that breaks a rule as a note.
     """
     _Check(graph, set()).run()
 

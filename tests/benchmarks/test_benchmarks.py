@@ -162,6 +162,19 @@ def test_page(load_benchmark, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split()[0] == str(result.nodes)
 
 
+def test_gallery(load_benchmark, tmp_path, capsys):
+    """Each picture is drawn; plans are within budgets below the plain peaks."""
+    out = tmp_path / "gallery"
+    pairs = load_benchmark("gallery").main(["--tiny", "--out", str(out)])
+    assert [pair.name for pair in pairs] == ["gpt", "gpt_scan", "unet", "lstm"]
+    for pair in pairs:
+        lean, plain = pair.lean, pair.plain
+        assert lean.predicted_bytes <= lean.budget_bytes < plain.predicted_bytes
+        assert (out / f"{pair.name}.png").read_bytes()[:4] == b"\x89PNG"
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0][:2] == ["model", "plain"] and rows[-1][0] == "lstm"
+
+
 def test_accumulate(load_benchmark, capsys):
     """A row for each number of steps; the parts give what the whole gives."""
     arguments = ["--tiny", "--models", "lstm", "--steps", "2", "--repeats", "2"]
