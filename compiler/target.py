@@ -17,6 +17,7 @@ from ..ir.errors import ArgumentError
 from ..ir.types import dtype_from_name
 
 _SPEC = re.compile(r"([a-z0-9_<>]+)\[([0-9, ]*)\]")
+_LARGEST = 10**18  # of a dimension, as in the text form of graphs
 
 
 def parse_spec(text: str) -> jax.ShapeDtypeStruct:
@@ -24,12 +25,14 @@ def parse_spec(text: str) -> jax.ShapeDtypeStruct:
     match = _SPEC.fullmatch(text.strip())
     try:
         if match is None:
-            raise KeyError(text)
+            raise ValueError(text)
         shape = tuple(int(size) for size in match[2].split(",") if size.strip())
+        if max(shape, default=0) >= _LARGEST:
+            raise ValueError(text)
         return jax.ShapeDtypeStruct(shape, dtype_from_name(match[1]))
-    except KeyError:
+    except (KeyError, ValueError):
         raise ArgumentError(
-            f"expected an argument type such as f32[8,512] or i32[], got {text!r}"
+            f"expected an argument type such as f32[8,512] or i32[], got {text[:100]!r}"
         ) from None
 
 

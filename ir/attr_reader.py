@@ -24,6 +24,11 @@ _NO_STRING = re.compile(r"(?!)")
 _CONSTANTS = {"None": None, "True": True, "False": False}
 
 
+def _equals_itself(x: Any) -> bool:
+    """False for NaN, and for tuples that hold one."""
+    return all(map(_equals_itself, x)) if isinstance(x, tuple) else bool(x == x)
+
+
 class AttrReader:
     """Reads attribute values from a cursor; `graph` reads a graph that stands as a value."""
 
@@ -122,6 +127,8 @@ class AttrReader:
             hash(x)
         except TypeError:
             self.cursor.fail(f"a {type(x).__name__} cannot be a key or an element of a set", at)
+        if not _equals_itself(x):
+            self.cursor.fail("nan cannot be a key or an element of a set", at)
         return x
 
     def _frozenset(self) -> Any:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -18,15 +19,19 @@ from typing import Any
 import jax
 
 import backpass as bp
+from backpass.compiler.budget import _under as under
 from backpass.compiler.budget import parse_bytes
 from backpass.compiler.dump import read_manifest, read_stages, write_dump
 from backpass.compiler.exported import Exported
+from backpass.compiler.memory_plan import choices_from
 from backpass.compiler.settled import Shelf
 from backpass.compiler.target import parse_spec
 from backpass.ir.device import DEVICES
+from backpass.ir.records import parsed
 from backpass.ir.types import dtype_name
 from backpass.passes import PASSES, parse_pipeline
 from backpass.passes.pipeline import spelled
+from backpass.passes.rematerialise import Planner
 from backpass.runtime.cache import Store
 from backpass.runtime.device import _read as read_figures
 from fuzz.garbled import garbled
@@ -36,6 +41,7 @@ from passes.joints import LOSSES, rows, sgd
 
 HERE = Path(__file__).parent
 KEY = "k" * 64
+_CHAIN = [jax.ShapeDtypeStruct((8, 8), "float32")] * 6, rows(256, 8)
 _NETWORKS = (
     *("mlp tanh", "mlp scanned", "mlp dropout", "lenet", "lstm", "complex-valued", "switched"),
     *("gpt scanned and checkpointed", "mixture by ragged_dot", "graph network"),
@@ -70,15 +76,16 @@ class Door:
 def graph(data: bytes, folder: Path) -> None:
     """`bp.ir.parse`: equal after printing and parsing; `verify` is content, or says why not."""
     text = data.decode("utf-8", "surrogateescape")
+    refused = None
     for opaque in (False, True) if "opaque<" in text else (False,):
         try:
             found = bp.ir.parse(text, opaque=opaque)
         except bp.ParseError as error:
             assert re.match(r"line \d+, column \d+: ", str(error)), error
             assert len(str(error)) < 1000
-            if not opaque:
-                continue
-            raise
+            refused = error
+            continue
+        refused = None
         again = bp.ir.parse(str(found), opaque=opaque)
         assert again == found, "another graph after printing and parsing"
         assert str(again) == str(found), "another text after printing and parsing"
@@ -86,6 +93,8 @@ def graph(data: bytes, folder: Path) -> None:
             warnings.simplefilter("ignore")  # JAX's own, of the ops' parameters
             with suppress(bp.GraphError):
                 bp.ir.verify(found)
+    if refused is not None:
+        raise refused
 
 
 def memory_plan(data: bytes, folder: Path) -> None:
@@ -99,6 +108,13 @@ def memory_plan(data: bytes, folder: Path) -> None:
     assert str(plan)
     plan.save(path)
     assert bp.MemoryPlan.load(path) == plan
+
+
+def schedule(data: bytes, folder: Path) -> None:
+    """What a plan that is pinned or kept has of schedules: a sound program under it, or none."""
+    traced = _chain().stages[-2].graph
+    planner = Planner(traced, DEVICES["cpu"], frozenset(range(6)))
+    bp.ir.verify(under(planner, choices_from(parsed(data))).graph)
 
 
 def exported(data: bytes, folder: Path) -> None:
@@ -142,7 +158,7 @@ def cache_file(data: bytes, folder: Path) -> None:
     assert len(plans) + len(met) == 1
     assert path.exists() == bool(plans)
     for budget, (choices, peak) in plans:
-        assert budget == 7 and peak >= 0 and hash(choices) is not None
+        assert budget == 7 and isinstance(peak, int) and hash(choices) is not None
 
 
 def figures(data: bytes, folder: Path) -> None:
@@ -184,8 +200,9 @@ def pipeline(data: bytes, folder: Path) -> None:
 
 
 DOORS: Mapping[str, Door] = {
-    "graph": Door(graph, (bp.ParseError,), 54, "graph", GRAPH),
+    "graph": Door(graph, (bp.ParseError,), 52, "graph", GRAPH),
     "memory plan": Door(memory_plan, (bp.ArgumentError,), 10, "plan"),
+    "schedule": Door(schedule, (ValueError,), 2, "schedule"),
     "exported": Door(exported, (bp.ExportError,), 4, "exported"),
     "exported file": Door(exported_file, (bp.ExportError,), 2, "exported file"),
     "cache entry": Door(cache_entry, (), 6, "entry"),
@@ -209,6 +226,7 @@ def corpus(folder: Path, names: Sequence[str] = _NETWORKS) -> dict[str, list[byt
     found["graph"] = [text for text in texts if len(text) < 1 << 15]
     plans = _plans()
     found["plan"] = [json.dumps(plan.as_json(), indent=1).encode() for plan in plans]
+    found["schedule"] = [json.dumps(plan.choice).encode() for plan in plans]
     bodies = [{"choice": plan.choice, "peak": plan.predicted_bytes} for plan in plans]
     found["entry"] = [json.dumps(body).encode() for body in bodies]
     store = Store(folder)
@@ -236,8 +254,14 @@ def step_of_classes(x: jax.Array) -> dict[str, Any]:
 
 def _plans() -> list[bp.MemoryPlan]:
     """Plans of a chain under some budgets: saved, made again, and made again within."""
-    args = [jax.ShapeDtypeStruct((8, 8), "float32")] * 6, rows(256, 8)
-    return list(bp.plan(sgd(LOSSES["mlp"]), *args, donate_argnums=0).plans)
+    return list(bp.plan(sgd(LOSSES["mlp"]), *_CHAIN, donate_argnums=0).plans)
+
+
+@cache
+def _chain() -> Any:
+    """The chain, lowered: its last stage but one is what is planned."""
+    made = bp.compile(sgd(LOSSES["mlp"]), donate_argnums=0, memory_budget="1GiB")
+    return made.lower(*_CHAIN)
 
 
 def _written(path: Path, data: bytes) -> Path:

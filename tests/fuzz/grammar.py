@@ -14,26 +14,28 @@ Grammar = Mapping[str, Sequence[str]]
 
 
 class Drawing:
-    """One text; `$new` defines the next value of a graph, `$old` reads one that is defined."""
+    """One text; `$new` defines the next value of a graph, `$old` reads one defined above."""
 
     def __init__(self, grammar: Grammar, rng: random.Random) -> None:
         self.grammar, self.rng = grammar, rng
-        self.values = 0
+        self.values = self.above = 0
 
     def text(self, symbol: str, depth: int = 0) -> str:
         if symbol == "new":
             self.values += 1
             return f"%{self.values - 1}"
         if symbol == "old":
-            return f"%{self.rng.randrange(max(1, self.values))}"
-        outer = self.values
+            return f"%{self.rng.randrange(self.above)}" if self.above else "1.0:f32"
+        outer = self.values, self.above
         if symbol == "graph":
             self.values = 0
+        if symbol in ("node", "call", "label", "outs"):
+            self.above = self.values
         forms = self.grammar[symbol]
         form = forms[0] if depth > _DEPTH else self.rng.choice(forms)
         found = _SYMBOL.sub(lambda match: self.text(match[1], depth + 1), form)
         if symbol == "graph":
-            self.values = outer
+            self.values, self.above = outer
         return found
 
 
@@ -47,15 +49,18 @@ GRAPH: Grammar = {
     "text": ["backpass.ir 1\n\n$graph$resources"],
     "graph": ["graph $name($inputs) {\n$nodes$label$nodes  return $outs\n}\n"],
     "name": ["step", "f", "f", '"<lambda>"', '"a\\u{0}b"', "a-b.c", '""'],
-    "inputs": ["", "$new: $type", "$new: $type, $new: $type x['w'][0]", '$new: f32[2] "a b"'],
-    "type": [*["f32[2]"] * 12, "f32[]", "f32[2]*", "i32[2]", "$dtype[$dims]", "f32[2/x:2]"],
+    "inputs": [
+        *["$new: f32[2], $new: f32[2]"] * 4,
+        *("", "$new: $type", "$new: $type, $new: $type x['w'][0]", '$new: f32[2] "a b"'),
+    ],
+    "type": [*["f32[2]"] * 20, "f32[]", "f32[2]*", "i32[2]", "$dtype[$dims]", "f32[2/x:2]"],
     "dtype": "f32 f16 bf16 f64 i8 u4 bool c64 key<fry> f32<host> i64 f8_e5m2".split(),
     "dims": ["", "2", "2,2", "0", "1,1,1", "$digits", "2/data:2,3", "$digits,$digits"],
     "digits": ["1", "7", "4096", "9" * 18, "2147483647", "0", "00"],
     "nodes": ["", "  $node\n", "  $node\n$nodes", "  $node\n  $node\n$nodes", "  $call\n$nodes"],
     "node": [
-        *["$new: f32[2] = $unary($old)$tail"] * 4,
-        *["$new: f32[2] = $binary($old, $operand)$tail"] * 3,
+        *["$new: f32[2] = $unary($old)$tail"] * 12,
+        *["$new: f32[2] = $binary($old, $operand)$tail"] * 8,
         "$new: $type = $op($operand)$attrs$tail",
         "$new: $type = $op($operand, $operand)$attrs$tail",
         "$new: $type, $new: $type = $op($operand)$attrs",
@@ -85,15 +90,25 @@ GRAPH: Grammar = {
         ragged_dot_general all_gather ppermute axis_index custom_linear_solve""".split(),
     "operand": [*["$old"] * 6, "1.0:f32", "$number:$dtype", "True:bool", "0:i32*", "nan:f32"],
     "outs": ["", "$old", "$old, $old", "$operand, $operand, $operand"],
-    "tail": ["", "", " @ model.py:41", " @ a.py:2 block/mlp", '  of $old @ x "a b"', " of #0"],
-    "label": ["", "", "backward:\n", "update:\n", "forward:\n"],
-    "attrs": ["", "", " {$key=$value}", " {$key=$value, $key=$value}", " {-$key}", " {}"],
+    "tail": [*[""] * 12, " @ model.py:41", " @ a.py:2 block/mlp", ' @ x "a b"'],
+    "label": [
+        "",
+        "",
+        "",
+        "",
+        "backward:\n  neg($old) of #0\n",
+        "backward:\n  $new: f32[2] = neg($old) of $old\n",
+        "update:\n",
+        "forward:\n",
+    ],
+    "attrs": ["", "", "", "", " {$key=$value}", " {$key=$value, $key=$value}", " {-$key}", " {}"],
     "key": """axes axis shape dtype new_dtype dimension permutation sizes new_sizes name length
         strides start_indices limit_indices padding_config dimension_numbers num_consts num_carry
         reverse unroll jaxpr policy precision value index_dtype fft_lengths y exponent mesh in_specs
         out_specs axis_name broadcast_dimensions window_dimensions mode operand k limit""".split(),
     "value": [
-        *("None", "0", "()", "(0,)", "True", "$number", "($value,)", "[$value,$value]", "$string"),
+        *("None", "0", "()", "(0,)", "True", "$number", "(0, 1)", "2", "f32", '"x"') * 6,
+        *("($value,)", "[$value,$value]", "$string"),
         *("(((0,),(0,)),((),()))", "($value,$value)", "{$value: $value}", "frozenset{$value}"),
         *("$dense", "$dtype", "$number:$dtype", "slice($value,$value,$value)", "P($value,$value)"),
         *("Precision.HIGHEST", "policy.dots_saveable", "prng<fry>", 'keys<"fry" $value>', "@c0"),
@@ -128,7 +143,20 @@ SPEC: Grammar = {
 
 BYTES: Grammar = {
     "budget": ["$number$unit", "$number $unit", " $number$unit ", "auto", "", "-$number", "$unit"],
-    "number": ["1", "0", "0.0", "1.5", "512", "9" * 30, "9" * 400, "1e9", "\u0663", ".5", "5.", "nan"],
+    "number": [
+        "1",
+        "0",
+        "0.0",
+        "1.5",
+        "512",
+        "9" * 30,
+        "9" * 400,
+        "1e9",
+        "\u0663",
+        ".5",
+        "5.",
+        "nan",
+    ],
     "unit": ["", "B", "KB", "MiB", "GiB", "TB", "PB", "mib", "\u0130B", "MB MB", "%"],
 }
 
@@ -139,5 +167,18 @@ PIPELINE: Grammar = {
     + ["accumulate", "autocast", "gradients", "no"],
     "options": ["", "$key=$value", "$key=$value,$key=$value", "$key", "=", "$key=$key=$value"],
     "key": "budget level trips dtype steps precision rows max_steps unroll verify x limit".split(),
-    "value": ["1", "0", "-1", "true", "false", "1.5", "nan", "9" * 5000, "\u0663", "", "x", "1e999"],
+    "value": [
+        "1",
+        "0",
+        "-1",
+        "true",
+        "false",
+        "1.5",
+        "nan",
+        "9" * 5000,
+        "\u0663",
+        "",
+        "x",
+        "1e999",
+    ],
 }

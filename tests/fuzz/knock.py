@@ -37,6 +37,7 @@ CHUNK = 200  # inputs between two reports
 WATCHED = 50  # one of so many inputs has its memory watched: it takes five times the time
 FIXED, PER_BYTE = 6 << 26, 2000  # bytes that an input may take: six times the largest constants'
 
+ROOT = Path(__file__).parents[2]
 Corpus = Mapping[str, Sequence[bytes]]
 
 
@@ -92,9 +93,9 @@ def outcome(door: Door, data: bytes, folder: Path, watched: bool = False) -> str
 
 
 def signature(name: str, error: BaseException) -> str:
-    """The door, the kind of error, and the innermost of our functions that it came out of."""
-    ours = [f for f in extract_tb(error.__traceback__) if "site-packages" not in f.filename]
-    where = f"{Path(ours[-1].filename).name}:{ours[-1].name}" if ours else "nowhere"
+    """The door, the kind of error, and the innermost of our lines that it came out of."""
+    ours = [f for f in extract_tb(error.__traceback__) if str(ROOT) in f.filename]
+    where = f"{Path(ours[-1].filename).name}:{ours[-1].lineno}" if ours else "nowhere"
     return f"{name}: {type(error).__name__} in {where}"
 
 
@@ -221,7 +222,9 @@ def main() -> int:
             bar.update(min(options.n, total.outcomes.total()) - bar.n)
             bar.set_postfix(faults=len(total.faults))
     rate = options.n / (perf_counter() - start)
-    print(f"{options.n} inputs from {options.seed}, {rate:.0f} a second, {corpus_size(sound)} seeds")
+    print(
+        f"{options.n} inputs from {options.seed}, {rate:.0f} a second, {corpus_size(sound)} seeds"
+    )
     for name in options.doors:
         counts = [total.outcomes[name, each] for each in ("taken", "refused", "FAULT")]
         print("{:14} {:8} taken {:8} refused {:6} faults".format(name, *counts), end="")
@@ -238,10 +241,11 @@ def corpus_size(sound: Corpus) -> int:
 def keep(folder: Path, name: str, door: str, data: bytes, told: str) -> None:
     """Write the input of a fault, and what it led to beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "".join(c if c.isalnum() or c in ".:" else "_" for c in f"{door}:{name}")
-    path.with_suffix(".input").write_bytes(data)
+    plain = "".join(c if c.isalnum() else "_" for c in name.partition(": ")[2])
+    path = folder / f"{door.replace(' ', '_')}:{plain}.input"
+    path.write_bytes(data)
     path.with_suffix(".txt").write_text(f"{name}\n{told}\n{data[:2000]!r}\n")
-    tqdm.write(f"{name}\n  {data[:300]!r}\n  {path.with_suffix('.input')}")
+    tqdm.write(f"{name}\n  {data[:300]!r}\n  {path}")
 
 
 def again(paths: Sequence[Path]) -> int:
