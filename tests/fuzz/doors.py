@@ -48,6 +48,7 @@ _NETWORKS = (
 )
 
 Enter = Callable[[bytes, Path], None]
+Corpus = Mapping[str, Sequence[bytes]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Door:
     seeds: str = ""
     grammar: Grammar | None = None
 
-    def input(self, corpus: Mapping[str, Sequence[bytes]], rng: Random) -> bytes:
+    def input(self, corpus: Corpus, rng: Random) -> bytes:
         """Draw what is thrown at the door."""
         seeds = corpus.get(self.seeds)
         if self.grammar is not None and (not seeds or rng.random() < 0.5):

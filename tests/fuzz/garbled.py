@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 from damages import damaged
@@ -121,16 +122,20 @@ def altered(seed: bytes, rng: random.Random) -> bytes:
             case 2:
                 del holder[key]
             case 3 if isinstance(holder, list):
-                holder[key:key] = [holder[key]] * rng.choice((1, 2, 1000))
+                text_of_it = json.dumps(holder[key])
+                count = min(rng.choice((1, 2, 1000)), LARGEST // len(text_of_it))
+                holder[key:key] = [json.loads(text_of_it) for _ in range(count)]
             case 3:
                 holder[rng.choice(("", "extra", "a" * 300))] = holder[key]
             case _:
                 other, name = rng.choice([*_places(data), (holder, key)])
                 # Through text, so that no value comes to hold itself.
                 holder[key] = json.loads(json.dumps(other[name]))
-    parts = json.dumps(data, ensure_ascii=False).split(f'"{_MARK}"')
-    raws = (raws * len(parts))[: len(parts) - 1] or ["0"] * (len(parts) - 1)
-    found = parts[0] + "".join(raw + part for raw, part in zip(raws, parts[1:], strict=True))
+    found, *parts = json.dumps(data, ensure_ascii=False).split(f'"{_MARK}"')
+    for raw, part in zip(cycle(raws or ["0"]), parts, strict=False):
+        found += raw + part
+        if len(found) > LARGEST:
+            break
     return (found[:LARGEST] + text[end:]).encode("utf-8", "surrogateescape")
 
 

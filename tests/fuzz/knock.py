@@ -16,7 +16,7 @@ import sys
 import tracemalloc
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -27,7 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fuzz.doors import DOORS, Door, corpus
+from fuzz.doors import DOORS, Corpus, Door, corpus
 
 SECONDS = 2.0  # of processor time, for an input
 PATIENCE = 60.0  # seconds without news, after which a process hangs
@@ -38,7 +38,6 @@ WATCHED = 50  # one of so many inputs has its memory watched: it takes five time
 FIXED, PER_BYTE = 6 << 26, 2000  # bytes that an input may take: six times the largest constants'
 
 ROOT = Path(__file__).parents[2]
-Corpus = Mapping[str, Sequence[bytes]]
 
 
 class Slow(BaseException):
@@ -160,7 +159,9 @@ def work(
 ) -> None:
     """A process: reports chunk by chunk, and tells in `at` where it is."""
     with TemporaryDirectory() as folder:
-        knock(numbers[:1], sound, Path(folder), names, 0)  # what is made on first use
+        for name in names:  # what is made on first use is not the input's
+            for data in sound.get(DOORS[name].seeds, ())[:1]:
+                DOORS[name].enter(data, Path(folder))
         prepare()
         for i in range(0, len(numbers), CHUNK):
             chunk = numbers[i : i + CHUNK]
@@ -199,7 +200,7 @@ def reports(options: argparse.Namespace, sound: Corpus) -> Iterator[Report]:
         process.join()
 
 
-def main() -> int:
+def arguments(texts: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-n", type=int, default=2000, help="inputs")
     parser.add_argument("--seed", type=int, default=0, help="the first input")
@@ -207,7 +208,11 @@ def main() -> int:
     parser.add_argument("--shrink", type=float, default=20, help="seconds for each fault")
     parser.add_argument("--doors", nargs="+", choices=DOORS, default=list(DOORS), metavar="DOOR")
     parser.add_argument("--again", type=Path, nargs="+", default=[], help="files of faults")
-    options = parser.parse_args()
+    return parser.parse_args(texts)
+
+
+def main() -> int:
+    options = arguments()
     os.environ["BACKPASS_DEVICE"] = "cpu"
     if options.again:
         return again(options.again)
