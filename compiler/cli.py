@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ from .dump import FORMATS, installed, read_stages, stage_file, write_text
 from .function import CompiledFunction
 from .plan import plan
 from .stages import Lowered
-from .target import load_target, parse_spec
+from .target import check_call, load_target, parse_spec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,17 +40,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(argv)
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        print(end="", flush=True)
+        return status
     except BackpassError as error:
         print(f"backpass: {error}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError | DumpError) else int(options.trouble)
     except BrokenPipeError:  # whoever reads has seen enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(options.trouble)
-    except Exception:
-        if options.trouble == 1:
-            raise
+    except KeyboardInterrupt:
+        print("backpass: interrupted", file=sys.stderr)
+        return 130  # as shells have it
+    except (Exception, SystemExit):
         traceback.print_exc()
+        print(
+            "backpass: stopped by what the program raised, above\n  where no line of the program "
+            "stands there, it is a bug in backpass: please report it",
+            file=sys.stderr,
+        )
         return int(options.trouble)
 
 
@@ -136,6 +145,7 @@ def _put(
 def _lowered(target: str, specs: Sequence[str], passes: str | None) -> Lowered:
     function, example = load_target(target)
     args = [parse_spec(text) for text in specs] or example()
+    check_call(target, function, args)
     if not isinstance(function, CompiledFunction) or passes is not None:
         function = compile(getattr(function, "__wrapped__", function), passes=passes)
     return function.lower(*args)
@@ -197,10 +207,13 @@ def _coloured(text: str) -> str:
 
 def _plan(options: argparse.Namespace) -> int:
     function, example = load_target(options.target)
-    budgets = None if options.budget is None else [*map(parse_bytes, _parts(options.budget))]
+    budgets = (
+        None if options.budget is None else [*map(parse_bytes, _parts(options.budget) or [""])]
+    )
     donated = None if options.donate is None else [*map(_position, _parts(options.donate))]
     device = None if options.device is None else device_named(options.device)
     args = [parse_spec(text) for text in options.specs] or example()
+    check_call(options.target, function, args)
     start = perf_counter()
     plans = plan(
         function,
@@ -211,10 +224,10 @@ def _plan(options: argparse.Namespace) -> int:
         donate_argnums=donated,
     )
     print(f"planned in {perf_counter() - start:.1f} s", file=sys.stderr)
-    print(json.dumps(plans.to_json(), indent=2) if options.json else plans)
     if options.png is not None:
         plans.save_png(options.png)
         print(options.png, file=sys.stderr)
+    print(json.dumps(plans.to_json(), indent=2) if options.json else plans)
     return 0
 
 
@@ -223,8 +236,8 @@ def _parts(text: str) -> list[str]:
 
 
 def _position(text: str) -> int:
-    if not text.isdecimal():
-        raise ArgumentError(f"--donate wants positions of arguments such as 0,1, got {text!r}")
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ArgumentError(f"--donate wants positions of arguments such as 0,1, got {text[:40]!r}")
     return int(text)
 
 
