@@ -51,7 +51,8 @@ def parse_bytes(budget: Any) -> int:
     elif isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
         return budget
     raise ArgumentError(
-        f"memory_budget wants bytes, or a string such as '512MiB', '6GB' or 'auto', got {budget!r}"
+        f"memory_budget wants bytes, or a string such as '512MiB', '6GB' or 'auto', "
+        f"got {repr(budget)[:60]}"
     )
 
 

@@ -27,7 +27,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..ir.errors import ArgumentError, DumpError
+from ..ir.errors import ArgumentError, DumpError, ParseError
 from ..ir.graph import Graph
 from ..ir.parser import parse
 from ..ir.records import parsed, read
@@ -225,7 +225,10 @@ def _read(path: Path) -> Graph:
         text = path.read_bytes().decode()
     except (OSError, ValueError) as error:  # also of a name that no file can have
         raise ArgumentError(f"cannot read {str(path)!r}: {error}") from None
-    return parse(text, opaque=True)
+    try:
+        return parse(text, opaque=True)
+    except ParseError as error:
+        raise ParseError(f"{path}, {error}") from None
 
 
 # BACKPASS_DUMP

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -52,9 +53,25 @@ def load_target(text: str) -> tuple[Callable[..., Any], Callable[[], Sequence[An
     return function, lambda: _example(function, module, text)
 
 
+def check_call(text: str, function: Callable[..., Any], args: Sequence[Any]) -> None:
+    """Raise `ArgumentError` where the function that `text` names does not take so many."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C, it tells none
+        return
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        raise ArgumentError(
+            f"{text} does not take {len(args)} arguments: {error}\n  it is {text}{signature}"
+        ) from None
+
+
 def _module(where: str) -> ModuleType:
     path = Path(where)
     if path.suffix != ".py":
+        if where.startswith("."):
+            raise ArgumentError(f"cannot import {where!r}: give the module's full name, or a file")
         try:
             return importlib.import_module(where)
         except ModuleNotFoundError as error:

@@ -29,6 +29,7 @@ PLACE = re.compile(r"(?:(?!//)[!#-z|~])+")
 _WINDOW = 100
 _LONGEST = 300  # characters of a message
 _UNSAFE = re.compile(r'["\\]|[^ -~]')
+_CHARACTER = re.compile(r"[^ -~]")
 _ESCAPED = re.compile(r"\\(?:u\{([0-9a-f]{1,6})\}|(.))")
 _SHORT = {"\n": "n", "\t": "t", '"': '"', "\\": "\\"}
 _LONG = {short: character for character, short in _SHORT.items()}
@@ -39,6 +40,11 @@ def _escape(match: Match[str]) -> str:
     if character in _SHORT:
         return "\\" + _SHORT[character]
     return character if character.isprintable() else f"\\u{{{ord(character):x}}}"
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may have it, on one line: what is not printable is escaped."""
+    return text if text.isprintable() else _CHARACTER.sub(_escape, text)
 
 
 def quote(text: str) -> str:

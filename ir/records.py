@@ -57,7 +57,9 @@ def read(kind: Any, data: Any, where: str = "") -> Any:
 def _is_plain(kind: Any, data: Any) -> bool:
     if kind is None or kind is type(None):
         return data is None
-    if isinstance(data, bool) or kind not in (int, float):
+    if isinstance(data, bool):
+        return kind is bool
+    if kind not in (int, float):
         return isinstance(kind, type) and isinstance(data, kind)
     if isinstance(data, int):
         return -(1 << 63) <= data < 1 << 63

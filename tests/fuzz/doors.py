@@ -138,7 +138,7 @@ def _load(path: Path) -> None:
     except bp.ExportError as error:
         assert str(path) in str(error)
         raise
-    assert str(found) and found.name and found.platforms and found.versions
+    assert str(found) and found.platforms and isinstance(found.name, str)
     found.save(path)
     assert Exported.load(path)._header == found._header
 
