@@ -12,10 +12,10 @@ JOBS   := 2
 DRAWN  := 100
 LAYERS := __init__.py py.typed bench cli compiler dynamic ir passes runtime
 
-.PHONY: help demo test docs lint types format fuzz properties coverage mutations clean
+.PHONY: help demo test test-matrix docs lint types format fuzz fuzz-doors properties coverage mutations clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 demo: $(VENV)/examples.stamp ## train a small GPT; says where its loss curve and graph dumps lie
 	$(PY) examples/gpt.py
@@ -25,6 +25,9 @@ test: lint ## ruff, mypy and every test
 
 docs: $(VENV)/dev.stamp ## the documentation site, into build/site; open build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict
+
+test-matrix: $(PY) ## each Python with each JAX that it gets: make test-matrix TESTS=tests/ir
+	$(PY) tests/matrix.py $(TESTS)
 
 lint: $(VENV)/dev.stamp types ## ruff and mypy
 	$(RUN) ruff check .
@@ -41,6 +44,9 @@ format: $(VENV)/dev.stamp ## lay out the code and mend what ruff can mend
 
 fuzz: $(VENV)/dev.stamp ## random programs against JAX and finite differences: make fuzz N=20000 SEED=0
 	PYTHONPATH=tests $(RUN) fuzz.run -n $(N) --seed $(SEED) --jobs $(JOBS)
+
+fuzz-doors: $(VENV)/dev.stamp ## bad input for all that reads text and files: make fuzz-doors N=1000000
+	PYTHONPATH=tests $(RUN) fuzz.knock -n $(N) --seed $(SEED)
 
 properties: $(VENV)/dev.stamp ## the property tests, with fresh seeds and many more examples
 	$(RUN) pytest -n 2 -m hypothesis --hypothesis-profile=fuzz

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..compiler.compile import compile
 from ..compiler.function import CompiledFunction
 from ..compiler.stages import Lowered
-from ..compiler.target import load_target, parse_spec
+from ..compiler.target import check_call, load_target, parse_spec
 from ..ir.errors import ArgumentError
+
+
+def call_of(target: str, specs: Sequence[str]) -> tuple[Callable[..., Any], Sequence[Any]]:
+    """Load FILE_OR_MODULE:FUNCTION, and the types given or its example arguments."""
+    function, example = load_target(target)
+    args = [parse_spec(text) for text in specs] or example()
+    check_call(target, function, args)
+    return function, args
 
 
 def lowered(target: str, specs: Sequence[str], passes: str | None) -> Lowered:
     """Lower FILE_OR_MODULE:FUNCTION for the types given, or for its example arguments."""
-    function, example = load_target(target)
-    args = [parse_spec(text) for text in specs] or example()
+    function, args = call_of(target, specs)
     if not isinstance(function, CompiledFunction) or passes is not None:
         function = compile(getattr(function, "__wrapped__", function), passes=passes)
     return function.lower(*args)

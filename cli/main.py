@@ -20,17 +20,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     options.program = argv is None  # and may start again
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        print(end="", flush=True)
+        return status
     except BackpassError as error:
         print(f"backpass: {error}", file=sys.stderr)
         return 2 if isinstance(error, ArgumentError | DumpError) else int(options.trouble)
     except BrokenPipeError:  # whoever reads has seen enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(options.trouble)
-    except Exception:
-        if options.trouble == 1:
-            raise
+    except KeyboardInterrupt:
+        print("backpass: interrupted", file=sys.stderr)
+        return 130  # as shells have it
+    except (Exception, SystemExit):
         traceback.print_exc()
+        print(
+            "backpass: stopped by what the program raised, above\n  where no line of the program "
+            "stands there, it is a bug in backpass: please report it",
+            file=sys.stderr,
+        )
         return int(options.trouble)
 
 

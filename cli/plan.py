@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -11,10 +12,9 @@ from typing import Any
 
 from ..compiler.budget import parse_bytes
 from ..compiler.plan import plan
-from ..compiler.target import load_target, parse_spec
 from ..ir.device import DEVICES, device_named
 from ..ir.errors import ArgumentError
-from .graphs import parts
+from .graphs import call_of, parts
 
 
 def add(commands: Any) -> None:
@@ -33,11 +33,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plans, and draw them where asked."""
-    function, example = load_target(options.target)
-    budgets = None if options.budget is None else [*map(parse_bytes, parts(options.budget))]
+    budgets = None if options.budget is None else _budgets(options.budget)
     donated = None if options.donate is None else [*map(_position, parts(options.donate))]
     device = None if options.device is None else device_named(options.device)
-    args = [parse_spec(text) for text in options.specs] or example()
+    function, args = call_of(options.target, options.specs)
     start = perf_counter()
     plans = plan(
         function,
@@ -48,14 +47,18 @@ def run(options: argparse.Namespace) -> int:
         donate_argnums=donated,
     )
     print(f"planned in {perf_counter() - start:.1f} s", file=sys.stderr)
-    print(json.dumps(plans.to_json(), indent=2) if options.json else plans)
     if options.png is not None:
         plans.save_png(options.png)
         print(options.png, file=sys.stderr)
+    print(json.dumps(plans.to_json(), indent=2) if options.json else plans)
     return 0
 
 
+def _budgets(text: str) -> list[int]:
+    return [parse_bytes(part) for part in parts(text) or [""]]
+
+
 def _position(text: str) -> int:
-    if not text.isdecimal():
-        raise ArgumentError(f"--donate wants positions of arguments such as 0,1, got {text!r}")
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ArgumentError(f"--donate wants positions of arguments such as 0,1, got {text[:40]!r}")
     return int(text)

@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 
-from ..ir.errors import ArgumentError, BudgetError
+from ..ir.errors import ArgumentError, BudgetError, GraphError
 from ..ir.fingerprint import digest
 from ..ir.graph import Graph
 from ..ir.spread import spread
 from ..ir.tables import bytes_text
-from ..passes.rematerialise import Planned, Planner
+from ..ir.verifier import verify
+from ..passes.rematerialise import Choices, Planned, Planner
 from ..runtime.device import live_spec
 from .calibration import Calibration
 from .memory_plan import MemoryPlan, choice_of, plan_of
@@ -44,13 +45,14 @@ def parse_bytes(budget: Any) -> int:
                 "memory_budget='auto' is what one process finds free, and another may find less\n"
                 f"  with {jax.process_count()} processes, give a budget in bytes"
             )
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", budget)
-        if match and match[2] in _UNITS:
-            return int(float(match[1]) * _UNITS[match[2]])
+        match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)\s*", budget)
+        if match and match[2] in _UNITS and (size := int(float(match[1]) * _UNITS[match[2]])):
+            return size
     elif isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
         return budget
     raise ArgumentError(
-        f"memory_budget wants bytes, or a string such as '512MiB', '6GB' or 'auto', got {budget!r}"
+        f"memory_budget wants bytes, or a string such as '512MiB', '6GB' or 'auto', "
+        f"got {repr(budget)[:60]}"
     )
 
 
@@ -226,7 +228,12 @@ class Planning:
             raise ArgumentError(
                 f"the plan was made for another program than this {graph.name}; plan it again"
             )
-        candidate = planner.of(choice_of(self.pinned))
+        try:
+            candidate = _under(planner, choice_of(self.pinned))
+        except ValueError as error:
+            raise ArgumentError(
+                f"the plan is none of {graph.name}: {error}\n  load it anew, or plan it again"
+            ) from None
         budget = self.pinned.budget_bytes if self.budget is None else self.budget
         return Fitting(planner, budget, candidate, perf_counter() - start, given=True)
 
@@ -237,10 +244,20 @@ def _recalled(planner: Planner, known: Settled, budget: int) -> Planned | None:
     if choice is None:
         return None
     try:
-        return planner.of(choice)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        return _under(planner, choice)
+    except ValueError as error:
         known.drop(choice, f"it is no plan of {planner.graph.name}: {error}")
         return None
+
+
+def _under(planner: Planner, choice: Choices) -> Planned:
+    """The program under choices that were read. Raises `ValueError` where they are none of it."""
+    try:
+        planned = planner.of(choice)
+        verify(planned.graph)
+    except (ArithmeticError, GraphError, LookupError, RecursionError, ValueError) as error:
+        raise ValueError(str(error).partition("\n")[0]) from error
+    return planned
 
 
 def obeyed(options: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -27,9 +27,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..ir.errors import ArgumentError, DumpError
+from ..ir.errors import ArgumentError, DumpError, ParseError
 from ..ir.graph import Graph
 from ..ir.parser import parse
+from ..ir.records import parsed, read
 from ..passes import Stage
 from .page import page
 from .program import Program
@@ -150,7 +151,7 @@ def _clear(directory: Path) -> None:
         return
     manifest.unlink()
     for name in old:
-        if name == Path(name).name:
+        if name == Path(name).name and (directory / name).is_file():
             (directory / name).unlink(missing_ok=True)
 
 
@@ -198,34 +199,36 @@ def installed(package: str) -> str:
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Return the manifest of a dump. Raises `ArgumentError` where there is none of ours."""
     try:
-        found = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        known = found["schema"] == SCHEMA and all(isinstance(f, str) for f in found["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        found: dict[str, Any] = read(dict[str, Any], parsed((directory / MANIFEST).read_bytes()))
+        if found.get("schema") != SCHEMA:
+            raise ValueError(f"{MANIFEST} is not of the form {SCHEMA!r}")
+        read(tuple[str, ...], found.get("files"), "files")
+        for stage in read(tuple[dict[str, Any], ...], found.get("stages"), "stages"):
+            read(tuple[str, str], [stage.get("name"), stage.get("file")], "name and file")
+        if not found["stages"]:
+            raise ValueError(f"{MANIFEST} lists no stages")
+    except (OSError, ValueError) as error:
         raise ArgumentError(f"{directory} holds no dump: {error}") from None
-    if not known:
-        raise ArgumentError(f"{directory / MANIFEST} is not of the form {SCHEMA!r}")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def read_stages(path: Path) -> list[tuple[str, Callable[[], Graph]]]:
     """Name and graph of each stage in a dump's folder or in a file, read when it is called for."""
     if not path.is_dir():
         return [(path.stem, lambda: _read(path))]
-    try:
-        stages = [
-            (str(s["name"]), path / Path(s["file"]).name) for s in read_manifest(path)["stages"]
-        ]
-    except (KeyError, TypeError) as error:
-        raise ArgumentError(f"{path / MANIFEST} is damaged: no {error}") from None
-    return [(name, partial(_read, file)) for name, file in stages]
+    stages = read_manifest(path)["stages"]
+    return [(each["name"], partial(_read, path / Path(each["file"]).name)) for each in stages]
 
 
 def _read(path: Path) -> Graph:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"cannot read {path}: {error}") from None
-    return parse(text, opaque=True)
+        text = path.read_bytes().decode()
+    except (OSError, ValueError) as error:  # also of a name that no file can have
+        raise ArgumentError(f"cannot read {str(path)!r}: {error}") from None
+    try:
+        return parse(text, opaque=True)
+    except ParseError as error:
+        raise ParseError(f"{path}, {error}") from None
 
 
 # BACKPASS_DUMP

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from ..ir.errors import ArgumentError, BudgetError, ExportError
+from ..ir.records import parsed, read
 from ..ir.tables import bytes_text
 from ..ir.types import type_of
 from .arguments import path_text
@@ -30,7 +32,7 @@ from .budget import obeyed, peak_bytes
 from .dump import installed, write_bytes
 from .memory_plan import MemoryPlan
 from .program import Program
-from .trees import built, needs_nodes, nodes_of, written
+from .trees import built, leaves_of, needs_nodes, nodes_of, written
 
 MAGIC = b"backpass.export "
 VERSION = 1
@@ -55,27 +57,31 @@ class Header:
     result: Any
     donated: tuple[int, ...]
     planned: bool
-    compiler_options: dict[str, Any]
+    compiler_options: dict[str, str | int | float | bool]
     plan: MemoryPlan | None
     versions: dict[str, str]
     mesh: tuple[tuple[str, int, str], ...] = ()
 
     def as_json(self) -> str:
         """As `read_header` reads it."""
-        plan = None if self.plan is None else self.plan.as_json()
-        return json.dumps({**asdict(replace(self, plan=None)), "plan": plan})
+        flat = {each.name: getattr(self, each.name) for each in fields(self)}
+        return json.dumps({**flat, "plan": None if self.plan is None else self.plan.as_json()})
 
 
-def read_header(text: str) -> Header:
-    """Read a header. Raises `KeyError`, `TypeError` or `ValueError` for what is none."""
-    found = json.loads(text)
-    plan = found.pop("plan")
-    for name in ("inputs", "outputs"):
-        found[name] = tuple((str(path), str(type)) for path, type in found[name])
-    for name in ("positions", "donated"):
-        found[name] = tuple(map(int, found[name]))
-    found["mesh"] = tuple((str(name), int(size), str(type)) for name, size, type in found["mesh"])
-    return Header(**found, plan=None if plan is None else MemoryPlan.from_json(plan))
+def read_header(text: bytes) -> Header:
+    """Read a header. Raises `ValueError` for what is none."""
+    found: dict[str, Any] = read(dict[str, Any], parsed(text))
+    plan = found.get("plan")
+    header: Header = read(Header, {**found, "plan": None})
+    leaves = leaves_of(header.result)
+    if leaves != len(header.outputs):
+        raise ValueError(f"its result has {leaves} leaves, {len(header.outputs)} are listed")
+    if any(not 0 <= i < len(header.inputs) for i in header.donated):
+        raise ValueError(f"it has {len(header.inputs)} inputs, donated are {header.donated}")
+    known = AxisType.__members__
+    if any(size < 1 or kind not in known for _, size, kind in header.mesh):
+        raise ValueError("its mesh is none")
+    return header if plan is None else replace(header, plan=MemoryPlan.from_json(plan))
 
 
 @dataclass
@@ -175,7 +181,13 @@ class Exported:
             OSError: there is no such file.
         """
         header, program = _read(Path(path))
-        return cls(header, _deserialized(Path(path), header, program))
+        found = _deserialized(Path(path), header, program)
+        listed = len(header.inputs), len(header.outputs)
+        has = len(found.in_avals), len(found.out_avals)
+        sizes = prod(size for _, size, _ in header.mesh)
+        if has != listed or (found.nr_devices > 1 and found.nr_devices != sizes):
+            raise ExportError(f"{path} holds no exported step: another program than it tells of")
+        return cls(header, found)
 
     def __str__(self) -> str:
         """Name, platforms, and the leaves of arguments and result."""
@@ -334,8 +346,8 @@ def _read(path: Path) -> tuple[Header, bytes]:
         raise ExportError(f"{path} is damaged: its checksum differs\n  copy or export it again")
     size = int.from_bytes(body[:8], "big")
     try:
-        return read_header(body[8 : 8 + size].decode()), body[8 + size :]
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        return read_header(body[8 : 8 + size]), body[8 + size :]
+    except ValueError as error:
         raise ExportError(f"{path} holds no exported step: {error}") from None
 
 

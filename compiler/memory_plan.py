@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..ir.device import DeviceSpec
 from ..ir.errors import ArgumentError
 from ..ir.fingerprint import digest
+from ..ir.records import parsed, read
 from ..ir.tables import bytes_text, table
 from ..passes.rematerialise import (
     Choice,
@@ -24,6 +24,7 @@ from ..passes.rematerialise import (
 )
 
 _SHOWN = 14
+DEPTH = 40  # of loops in loops: as deep as the text form of a graph goes
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,21 @@ class MemoryPlan:
 
     def as_json(self) -> dict[str, Any]:
         """The plan as `from_json` reads it."""
-        return asdict(self)
+        flat = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**flat, "decisions": [asdict(each) for each in self.decisions]}
 
     @classmethod
     def load(cls, path: str | Path) -> MemoryPlan:
         """Read a plan that `save` wrote. Raises `ArgumentError` on anything else."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text()))
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            return cls.from_json(parsed(Path(path).read_bytes()))
+        except ValueError as error:
             raise ArgumentError(f"{path} holds no memory plan: {error}") from None
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> MemoryPlan:
-        """Read what `as_json` gave. Raises `KeyError`, `TypeError` or `ValueError`."""
-        decisions = tuple(Decision(**each) for each in data["decisions"])
-        plan = cls(**{**data, "decisions": decisions, "timeline": tuple(data["timeline"])})
+    def from_json(cls, data: Any) -> MemoryPlan:
+        """Read what `as_json` gave. Raises `ValueError`."""
+        plan: MemoryPlan = read(cls, data)
         choice_of(plan)
         return plan
 
@@ -81,12 +82,16 @@ class MemoryPlan:
         parts = (self._figures(), self.peak, self._again(), self.note)
         return "\n\n".join(part for part in parts if part)
 
+    @property
+    def _slowdown(self) -> float:
+        return self.predicted_seconds / self.baseline_seconds if self.baseline_seconds else 1.0
+
     def _figures(self) -> str:
         rows = [
             ("predicted peak", bytes_text(self.predicted_bytes)),
             ("without a plan", bytes_text(self.baseline_bytes)),
             ("no plan below", bytes_text(self.lower_bound_bytes)),
-            ("time, of the plain step's", f"{self.predicted_seconds / self.baseline_seconds:.3f}"),
+            ("time, of the plain step's", f"{self._slowdown:.3f}"),
             ("of that above any plan's", f"{self.gap:.3f}"),
         ]
         if self.measured_bytes is not None:
@@ -150,21 +155,41 @@ def choice_of(plan: MemoryPlan) -> Choices:
     return choices_from(plan.choice)
 
 
-def choices_from(data: Any) -> Choices:
-    """Read what `choices_to` wrote. Raises `KeyError`, `TypeError`, `ValueError`."""
-    steps = [(each, each["step"]) for each in data["stretches"]]
+def choices_from(data: Any, depth: int = DEPTH) -> Choices:
+    """Read what `choices_to` wrote. Raises `ValueError`."""
+    if depth == 0:
+        raise ValueError(f"its loops nest deeper than {DEPTH}")
+    found = read(_Choices, data)
     return Choices(
-        tuple(map(choices_from, data["bodies"])),
+        tuple(choices_from(each, depth - 1) for each in found.bodies),
         tuple(
             Choice(
-                each["level"],
-                each["segment"],
-                None if step is None else schedule_from(step),
-                each["offload"],
+                each.level,
+                each.segment,
+                None if each.step is None else schedule_from(each.step),
+                each.offload,
             )
-            for each, step in steps
+            for each in found.stretches
         ),
     )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A `Choice` in JSON: the step is in lists."""
+
+    level: int | None
+    segment: int
+    step: list[Any] | None
+    offload: int
+
+
+@dataclass(frozen=True)
+class _Choices:
+    """`Choices` in JSON: the bodies are yet to be read."""
+
+    bodies: tuple[Any, ...]
+    stretches: tuple[_Choice, ...]
 
 
 def choices_to(choices: Choices) -> dict[str, Any]:

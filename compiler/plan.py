@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, overload
 
@@ -19,6 +20,7 @@ from ..passes.rematerialise import Planned, Planner
 from ..runtime.device import live_spec, row_of
 from .budget import parse_bytes
 from .compile import compile
+from .dump import write_bytes
 from .function import CompiledFunction
 from .memory_plan import MemoryPlan, plan_of
 from .program import collection_paused
@@ -103,7 +105,12 @@ class Plans(Sequence[MemoryPlan]):
         }
 
     def save_png(self, path: str | Path) -> None:
-        """Draw time over peak. Raises `ArgumentError` where matplotlib is not installed."""
+        """Draw time over peak; the file is whole or not there.
+
+        Raises:
+            ArgumentError: matplotlib is not installed.
+            DumpError: the file cannot be written.
+        """
         try:
             from matplotlib.figure import Figure
         except ModuleNotFoundError as error:
@@ -122,7 +129,9 @@ class Plans(Sequence[MemoryPlan]):
         axes.set(title=self.name, xlabel="predicted peak, GiB", ylabel="time, of the plain step's")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False)
-        figure.savefig(path, dpi=150)
+        drawn = BytesIO()
+        figure.savefig(drawn, dpi=150, format="png")
+        write_bytes(Path(path), drawn.getvalue())
 
 
 def _hosted(plan: MemoryPlan) -> str:

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..ir.fingerprint import digest
 from ..ir.graph import Graph
+from ..ir.records import read
 from ..passes.rematerialise import Choices
 from ..runtime.cache import Store
 from .cache import key_of, store
 from .memory_plan import choices_from, choices_to
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A plan as an entry of a cache has it."""
+
+    choice: Any
+    peak: int
 
 
 @dataclass(frozen=True)
@@ -30,8 +40,9 @@ class Shelf:
             found = self.store.read(name, f"{self.key}-{budget}")
             if found is not None:
                 try:
-                    yield int(budget), (choices_from(found["choice"]), int(found["peak"]))
-                except (KeyError, TypeError, ValueError):
+                    plan = read(_Entry, found)
+                    yield int(budget), (choices_from(plan.choice), plan.peak)
+                except ValueError:
                     self.store.drop(name, "it holds no plan")
 
     def keep(self, budget: int, choice: Choices, peak: int) -> None:

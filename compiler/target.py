@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from ..ir.errors import ArgumentError
 from ..ir.types import dtype_from_name
 
 _SPEC = re.compile(r"([a-z0-9_<>]+)\[([0-9, ]*)\]")
+_LARGEST = 10**18  # of a dimension, as in the text form of graphs
 
 
 def parse_spec(text: str) -> jax.ShapeDtypeStruct:
@@ -24,12 +26,14 @@ def parse_spec(text: str) -> jax.ShapeDtypeStruct:
     match = _SPEC.fullmatch(text.strip())
     try:
         if match is None:
-            raise KeyError(text)
+            raise ValueError(text)
         shape = tuple(int(size) for size in match[2].split(",") if size.strip())
+        if max(shape, default=0) >= _LARGEST:
+            raise ValueError(text)
         return jax.ShapeDtypeStruct(shape, dtype_from_name(match[1]))
-    except KeyError:
+    except (KeyError, ValueError):
         raise ArgumentError(
-            f"expected an argument type such as f32[8,512] or i32[], got {text!r}"
+            f"expected an argument type such as f32[8,512] or i32[], got {text[:100]!r}"
         ) from None
 
 
@@ -49,9 +53,25 @@ def load_target(text: str) -> tuple[Callable[..., Any], Callable[[], Sequence[An
     return function, lambda: _example(function, module, text)
 
 
+def check_call(text: str, function: Callable[..., Any], args: Sequence[Any]) -> None:
+    """Raise `ArgumentError` where the function that `text` names does not take so many."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C, it tells none
+        return
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        raise ArgumentError(
+            f"{text} does not take {len(args)} arguments: {error}\n  it is {text}{signature}"
+        ) from None
+
+
 def _module(where: str) -> ModuleType:
     path = Path(where)
     if path.suffix != ".py":
+        if where.startswith("."):
+            raise ArgumentError(f"cannot import {where!r}: give the module's full name, or a file")
         try:
             return importlib.import_module(where)
         except ModuleNotFoundError as error:

@@ -25,6 +25,7 @@ import jax
 from jax.tree_util import DictKey, FlattenedIndexKey, GetAttrKey, SequenceKey
 
 from ..ir.errors import ExportError
+from ..ir.records import read
 
 _DICTS = {"dict": dict, "ordered": OrderedDict}
 _KEYS: Mapping[str, tuple[type, str]] = {
@@ -33,6 +34,23 @@ _KEYS: Mapping[str, tuple[type, str]] = {
     "place": (SequenceKey, "idx"),
     "index": (FlattenedIndexKey, "key"),
 }
+# The keys of nodes by their kind, as `read` takes it.
+_WANTED: Mapping[str, Any] = {
+    **dict.fromkeys(("list", "tuple"), tuple[()]),
+    **dict.fromkeys(_DICTS, tuple[str | int | bool, ...]),
+    "named": tuple[str, ...],
+    "other": tuple[tuple[str, str | int | bool], ...],
+}
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A node of a tree in JSON."""
+
+    kind: str
+    of: tuple[Any, ...]
+    keys: tuple[Any, ...] = ()
+    name: str = ""
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -123,6 +141,29 @@ def built(spec: Any, leaves: Iterator[Any], known: Mapping[Any, Any]) -> Any:
     keys = tuple(_KEYS[kind][0](value) for kind, value in spec["keys"])
     made = known.get((spec["name"], keys))
     return made.unflatten(children) if made else StandIn(spec["name"], keys, tuple(children))
+
+
+def leaves_of(spec: Any) -> int:
+    """Count the leaves of a description. Raises `ValueError` for what is none."""
+    if spec is None:
+        return 0
+    if spec == 0:
+        return 1
+    node = read(_Node, spec, "tree")
+    if node.kind not in _WANTED:
+        raise ValueError(f"a tree has no nodes of kind {node.kind[:40]!r}")
+    keys = read(_WANTED[node.kind], list(node.keys), "keys")
+    named = keys if node.kind == "named" else ()
+    sound = all(key.isidentifier() and not keyword.iskeyword(key) for key in named)
+    sound &= not any(key.startswith("_") for key in named)
+    sound &= node.kind != "other" or all(kind in _KEYS for kind, _ in keys)
+    wanted = 0 if node.kind in ("list", "tuple") else len(node.of)
+    if not sound or (len(keys), len(set(keys))) != (wanted, wanted):
+        raise ValueError(f"the keys of a {node.kind} in a tree make no sense: {keys}")
+    try:
+        return sum(map(leaves_of, node.of))
+    except RecursionError:
+        raise ValueError("a tree nests too deep") from None
 
 
 def needs_nodes(spec: Any) -> bool:

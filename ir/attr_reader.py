@@ -24,6 +24,11 @@ _NO_STRING = re.compile(r"(?!)")
 _CONSTANTS = {"None": None, "True": True, "False": False}
 
 
+def _equals_itself(x: Any) -> bool:
+    """False for NaN, and for tuples that hold one."""
+    return all(map(_equals_itself, x)) if isinstance(x, tuple) else bool(x == x)
+
+
 class AttrReader:
     """Reads attribute values from a cursor; `graph` reads a graph that stands as a value."""
 
@@ -121,16 +126,23 @@ class AttrReader:
         try:
             hash(x)
         except TypeError:
-            self.cursor.fail(f"a {type(x).__name__} cannot be a key or an element of a set", at)
+            self.cursor.fail(f"a {type(x).__name__} cannot be a key or a part of this", at)
+        if not _equals_itself(x):
+            self.cursor.fail("nan cannot be a key or a part of this", at)
         return x
 
     def _frozenset(self) -> Any:
         start = self.cursor.pos
         return frozenset(self._hashable(x, start) for x in self._items("}", self.value))
 
+    def _plain_items(self) -> list[Any]:
+        """Read items up to a bracket that can be told equal: no arrays."""
+        start = self.cursor.pos
+        return [self._hashable(x, start) for x in self._items(")", self.value)]
+
     def _slice(self) -> Any:
         start = self.cursor.pos
-        parts = self._items(")", self.value)
+        parts = self._plain_items()
         if len(parts) != 3:
             self.cursor.fail("a slice wants start, stop and step", start)
         return slice(*parts)
@@ -138,6 +150,10 @@ class AttrReader:
     def _spec(self) -> Any:
         start = self.cursor.pos
         parts = self._items(")", self.value)
+        for part in parts:
+            names = part if isinstance(part, tuple) else () if part is None else (part,)
+            if not all(isinstance(name, str) and name for name in names):
+                self.cursor.fail("a PartitionSpec wants None, or names of mesh axes", start)
         try:
             return PartitionSpec(*parts)
         except (TypeError, ValueError) as error:
@@ -210,7 +226,8 @@ class AttrReader:
             self.cursor.skip()
             key = self.cursor.word(NAME, "the name of a field")
             self.cursor.expect("=", "after the name of a field")
-            return key, self.value()
+            start = self.cursor.pos
+            return key, self._hashable(self.value(), start)
 
         return self._items(")", field)
 

@@ -20,6 +20,7 @@ from typing import Literal as Either
 from .attrs import AttrPrinter
 from .cost import Cost, cost
 from .graph import Graph, Literal, Node, Value
+from .lexer import printable
 from .liveness import liveness
 from .match import Side, match
 from .printer import literal_text
@@ -91,7 +92,7 @@ class Difference:
         """Changes by scope and phase, then the counts of ops, FLOPs and bytes that differ."""
         if self.same:
             return "no difference"
-        return "\n".join([*self.lines(), "", self._summary()])
+        return "\n".join([*map(printable, self.lines()), "", self._summary()])
 
     def lines(self) -> Iterator[str]:
         """The changes, by scope and phase; equal ones of one line are counted."""

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .lexer import printable
 from .source import user_line
 from .types import ArrayType
 
@@ -146,7 +147,7 @@ class Node:
     def place(self) -> str:
         """Line and scope, in the words of errors."""
         scope = f" in {self.scope}" if self.scope else ""
-        return f"{self.source or 'unknown line'}{scope}"
+        return printable(f"{self.source or 'unknown line'}{scope}")
 
     @property
     def output(self) -> Value:

@@ -27,7 +27,9 @@ PATH = re.compile(r"[A-Za-z_.\[][A-Za-z0-9_.\[\]'\-]*")
 PLACE = re.compile(r"(?:(?!//)[!#-z|~])+")
 
 _WINDOW = 100
+_LONGEST = 300  # characters of a message
 _UNSAFE = re.compile(r'["\\]|[^ -~]')
+_CHARACTER = re.compile(r"[^ -~]")
 _ESCAPED = re.compile(r"\\(?:u\{([0-9a-f]{1,6})\}|(.))")
 _SHORT = {"\n": "n", "\t": "t", '"': '"', "\\": "\\"}
 _LONG = {short: character for character, short in _SHORT.items()}
@@ -38,6 +40,11 @@ def _escape(match: Match[str]) -> str:
     if character in _SHORT:
         return "\\" + _SHORT[character]
     return character if character.isprintable() else f"\\u{{{ord(character):x}}}"
+
+
+def printable(text: str) -> str:
+    """Text as a terminal may have it, on one line: what is not printable is escaped."""
+    return text if text.isprintable() else _CHARACTER.sub(_escape, text)
 
 
 def quote(text: str) -> str:
@@ -118,6 +125,8 @@ class Cursor:
 
     def fail(self, message: str, at: int | None = None) -> NoReturn:
         """Raise a `ParseError` that shows the line and a caret under position `at`."""
+        if len(message) > _LONGEST:  # it quotes a name
+            message = f"{message[:_LONGEST]}..."
         pos = min(self.pos if at is None else at, len(self.text))
         start = self.text.rfind("\n", 0, pos) + 1
         end = self.text.find("\n", pos)

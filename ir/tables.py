@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .lexer import printable
+
 Row = Sequence[str]
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
@@ -22,8 +24,12 @@ def bytes_text(number: int) -> str:
 
 
 def table(head: Row, *groups: Sequence[Row]) -> str:
-    """Columns: the first to the left, the others to the right; a rule before each group."""
-    rows = [head, *(row for group in groups for row in group)]
+    """Columns: the first to the left, the others to the right; a rule before each group.
+
+    What is not printable in a cell, such as an escape of a terminal in a scope, is written out.
+    """
+    plain = [[[*map(printable, row)] for row in group] for group in ([head], *groups)]
+    rows = [row for group in plain for row in group]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
 
     def line(row: Row) -> str:
@@ -31,8 +37,8 @@ def table(head: Row, *groups: Sequence[Row]) -> str:
         return "  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
-    parts = [line(head)]
-    for group in groups:
+    parts = [line(rows[0])]
+    for group in plain[1:]:
         if group:
             parts += [rule, *map(line, group)]
     return "\n".join(parts)

@@ -79,7 +79,9 @@ class _Check:
         if rule is not None:
             try:
                 rule(self, node)
-            except (KeyError, ValueError) as error:
+            except GraphError:
+                raise
+            except Exception as error:  # of many kinds, as attributes may be anything
                 self.fail(f"{node.op.name} has malformed attributes or regions: {error!r}", error)
 
     def types(self, node: Node) -> None:

@@ -18,13 +18,14 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
 from ..ir.errors import CacheError, CacheWarning
+from ..ir.records import parsed, read
 
 FORMAT = 1
 _HEADER = 1024  # bytes of a header, at most
@@ -34,6 +35,15 @@ _OPEN = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, 
 
 class _Damaged(Exception):
     """An entry is not as it was written."""
+
+
+@dataclass(frozen=True)
+class _Header:
+    """The first line of an entry."""
+
+    format: int
+    key: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -62,8 +72,8 @@ class Store:
         if body is None:
             return None
         try:
-            return json.loads(body)
-        except (ValueError, RecursionError):
+            return parsed(body)
+        except ValueError:
             self.drop(name, "its body is no JSON")
             return None
 
@@ -88,8 +98,8 @@ class Store:
 
     def write_bytes(self, name: str, key: str, body: bytes) -> None:
         """Put an entry in its place, and make room for it."""
-        header = {"format": FORMAT, "key": key, "sha256": sha256(body).hexdigest()}
-        whole = json.dumps(header).encode() + b"\n" + body
+        header = _Header(FORMAT, key, sha256(body).hexdigest())
+        whole = json.dumps(asdict(header)).encode() + b"\n" + body
         if len(whole) > self.kind.largest:
             return
         try:
@@ -204,13 +214,12 @@ def _checked(whole: bytes, key: str) -> bytes:
     if not newline or len(head) > _HEADER:
         raise _Damaged("it has no header")
     try:
-        header = json.loads(head)
-        found, digest = (header["format"], header["key"]), header["sha256"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        header = read(_Header, parsed(head))
+    except ValueError:
         raise _Damaged("its header makes no sense") from None
-    if found != (FORMAT, key):
+    if (header.format, header.key) != (FORMAT, key):
         raise _Damaged("it belongs to something else")
-    if digest != sha256(body).hexdigest():
+    if header.sha256 != sha256(body).hexdigest():
         raise _Damaged("its checksum is wrong")
     return body
 

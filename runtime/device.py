@@ -24,10 +24,12 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 import jax
 
 from ..ir.device import DEVICES, DeviceSpec, device_named
+from ..ir.records import parsed, read
 from .probes import has_link, measure
 from .progress import Watch
 
@@ -126,13 +128,14 @@ def _vendor(device: jax.Device) -> DeviceSpec | None:
 def _read(path: Path) -> tuple[DeviceSpec, bool] | None:
     """Read figures, and if the machine was busy; None for none, or none that make sense."""
     try:
-        found = json.loads(path.read_text())
-        was_busy = bool(found.pop("busy"))
-        spec = DeviceSpec(**found)
-        sound = all(x > 0 for x in (spec.memory_bytes, spec.flops, spec.bytes_per_s))
-        sound &= spec.host_bytes_per_s >= 0 and all(x > 0 for x in spec.costs.values())
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        found = read(dict[str, Any], parsed(path.read_bytes()))
+        was_busy = read(bool, found.pop("busy", None))
+        spec = read(DeviceSpec, found)
+    except (OSError, ValueError):
         return None
+    sound = all(x > 0 for x in (spec.memory_bytes, spec.flops, spec.bytes_per_s))
+    sound &= min(spec.host_bytes_per_s, spec.link_bytes_per_s) >= 0
+    sound &= all(x > 0 for x in spec.costs.values())
     return (spec, was_busy) if sound else None
 
 

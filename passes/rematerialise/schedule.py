@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from ...ir.records import read
+
 SLOTS = 512
 _ALL = np.arange(SLOTS + 1)
 
@@ -257,17 +259,20 @@ def schedule_from(data: Any) -> Step | Held:
     """Read what `step_to` made. Raises `ValueError` on anything else."""
     match data:
         case ["held", list(stages)]:
-            return Held(tuple(tuple(map(int, values)) for values in stages))
-    return step_from(data)
+            return Held(read(tuple[tuple[int, ...], ...], stages, "held"))
+    try:
+        return step_from(data)
+    except RecursionError:
+        raise ValueError("a schedule nests too deep") from None
 
 
 def step_from(data: Any) -> Step:
     """Read a recursive schedule. Raises `ValueError` on anything else."""
     match data:
-        case ["last", int(at), int(option)]:
-            return Last(at, option)
-        case ["keep", int(at), int(option), then]:
-            return Keep(at, option, step_from(then))
-        case ["drop", int(at), int(to), then, again]:
-            return Drop(at, to, step_from(then), step_from(again))
+        case ["last", at, option]:
+            return Last(read(int, at), read(int, option))
+        case ["keep", at, option, then]:
+            return Keep(read(int, at), read(int, option), step_from(then))
+        case ["drop", at, to, then, again]:
+            return Drop(read(int, at), read(int, to), step_from(then), step_from(again))
     raise ValueError(f"expected a step of a schedule, got {str(data)[:60]}")

@@ -147,6 +147,8 @@ class Stages:
         units = self.units
         if len(schedule.stages) != len(self.reads):
             raise ValueError(f"expected {len(self.reads)} stages, got {len(schedule.stages)}")
+        if any(not 0 <= v < len(units.values) for values in schedule.stages for v in values):
+            raise ValueError(f"expected numbers of values below {len(units.values)}")
         state = self.state([bits(values) for values in schedule.stages])
         parts: list[list[Node]] = []
         again: list[list[Node]] = []

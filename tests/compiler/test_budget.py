@@ -1,5 +1,7 @@
 """`memory_budget`: XLA's own peak is within it, or an error tells the smallest that one fits."""
 
+import json
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -53,7 +55,10 @@ def test_bytes_are_read(text, size):
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("budget", ["6 gigs", "MiB", "-3GB", "", 0, -1, 1.5, True])
+@pytest.mark.parametrize(
+    "budget",
+    ["6 gigs", "MiB", "-3GB", "", "0", "0.0GiB", "9" * 400, "9" * 5000, "\u0663", 0, -1, 1.5, True],
+)
 def test_what_is_no_budget_is_told(budget):
     with pytest.raises(bp.ArgumentError, match="memory_budget wants bytes"):
         bp.compile(lambda x: x, memory_budget=budget)
@@ -187,12 +192,55 @@ def test_a_plan_for_another_program_is_refused(tmp_path):
         bp.compile(sgd(LOSSES["skips"]), plan=plan).lower(*arguments())
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"decisions": 3}', "null"])
+NO_PLANS = ["", "[]", "{}", '{"decisions": 3}', "null", "[" * 100_000, "\xff"]
+
+
+@pytest.mark.parametrize("text", NO_PLANS)
 def test_what_is_no_plan_is_refused(tmp_path, text):
     path = tmp_path / "plan.json"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(bp.ArgumentError, match="holds no memory plan"):
         bp.MemoryPlan.load(path)
+
+
+WRONG = {
+    "budget_bytes": ([], "1", 1.5, 1 << 64, True),
+    "gap": (float("nan"), float("inf"), {}),
+    "decisions": ([{}], [{"value": "x"}], [3], None),
+    "timeline": ([1.5], ["x"], 3),
+    "peak": (None, 3),
+    "choice": ([], {}, {"bodies": [], "stretches": [{}]}, {"bodies": [3], "stretches": []}),
+    "more": (1,),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(k, each) for k, v in WRONG.items() for each in v])
+def test_a_plan_of_wild_values_is_refused(tmp_path, name, value):
+    path = tmp_path / "plan.json"
+    plan = planned("mlp", "1GiB").lower(*arguments()).plan
+    path.write_text(json.dumps({**plan.as_json(), name: value}))
+    with pytest.raises(bp.ArgumentError, match="holds no memory plan"):
+        bp.MemoryPlan.load(path)
+
+
+CHOICE = {"level": None, "segment": 0, "step": None, "offload": 0}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": ["held", [[0]]]},
+        {"step": ["keep", 0, 0, ["last", 99, 0]]},
+        {"step": ["last", 99, 0]},
+        {"level": 7, "segment": 0},
+    ],
+)
+def test_a_plan_of_a_wild_schedule_is_refused(changes):
+    """Its program is the right one: only the planner can tell."""
+    plan = planned("mlp", "1GiB").lower(*arguments()).plan
+    plan = replace(plan, choice={"bodies": [], "stretches": [CHOICE | changes]})
+    with pytest.raises(bp.ArgumentError, match="the plan is none of"):
+        bp.compile(sgd(LOSSES["mlp"]), plan=plan, donate_argnums=0).lower(*arguments())
 
 
 def test_a_plan_tells_what_it_does():

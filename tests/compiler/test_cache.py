@@ -11,7 +11,7 @@ import pytest
 
 import backpass as bp
 from backpass.compiler import cache as of_programs
-from backpass.compiler.settled import forget
+from backpass.compiler.settled import Shelf, forget
 from backpass.runtime.cache import Store
 from quick import quickly
 from stress import cache as stress
@@ -166,3 +166,30 @@ def test_a_process_of_another_hash_seed_finds_everything(tmp_path):
     assert (first[0], second[0]) == ("False", "True")
     assert int(first[1]) > 0 and second[1] == "0"
     assert first[2:] == second[2:]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"choice": {"bodies": [], "stretches": []}, "peak": float("inf")},
+        {"choice": {"bodies": [], "stretches": []}, "peak": "1"},
+        {"choice": {"bodies": [], "stretches": [{}]}, "peak": 1},
+        [1],
+    ],
+)
+def test_an_entry_that_is_no_plan_is_dropped(tmp_path, body):
+    shelf = Shelf(Store(tmp_path), "k" * 64)
+    text = json.dumps(body).encode()
+    shelf.store.write_bytes(shelf._name(7), f"{shelf.key}-7", text)
+    with pytest.warns(bp.CacheWarning, match="was dropped"):
+        assert list(shelf.plans()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_entry_that_nests_without_end_is_dropped(tmp_path):
+    shelf = Shelf(Store(tmp_path), "k" * 64)
+    for text in ('{"bodies":[' * 300 + '],"stretches":[]}' * 300, "[" * 10_000):
+        body = f'{{"choice": {text}, "peak": 1}}'.encode()
+        shelf.store.write_bytes(shelf._name(7), f"{shelf.key}-7", body)
+        with pytest.warns(bp.CacheWarning, match="was dropped"):
+            assert list(shelf.plans()) == []

@@ -19,13 +19,16 @@ from backpass.ir import (
     Origin,
     Value,
     cost,
+    diff,
     evaluate,
+    liveness,
     parse,
     print_graph,
     verify,
 )
 from backpass.ir.graph import UNKNOWN, Node, same_attr
 from backpass.ir.op import Op, no_flops, same_type
+from backpass.ir.tables import table
 from ir.graphs import arguments, graphs, patient
 
 F32 = np.dtype("float32")
@@ -248,3 +251,17 @@ def test_branches_by_platform_are_read_back():
     texts = [str(stage.graph) for stage in lowered.stages]
     assert any("platform_index" in text for text in texts)
     assert [parse(text) for text in texts] == [stage.graph for stage in lowered.stages]
+
+
+WILD = "a\x1b[31m\u202e\x00\n</script>\r\t\ud800"
+
+
+def test_nothing_that_is_shown_on_a_terminal_obeys_a_name():
+    """Escapes that colour, marks that turn the direction, ends of lines: in scopes and sources."""
+    graph = one_node(origin=Origin(WILD, WILD))
+    other = Graph("f", graph.inputs, (), graph.inputs)
+    texts = [str(graph), str(liveness(graph)), str(diff(graph, other)), graph.nodes[0].place]
+    texts += [table(("name", "size"), [(WILD, "1")]), str(cost(graph)), graph.to_dot()]
+    for text in texts:
+        assert all(line.isprintable() for line in text.split("\n"))
+    assert "\\u{1b}[31m" in graph.nodes[0].place and "\n" not in graph.nodes[0].place

@@ -64,7 +64,14 @@ def test_it_is_measured_once(measurements, tmp_path):
         json.dumps(
             {"busy": False, "memory_bytes": 1, "flops": flops, "bytes_per_s": 1.0, "costs": costs}
         )
-        for flops, costs in [(0.0, {}), (math.nan, {}), ("1", {}), (1.0, {"sin": -1}), (1.0, 3)]
+        for flops, costs in [
+            (0.0, {}),
+            (math.nan, {}),
+            (math.inf, {}),
+            ("1", {}),
+            (1.0, {"sin": -1}),
+            (1.0, 3),
+        ]
     ],
 )
 def test_a_file_that_makes_no_sense_is_made_anew(measurements, text):
