@@ -138,6 +138,8 @@ class Frontier:
         most gives the bound, by the duality of minimum cuts. Scans are taken as they are. Where
         values may wait on the host, there is no such bound.
         """
+        if not self.plain.seconds:
+            return 0.0
         room = candidate.bytes - self._arguments
         bounds = ((size - room) / price + again for price, size, again in self._turns(candidate))
         least = 0.0 if self.spec.host_bytes_per_s else max(0.0, *bounds)

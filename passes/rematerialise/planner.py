@@ -147,7 +147,7 @@ class Planner:
         for ((i, _), planner), each in zip(self.inner.items(), planned.bodies, strict=True):
             times = int(self.graph.nodes[i].attrs.get("length", 1))
             gaps.append(times * planner.gap(each) * planner.plain.seconds)
-        return sum(gaps) / self.plain.seconds
+        return sum(gaps) / self.plain.seconds if self.plain.seconds else 0.0
 
     @property
     def _composed(self) -> bool:
@@ -164,8 +164,9 @@ class Planner:
         found, start = [], 0
         for front in self._fronts(tuple(inside)):
             end = start + len(front.graph.nodes)
-            others = max(whole.live.bytes[start:end]) - front.plain.bytes
-            room = budget - others if len(whole.stretches) > 1 else budget
+            alone = len(whole.stretches) == 1
+            others = 0 if alone else max(whole.live.bytes[start:end]) - front.plain.bytes
+            room = budget - others
             found.append(front.fastest(room) or front.leanest)
             start = end
         return self._planned(whole.bodies, found)

@@ -194,3 +194,11 @@ def test_forms_for_the_cpu_are_not_planned_elsewhere():
         for device in ("cpu", "h100")
     }
     assert "inside scan" in text["cpu"] and "inside conv_general_dilated" in text["h100"]
+
+
+@pytest.mark.parametrize("fun", [lambda x: x, lambda x: (), lambda x: jnp.zeros(3)])
+def test_a_program_that_computes_nothing_has_a_plan(fun):
+    step = bp.compile(fun, memory_budget="1MiB")
+    plan = step.lower(1.0).compile().plan
+    assert plan.gap == 0 and "memory plan" in str(plan)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), step(1.0), jax.jit(fun)(1.0)))
