@@ -11,6 +11,7 @@ from ...ir.device import LINK
 from ...ir.fusion import CALLS, free_values, is_fusible
 from ...ir.graph import Graph, Node, maker
 from ...ir.op import Op
+from ...ir.types import ArrayType
 from .sites import bodies
 
 _HOLDERS = CALLS | VIEWS | LINK | {"scan", "while", "cond", "remat2"}
@@ -94,13 +95,16 @@ def _told(node: Node, action: str, kind: str, size: int, time: float, reason: st
 
 
 def _runs(graph: Graph) -> dict[Any, tuple[Node, int]]:
-    """How often each op of each origin runs, in loops too, with the last such node."""
-    found: dict[tuple[Op, Any], tuple[Node, int]] = {}
+    """How often each op of each origin and types runs, in loops too, with the last such node.
+
+    What is made again has the origin of its backward nodes, whose results are of other types.
+    """
+    found: dict[tuple[Op, Any, tuple[ArrayType, ...]], tuple[Node, int]] = {}
 
     def count(graph: Graph, times: int) -> None:
         for node in graph.nodes:
             if node.op.name not in _HOLDERS:
-                key = (node.op, node.origin)
+                key = (node.op, node.origin, tuple(value.type for value in node.outputs))
                 found[key] = (node, found.get(key, (node, 0))[1] + times)
             length = int(node.attrs["length"]) if node.op.name == "scan" else 1
             for region in node.regions if node.op.name == "cond" else node.regions[:1]:

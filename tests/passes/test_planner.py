@@ -13,6 +13,7 @@ from backpass import ir
 from backpass.ir.device import DEVICES
 from backpass.ir.links import traffic
 from backpass.passes.rematerialise import Planner
+from backpass.passes.rematerialise.decisions import decisions
 from backpass.passes.rematerialise.sites import bodies, joined, stretches
 from passes.joints import STEPS, joint, parameters, rows
 
@@ -141,3 +142,13 @@ def test_what_devices_have_to_tell_each_other_is_kept(link, sums):
     products = [node for node in found.nodes if node.op.name == "dot_general"]
     assert len(products) == 6
     assert sum(traffic(node).bytes > 0 for node in products) == sums
+
+
+def test_what_is_made_again_is_told_by_its_own_type():
+    """And not by that of a gradient, which comes of the same line by the same op."""
+    planner = Planner(graph_of("unrolled"), SPEC)
+    found = planner.leanest
+    told = decisions(planner.graph, found.graph, planner.clock.seconds)
+    again = [each.value for each in told if each.action == "recompute"]
+    products = [value for value in again if value.startswith("dot_general")]
+    assert products and set(products) == {f"dot_general f32[{BATCH // 4},{WIDTH}]"}
