@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
 from typing import ClassVar
@@ -16,9 +16,12 @@ from ..picks import own_rows
 from .divide import Division, divide
 from .loop import looped
 from .split import Split
+from .weights import made_of, weights_of
 
 # So much of the arithmetic that the samples ask for has to run part by part.
 SHARE = 0.9
+# So much of all arithmetic on real numbers has to, for a dimension to be that of the samples.
+LEAST = 0.25
 # So many dimensions of arguments are tried, the likely ones first.
 TRIED = 256
 
@@ -48,27 +51,30 @@ class Microbatch:
         tried: list[Division] = []
         flops = {node: work.flops for node, work in node_costs(graph).items()}
         total = sum(map(flops.__getitem__, graph.nodes))
-        for seed, split in islice(seeds(graph, self.steps), TRIED):
+        weights = weights_of(graph)
+        made = made_of(graph, weights)
+        able = []
+        for seed, split in islice(seeds(graph, self.steps, weights), TRIED):
             tried.append(divide(graph, seed, split, self.steps))
-            if _inside(tried[-1], flops) >= SHARE * total:
-                break
-        able = [each for each in tried if _is_whole(each, flops)]
+            if _is_whole(tried[-1], flops) and _is_of_samples(tried[-1], flops, made):
+                able.append(tried[-1])
+                if _inside(tried[-1], flops) >= SHARE * total:
+                    break
         if not able:
-            raise _refusal(graph, self.steps, tried)
+            raise _refusal(self.steps, graph, tried, weights)
         return looped(max(able, key=lambda each: _inside(each, flops)))
 
 
-def seeds(graph: Graph, k: int) -> Iterator[tuple[Value, Split]]:
+def seeds(graph: Graph, k: int, weights: Set[Value]) -> Iterator[tuple[Value, Split]]:
     """Inputs with a dimension that k divides, those first that are likely to hold samples.
 
-    Samples are read by the forward pass alone, are more often in the last argument than in the
-    first, and along the first dimension.
+    Samples are no weights, are more often in the last argument than in the first, and along the
+    first dimension.
     """
-    updated = _updated(graph)
     read = {v for node in graph.nodes for v in node.inputs} | set(graph.outputs)
     read_at = {v: i for i, v in enumerate(graph.inputs) if v in read}
     found = [
-        ((v in updated, dim, -place), v, Split(dim, size // (k * _over(v, dim, k))))
+        ((v in weights, dim, -place), v, Split(dim, size // (k * _over(v, dim, k))))
         for v, place in read_at.items()
         for dim, size in enumerate(v.shape)
         if size and size % k == 0
@@ -80,10 +86,6 @@ def _over(value: Value, dim: int, k: int) -> int:
     """On how many devices a dimension lies, if each of them can take its share of every part."""
     over = places(dims_of(value.type)[dim])
     return over if value.shape[dim] % (k * over) == 0 else 1
-
-
-def _updated(graph: Graph) -> set[Value]:
-    return {v for node in graph.nodes if node.phase == "update" for v in node.inputs}
 
 
 def _inside(found: Division, flops: Mapping[Node, int]) -> int:
@@ -103,16 +105,31 @@ def _is_whole(found: Division, flops: Mapping[Node, int]) -> bool:
     return inside > 0 and inside >= SHARE * (inside + outside)
 
 
-def _refusal(graph: Graph, k: int, tried: Sequence[Division]) -> BatchError:
-    """Tell what couples the samples, taking the largest array that no update reads for them."""
+def _is_of_samples(found: Division, flops: Mapping[Node, int], made: Set[Value]) -> bool:
+    """True where weights are whole in each part, and their gradients sums over the parts.
+
+    Else it is features that are divided: batch normalisation does the same to each of them, and
+    weights are divided with them. Where weights are sliced and others are there as a whole, it is
+    the gradient by samples that is asked for. Nor is it samples that little is made of.
+    """
+    nodes = (n for n in found.graph.nodes if n.phase != "update" and n.outputs)
+    total = sum(flops[node] for node in nodes if node.outputs[0].type.is_inexact)
+    if _inside(found, flops) < LEAST * total:
+        return False
+    sliced = any(value in made for value, _ in found.around.xs)
+    shared = any(value in made and len(value.shape) > 1 for value in found.around.consts)
+    return not sliced or shared or all(split.dim == 0 for _, split in found.around.xs)
+
+
+def _refusal(k: int, graph: Graph, tried: Sequence[Division], weights: Set[Value]) -> BatchError:
+    """Tell what couples the samples, taking the largest array that holds no weights for them."""
     if not tried:
         sizes = sorted({size for v in graph.inputs for size in v.shape[:1]})
         return BatchError(
             f"accumulate_steps={k} wants an array argument with a dimension of samples that {k} "
             f"divides; first dimensions of the arguments are {sizes}"
         )
-    updated = _updated(graph)
-    found = max(tried, key=lambda each: (each.seed not in updated, each.seed.type.nbytes))
+    found = max(tried, key=lambda each: (each.seed not in weights, each.seed.type.nbytes))
     met = found.coupled[0] if found.coupled else None
     where = f"\n  at {met.node.place}: {met.node.op.name}: {met}" if met else ""
     return BatchError(

@@ -254,7 +254,7 @@ def shifted(w, x):
 
 
 def chained(w, x):
-    return lax.scan(lambda h, row: (jnp.tanh(h @ w + row), None), X[0], x)[0].sum()
+    return lax.scan(lambda h, row: (jnp.tanh(h @ w + row), None), 0 * w[0], x)[0].sum()
 
 
 @pytest.mark.parametrize("loss", [normalised, contrasted, rooted, shifted, chained])
@@ -265,6 +265,31 @@ def test_samples_that_depend_on_each_other_are_refused(loss):
         step(W, X)
     told = re.search(r"test_accumulate.py:(\d+)", str(met.value))
     assert line < int(told[1]) <= line + 3
+
+
+def deep_normalised(p, x, y):
+    for w in p:
+        x = x @ w
+        x = nn.relu((x - x.mean(0)) * lax.rsqrt(x.var(0) + 1e-5))
+    return jnp.mean((x - y) ** 2)
+
+
+STEPS = {
+    "update": lambda loss: trained(loss, bp.value_and_grad),
+    "gradients": bp.value_and_grad,
+    "by jax": jax.value_and_grad,
+}
+
+
+@pytest.mark.parametrize("made", STEPS)
+@pytest.mark.parametrize("loss", [normalised, contrasted, shifted, chained, deep_normalised])
+def test_features_are_no_samples(loss, made):
+    """Each of them may be done by itself, but a part of them is no part of the batch."""
+    w, x = array(3, 8, 8), array(4, 16, 8)
+    args = ([w, w, w], x, array(5, 16, 8)) if loss is deep_normalised else (w, x)
+    for steps in (2, 4, 8):
+        with pytest.raises(bp.BatchError, match=r"args\[[12]\] f64\[16,8\] in parts of .* 0"):
+            bp.compile(STEPS[made](loss), accumulate_steps=steps).lower(*args)
 
 
 def test_a_batch_that_has_no_such_parts():

@@ -15,6 +15,8 @@ from backpass.ir.fingerprint import fingerprint
 from backpass.passes.autodiff import Reverse
 from models.comparison import assert_close
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 
 @pytest.fixture(autouse=True)
 def x64():

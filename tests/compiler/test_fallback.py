@@ -10,6 +10,8 @@ from jax.interpreters import ad, batching, mlir
 
 import backpass as bp
 
+pytestmark = pytest.mark.usefixtures("quick")
+
 X = np.arange(1.0, 4.0, dtype=np.float32)
 
 
