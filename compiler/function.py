@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -12,6 +12,7 @@ import jax
 
 from ..ir.errors import ArgumentError, BackpassError
 from ..ir.graph import Graph
+from ..ir.jax_compat import forget_calls
 from ..ir.types import Spec
 from ..passes import Pass
 from .asked import Asked
@@ -23,6 +24,7 @@ from .explain import Explanation, History
 from .headroom import out_of_memory
 from .nonfinite import Guard
 from .options import Options, pipeline_of
+from .placement import key_of_call
 from .programs import Programs
 from .stages import Compiled, Lowered, Traced
 from .state import Stateful
@@ -52,13 +54,14 @@ class CompiledFunction:
         self._binding = Binding(programs)
         self._elsewhere = elsewhere
         self._by_place = False
+        self._places: dict[Hashable, CompiledFunction] = {}
         self._by_state: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step. Arguments that were donated must not be used again."""
         if self._by_state is not None:
             return self._by_state(*args, **kwargs)
-        if self._by_place and (there := self._at(args, kwargs)) is not self:
+        if self._by_place and (there := self._there(args, kwargs)) is not self:
             return there(*args, **kwargs)
         self._history.calls += 1
         binding = self._binding
@@ -74,11 +77,11 @@ class CompiledFunction:
         """Go on where a call of JAX's function has ended: with what it lacks, or an error."""
         if isinstance(met, Stateful):
             return self._with_state(met)(*args, **kwargs)
-        if isinstance(met, Unplaced):
+        if isinstance(met, Unplaced | Unsettled | Unweighed):
             self._history.calls -= 1  # it is the same call again
-            return self._at(args, kwargs)(*args, **kwargs)
-        if isinstance(met, Unsettled | Unweighed):
-            self._history.calls -= 1
+            forget_calls(self._binding.jit)
+            if isinstance(met, Unplaced):
+                return self._at(args, kwargs)(*args, **kwargs)
             if isinstance(met, Unsettled):
                 built = self._programs.of(args, kwargs)
                 with built.lock:  # another thread may have settled it meanwhile
@@ -233,6 +236,16 @@ class CompiledFunction:
             if isinstance(error, BackpassError) or not is_exhausted(error):
                 raise
             raise self._programs.exhausted(args, kwargs, error) from error
+
+    def _there(self, args: Sequence[Any], kwargs: dict[str, Any]) -> CompiledFunction:
+        """The same as `_at`, which is remembered for calls like this one."""
+        key = key_of_call(self._asked.arguments, args, kwargs)
+        if key is None:
+            return self._at(args, kwargs)
+        found = self._places.get(key)
+        if found is None:
+            found = self._places[key] = self._at(args, kwargs)
+        return found
 
     def _at(self, args: Sequence[Any], kwargs: dict[str, Any]) -> CompiledFunction:
         """Return the function for arguments that lie as these do: this one, or another like it.

@@ -393,3 +393,14 @@ def source_context(traceback: Any, scope: str) -> Iterator[None]:
 def as_numpy_scalar(x: Any, dtype: Any) -> Any:
     """A Python or NumPy scalar as a NumPy scalar of `dtype` (bfloat16 and float8 included)."""
     return np.asarray(x).astype(dtype)[()]
+
+
+def forget_calls(jitted: Any) -> None:
+    """Have `jax.jit`'s function look its programs up again; nothing is traced or compiled anew.
+
+    Where a call's trace has raised, JAX takes the slow way for such calls for ever after. The
+    public `clear_cache` would drop traces and executables too.
+    """
+    clear = getattr(jitted, "_clear_cache", None)
+    if clear is not None:
+        clear()

@@ -123,13 +123,14 @@ def _is_of_samples(found: Division, flops: Mapping[Node, int], made: Set[Value])
 
 def _refusal(k: int, graph: Graph, tried: Sequence[Division], weights: Set[Value]) -> BatchError:
     """Tell what couples the samples, taking the largest array that holds no weights for them."""
-    if not tried:
+    samples = [each for each in tried if each.seed not in weights]
+    if not samples:
         sizes = sorted({size for v in graph.inputs for size in v.shape[:1]})
         return BatchError(
             f"accumulate_steps={k} wants an array argument with a dimension of samples that {k} "
             f"divides; first dimensions of the arguments are {sizes}"
         )
-    found = max(tried, key=lambda each: (each.seed not in weights, each.seed.type.nbytes))
+    found = max(samples, key=lambda each: each.seed.type.nbytes)
     met = found.coupled[0] if found.coupled else None
     where = f"\n  at {met.node.place}: {met.node.op.name}: {met}" if met else ""
     return BatchError(

@@ -11,6 +11,8 @@ from typing import Any
 
 from ...ir.graph import Node
 from ...ir.ops.contraction import free_dims
+from ...ir.spec import dims_of
+from ...ir.types import places
 from ..fuse.rows import ELEMENTWISE
 from .indexing import gather, scatter
 from .products import convolution, dot
@@ -96,6 +98,33 @@ def _concatenate(node: Node, kinds: Sequence[Kind], k: int) -> Step:
     if node.attrs["dimension"] == split.dim and len(set(sizes)) > 1:
         raise Coupled(node, f"it joins parts of {sizes} along the samples")
     return Step([split] * len(node.inputs), [split])
+
+
+def _stack(node: Node, kinds: Sequence[Kind], k: int) -> Step:
+    split = first(kinds)
+    out = split.at(split.dim + (node.attrs["axis"] <= split.dim))
+    return Step([split] * len(node.inputs), [out])
+
+
+def _unstack(node: Node, kinds: Sequence[Kind], k: int) -> Step:
+    split, axis = first(kinds), node.attrs["axis"]
+    if axis == split.dim:
+        raise Coupled(node, "it takes the samples apart")
+    return Step([split], [split.at(split.dim - (axis < split.dim))] * len(node.outputs))
+
+
+def _tile(node: Node, kinds: Sequence[Kind], k: int) -> Step:
+    """Every copy has all parts, in their order."""
+    return Step([first(kinds)], [first(kinds)])
+
+
+def _constraint(node: Node, kinds: Sequence[Kind], k: int) -> Step:
+    """Each part lies as the whole does."""
+    split = first(kinds)
+    over = places(dims_of(node.output.type)[split.dim])
+    if node.output.shape[split.dim] % (k * over):
+        raise Coupled(node, f"a part of the samples can't be divided among {over} devices")
+    return Step([split], [split])
 
 
 def _slice(node: Node, kinds: Sequence[Kind], k: int) -> Step:
@@ -231,7 +260,9 @@ def _named(names: str, rule: Any) -> dict[str, Any]:
     return dict.fromkeys(names.split(), rule)
 
 
-_ELEMENTWISE = ELEMENTWISE.union("name threefry2x32 offload fetch layout_constraint".split())
+_ELEMENTWISE = ELEMENTWISE.union(
+    "name threefry2x32 offload fetch layout_constraint reshard".split()
+)
 
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
@@ -257,6 +288,10 @@ RULES: Mapping[str, Rule] = {
     "broadcast_in_dim": _broadcast,
     "transpose": _transpose,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
+    "sharding_constraint": _constraint,
+    "tile": _tile,
     "slice": _slice,
     "split": _split,
     "pad": _pad,

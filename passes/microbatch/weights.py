@@ -13,8 +13,13 @@ def weights_of(graph: Graph) -> frozenset[Value]:
     The gradient of an input has its type. Where several inputs are of one type, the first are
     taken: a step has its parameters in front of its samples.
     """
-    found = {v for node in graph.nodes if node.phase == "update" for v in node.inputs}
-    late = {v for node in graph.nodes if node.phase != "forward" for v in node.outputs}
+    found: set[Value] = set()
+    late: set[Value] = set()  # gradients, and what is made of them
+    for node in graph.nodes:
+        if node.phase == "update":
+            found.update(node.inputs)
+        if node.phase != "forward" or not late.isdisjoint(node.inputs):
+            late.update(node.outputs)
     found &= set(graph.inputs)
     left = [v for v in graph.inputs if v.shape]
     for output in graph.outputs:
