@@ -6,7 +6,6 @@ A step is loss, gradients and SGD, with the parameters donated. Each arm keeps i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -18,12 +17,8 @@ import numpy as np
 from ..compiler.compile import compile
 from ..compiler.gradients import value_and_grad
 from .measure import Samples, calls_for, interleave
-from .models.model import PLAIN, Model, Remat
-
-RATE = 1e-4
-# The update at this rate is the gradient, but for rounding: it is how gradients are compared
-# without another program.
-CHECK_RATE = 2.0**20
+from .models.model import PLAIN, Remat
+from .task import RATE, Arm, Task
 
 # On CPU this pass of XLA lets another one undo `jax.checkpoint`: it is off where that is measured.
 WORKING = {"xla_disable_hlo_passes": "cse_barrier_expander"}
@@ -38,40 +33,6 @@ POLICIES: Mapping[str, Remat] = {
     **{f"groups of {n}": Remat(jax.checkpoint, n) for n in (2, 4, 6)},
     **{f"nested {n}": Remat(jax.checkpoint, n, nested=True) for n in (2, 4, 6)},
 }
-
-
-@dataclass(frozen=True)
-class Task:
-    """What all arms are given: a builder of the model, which takes `remat`, and the arrays."""
-
-    build: Callable[..., Model]
-    model: Model
-    params: Any
-    batch: Any
-
-    @classmethod
-    def of(cls, build: Callable[..., Model], seed: int = 0) -> Task:
-        """Draw parameters and a batch."""
-        model, keys = build(), jax.random.split(jax.random.key(seed))
-        return cls(build, model, model.init(keys[0]), model.batch(keys[1]))
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A step that is ready to run.
-
-    `once` runs it on the arm's own state and waits. `first(rate)` gives loss and parameters after
-    one step from the start, leaves as `backpass` has them. Seconds to compile and bytes are None
-    where nobody tells them; `program` is what was compiled.
-    """
-
-    name: str
-    once: Callable[[], None]
-    first: Callable[[float], tuple[float, list[np.ndarray[Any, Any]]]]
-    compile_seconds: float | None = None
-    temp_bytes: int | None = None
-    peak_bytes: int | None = None
-    program: Any = None
 
 
 def step_of(value_and_grad: Callable[..., Any], loss: Callable[..., Any]) -> Callable[..., Any]:

@@ -65,7 +65,8 @@ def step(model: Any, spec: Any) -> tuple[Row, Any]:
     import jax.numpy as jnp
 
     import backpass as bp
-    from backpass.bench.arms import RATE, step_of
+    from backpass.bench.arms import step_of
+    from backpass.bench.task import RATE
 
     state = [model.init(jax.random.key(0))]
     batch, rate = model.batch(jax.random.key(1)), jnp.float32(RATE)

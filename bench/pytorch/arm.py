@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import torch
 
-from ..arms import CHECK_RATE, RATE, Arm, Task
+from ..task import CHECK_RATE, RATE, Arm, Task
 from .images import mlp, resnet, unet, vae, vit
 from .sequences import gpt, lstm, moe
 from .setting import prepare

@@ -18,13 +18,14 @@ import jax
 import numpy as np
 
 from ...ir.errors import BudgetError
-from ..arms import POLICIES, WORKING, Arm, Task, checkpointed, in_turns, ours, stock
+from ..arms import POLICIES, WORKING, checkpointed, in_turns, ours, stock
 from ..measure import Ratio, Samples, ratio
 from ..models.images import mlp, resnet, unet, vae, vit
 from ..models.model import Model
 from ..models.sequences import gpt, lstm, moe
 from ..models.sizes import SIZES
 from ..rows import Row, Setup, exact
+from ..task import Arm, Task
 
 RATIOS = ("time", "peak")
 FIGURES = ("budget", "within", "predicted", "rounds", "rival")

@@ -15,10 +15,11 @@ import jax
 
 from ...ir.cost import cost
 from ...runtime.device import live_spec
-from ..arms import CHECK_RATE, PEERS, Arm, Task, differences, in_turns, ours
+from ..arms import PEERS, differences, in_turns, ours
 from ..measure import Samples, ratio
 from ..models.model import Model
 from ..rows import Row, Setup, exact, message
+from ..task import CHECK_RATE, Arm, Task
 
 RATIOS = ("time", "cpu", "temp", "compile")
 FIGURES = ("loss", "grads", "ms", "utilisation", "traffic")

@@ -67,8 +67,8 @@ def measure(layers: int, arms: Sequence[str], repeats: int, tiny: bool) -> list[
     import jax
     import jax.numpy as jnp
 
-    from backpass.bench.arms import RATE
     from backpass.bench.models.sequences import gpt
+    from backpass.bench.task import RATE
 
     model = gpt(layers, *((16, 2, 8, 2, 32) if tiny else (128, 4, 128, 4, 512)))
     params, batch = model.init(jax.random.key(0)), model.batch(jax.random.key(1))

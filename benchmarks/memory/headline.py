@@ -22,8 +22,9 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 from script import finish, parser
 
-from backpass.bench.arms import Task, checkpointed, in_turns, ours, stock
+from backpass.bench.arms import checkpointed, in_turns, ours, stock
 from backpass.bench.measure import environment, fix_allocator, note, ratio
+from backpass.bench.task import Task
 
 COLUMNS = "model arm activations temp time fewer".split()
 

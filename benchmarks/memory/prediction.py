@@ -22,9 +22,10 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1]))
 from script import finish, parser
 
-from backpass.bench.arms import RATE, Task, step_of
+from backpass.bench.arms import step_of
 from backpass.bench.measure import environment, note
 from backpass.bench.suites.memory import cases
+from backpass.bench.task import RATE, Task
 
 COLUMNS = ("model", "plans", "first", "calibrated", "second")
 

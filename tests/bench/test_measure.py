@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from backpass.bench import measure
-from backpass.bench.arms import CHECK_RATE, differences
+from backpass.bench.arms import differences
 from backpass.bench.models.parts import parts
 from backpass.bench.models.sizes import SIZES, fitting, models
+from backpass.bench.task import CHECK_RATE
 
 NAMES = ["mlp", "resnet", "gpt", "gpt_scan", "lstm", "vit", "unet", "moe", "vae"]
 

@@ -5,9 +5,10 @@ import warnings
 
 import pytest
 
-from backpass.bench.arms import CHECK_RATE, Task, differences, ours
+from backpass.bench.arms import differences, ours
 from backpass.bench.models.sizes import SIZES
 from backpass.bench.run import run
+from backpass.bench.task import CHECK_RATE, Task
 from backpass.ir.errors import ArgumentError
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
