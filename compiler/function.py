@@ -67,29 +67,34 @@ class CompiledFunction:
         binding = self._binding
         try:
             return binding.jit(*args, **kwargs)
+        except (Unplaced, Unsettled, Unweighed) as met:
+            lacked = type(met)  # out of here, so that no later error has it for a context
         except (Exception, Stateful) as met:
             return self._after(met, args, kwargs)
         finally:
             if binding.watches:
                 binding.finish(compiles=not holds_tracers(args, kwargs))
+        return self._with(lacked, args, kwargs)
+
+    def _with(self, lacked: type[Exception], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Find out what a program lacked when it was asked for, and call again."""
+        self._history.calls -= 1  # it is the same call
+        forget_calls(self._binding.jit)
+        if lacked is Unplaced:
+            return self._at(args, kwargs)(*args, **kwargs)
+        if lacked is Unsettled:
+            built = self._programs.of(args, kwargs)
+            with built.lock:  # another thread may have settled it meanwhile
+                if built.open:
+                    self._binding.settle(built, args, kwargs)
+        else:
+            self._binding.weigh(args, kwargs)
+        return self._awaited(args, kwargs)
 
     def _after(self, met: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Go on where a call of JAX's function has ended: with what it lacks, or an error."""
+        """Go on where a call of JAX's function has ended: with its state, or an error."""
         if isinstance(met, Stateful):
             return self._with_state(met)(*args, **kwargs)
-        if isinstance(met, Unplaced | Unsettled | Unweighed):
-            self._history.calls -= 1  # it is the same call again
-            forget_calls(self._binding.jit)
-            if isinstance(met, Unplaced):
-                return self._at(args, kwargs)(*args, **kwargs)
-            if isinstance(met, Unsettled):
-                built = self._programs.of(args, kwargs)
-                with built.lock:  # another thread may have settled it meanwhile
-                    if built.open:
-                        self._binding.settle(built, args, kwargs)
-            else:
-                self._binding.weigh(args, kwargs)
-            return self._awaited(args, kwargs)
         if self._asked.options.planning.active and holds_tracers(args, kwargs):
             return self._binding.inner(*args, **kwargs)
         if isinstance(met, ValueError) and not isinstance(met, BackpassError):

@@ -68,3 +68,15 @@ def test_a_call_of_a_program_that_was_weighed(monkeypatch):
     with pytest.warns(bp.MemoryWarning):
         ours(args)
     assert frames(lambda: ours(args)) < 10
+
+
+@pytest.mark.parametrize("options", [{}, {"memory_budget": "1GiB"}], ids=["", "budget"])
+def test_errors_of_a_first_call_are_the_users_alone(options):
+    """What we raise to look at arguments first is no part of what is told."""
+
+    def fails(p):
+        raise LookupError("of the user's")
+
+    with pytest.raises(LookupError) as met:
+        bp.compile(fails, **options)(leaves(8, over=P("data")))
+    assert met.value.__context__ is None
