@@ -58,6 +58,12 @@ def test_blocks_are_of_a_known_kind(page):
     assert TEXTS[page].count("\n```") == 2 * len(blocks)
 
 
+def test_readme_fits_a_terminal():
+    """Commands of 80 columns, as they are pasted."""
+    blocks = [block.text for block in blocks_of(TEXTS["README.md"]) if block.kind == "sh"]
+    assert blocks and [ln for text in blocks for ln in text.splitlines() if len(ln) > 80] == []
+
+
 PROSE = {
     **TEXTS,
     **{
