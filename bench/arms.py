@@ -14,14 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..compiler.budget import obeyed, peak_bytes
 from ..compiler.compile import compile
 from ..compiler.gradients import value_and_grad
 from .measure import Samples, calls_for, interleave
 from .models.model import PLAIN, Remat
 from .task import RATE, Arm, Task
-
-# On CPU this pass of XLA lets another one undo `jax.checkpoint`: it is off where that is measured.
-WORKING = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 # How a JAX user saves memory by hand, the usual ways first.
 POLICIES: Mapping[str, Remat] = {
@@ -63,9 +61,8 @@ def stock(
 
 
 def checkpointed(task: Task, policy: str) -> Arm:
-    """Compile a step with `jax.checkpoint` around blocks, in the form that works here."""
-    options = WORKING if jax.default_backend() == "cpu" else None
-    return stock(task, f"jax-checkpoint {policy}", POLICIES[policy], options)
+    """Compile a step with `jax.checkpoint` around blocks, which XLA is kept from undoing."""
+    return stock(task, f"jax-checkpoint {policy}", POLICIES[policy], obeyed(None))
 
 
 def by_torch(task: Task, compiled: bool) -> Arm:
@@ -92,8 +89,6 @@ def _jitted(name: str, step: Any, task: Task) -> Arm:
     program = step.lower(task.params, task.batch, jnp.float32(RATE)).compile()
     seconds = perf_counter() - start
     report = program.memory_analysis()
-    total = report.argument_size_in_bytes + report.output_size_in_bytes
-    peak = total + report.temp_size_in_bytes - report.alias_size_in_bytes
     state: list[Any] = []
     rate = jnp.float32(RATE)
 
@@ -108,7 +103,7 @@ def _jitted(name: str, step: Any, task: Task) -> Arm:
         params, value = program(params, task.batch, jnp.float32(rate))
         return float(value), [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
 
-    return Arm(name, once, first, seconds, report.temp_size_in_bytes, int(peak), program)
+    return Arm(name, once, first, seconds, report.temp_size_in_bytes, peak_bytes(report), program)
 
 
 def in_turns(arms: Sequence[Arm], repeats: int) -> list[Samples]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..ir import records
 from ..ir.errors import ArgumentError
 from .measure import Ratio
 from .rows import Row
@@ -52,17 +53,12 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """Return all numbers as plain data; seconds of each round too."""
-        return {
-            "schema": SCHEMA,
-            "environment": dict(self.environment),
-            "options": dict(self.options),
-            "rows": [asdict(row) for row in self.rows],
-            "means": [
-                {"suite": suite, "peer": peer, "ratios": means(self.of(suite), peer)}
-                for suite in SUITES
-                for peer in _peers(self.of(suite))
-            ],
-        }
+        shown = [
+            Means(suite, peer, means(self.of(suite), peer))
+            for suite in SUITES
+            for peer in _peers(self.of(suite))
+        ]
+        return asdict(_File(SCHEMA, self.environment, self.options, self.rows, tuple(shown)))
 
     def save(self, path: Path) -> None:
         """Write the JSON. Raises `ArgumentError` where that is not possible."""
@@ -85,15 +81,38 @@ class Report:
         return "\n\n".join(parts)
 
 
+@dataclass(frozen=True)
+class Means:
+    """Geometric means of a suite's ratios beside a peer."""
+
+    suite: str
+    peer: str
+    ratios: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class _File:
+    """What the JSON holds."""
+
+    schema: str
+    environment: Mapping[str, Any]
+    options: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    means: tuple[Means, ...] = ()
+
+    def report(self) -> Report:
+        """Return what was saved. Raises `ValueError` for another schema."""
+        if self.schema != SCHEMA:
+            raise ValueError(f"its schema is {self.schema!r}")
+        return Report(self.environment, self.options, self.rows)
+
+
 def read(path: Path) -> Report:
     """Read what `Report.save` wrote. Raises `ArgumentError`."""
     try:
-        found = json.loads(path.read_text())
-        if found["schema"] != SCHEMA:
-            raise ValueError(f"its schema is {found['schema']!r}")
-        rows = tuple(_row(**row) for row in found["rows"])
-        return Report(found["environment"], found["options"], rows)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        found: _File = records.read(_File, records.parsed(path.read_bytes()))
+        return found.report()
+    except (OSError, ValueError) as error:
         wanted = f"expected a file of backpass bench --json, {SCHEMA!r}"
         raise ArgumentError(f"{path}: {wanted}: {type(error).__name__} {error}") from error
 
@@ -106,10 +125,6 @@ def means(rows: Sequence[Row], peer: str) -> dict[str, float]:
         name: math.exp(sum(math.log(each[name].median) for each in mine) / len(mine))
         for name in names
     }
-
-
-def _row(ratios: Mapping[str, Mapping[str, float]], **rest: Any) -> Row:
-    return Row(ratios={name: Ratio(**each) for name, each in ratios.items()}, **rest)
 
 
 def _write(path: Path, text: str) -> None:

@@ -51,6 +51,15 @@ def exact(ours: float, theirs: float) -> Ratio:
     return Ratio(value, value, value)
 
 
+def agree(what: str, apart: float, limit: float) -> None:
+    """Raise ValueError where results are further apart from ours than by rounding."""
+    if not apart <= limit:  # NaN too
+        raise ValueError(
+            f"expected {what} within {limit:.0e} of ours, found {apart:.1e} apart: "
+            "nothing was timed"
+        )
+
+
 def message(error: Exception) -> str:
     """Return an error in a line."""
     lines = str(error).strip().splitlines()

@@ -85,14 +85,12 @@ def least(layers: int, width: int, part: float) -> int:
     from backpass.bench.models.sequences import gpt
 
     model = gpt(layers, width, 4, 2 * width, 8, 1024)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    batch = jax.eval_shape(model.batch, jax.random.key(1))
 
     def step(params, batch):
         loss, grads = bp.value_and_grad(model.loss)(params, batch)
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
 
-    plain = bp.compile(step, donate_argnums=0, memory_budget=1 << 50).lower(params, batch)
+    plain = bp.compile(step, donate_argnums=0, memory_budget=1 << 50).lower(*model.shapes())
     return int(part * plain.plan.baseline_bytes)
 
 

@@ -46,8 +46,7 @@ def pair_of(model: Model, part: float, device: str) -> Pair:
         loss, grads = bp.value_and_grad(model.loss)(params, batch)
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(model.init, key), jax.eval_shape(model.batch, key)
+    shapes = model.shapes()
     compiled = bp.compile(step, donate_argnums=0)
     (plain,) = bp.plan(compiled, *shapes, budgets=["1TiB"], device=device)
     least = bp.plan(compiled, *shapes, budgets=[1], device=device).minimum_bytes

@@ -74,14 +74,11 @@ def mixed(size: int) -> tuple[Callable[..., Any], Any]:
 
 def gpt(size: int) -> tuple[Callable[..., Any], Any]:
     """Return the loss of a decoder of equal blocks, and its arguments."""
-    import jax
-
     from backpass.bench.models.sequences import gpt
 
     layers = max(1, size // 150)
     model = gpt(layers=layers, width=64, heads=2, length=64, batch=2, vocabulary=256)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return model.loss, (jax.eval_shape(model.init, key), jax.eval_shape(model.batch, key))
+    return model.loss, model.shapes()
 
 
 PROGRAMS = {"mlp": mlp, "gpt": gpt, "mixed": mixed}

@@ -74,9 +74,9 @@ class CompiledFunction:
         finally:
             if binding.watches:
                 binding.finish(compiles=not holds_tracers(args, kwargs))
-        return self._with(lacked, args, kwargs)
+        return self._again(lacked, args, kwargs)
 
-    def _with(self, lacked: type[Exception], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _again(self, lacked: type[Exception], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Find out what a program lacked when it was asked for, and call again."""
         self._history.calls -= 1  # it is the same call
         forget_calls(self._binding.jit)

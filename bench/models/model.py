@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 from jax import Array
 
 Params = Any
@@ -26,6 +27,11 @@ class Model:
     batch: Callable[[Array], Batch]
     settings: Mapping[str, Any] = field(default_factory=dict)
     portable: Callable[[Batch], Batch] = lambda batch: batch
+
+    def shapes(self) -> tuple[Params, Batch]:
+        """Return parameters and a batch as `jax.ShapeDtypeStruct`s: nothing is drawn."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.eval_shape(self.init, key), jax.eval_shape(self.batch, key)
 
 
 @dataclass(frozen=True)

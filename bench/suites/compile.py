@@ -86,9 +86,7 @@ def measure(suite: str, case: str, build: Callable[[], Model], setup: Setup) -> 
 
 def arguments(model: Model) -> tuple[Any, ...]:
     """Return parameters, batch and rate as `jax.ShapeDtypeStruct`s."""
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    shapes = jax.eval_shape(model.init, key), jax.eval_shape(model.batch, key)
-    return (*shapes, jax.ShapeDtypeStruct((), jnp.float32))
+    return (*model.shapes(), jax.ShapeDtypeStruct((), jnp.float32))
 
 
 def planning(model: Model, args: Sequence[Any]) -> float:

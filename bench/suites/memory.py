@@ -14,11 +14,11 @@ from functools import partial
 from statistics import median
 from typing import Any
 
-import jax
 import numpy as np
 
+from ...compiler.budget import obeyed
 from ...ir.errors import BudgetError
-from ..arms import POLICIES, WORKING, checkpointed, in_turns, ours, stock
+from ..arms import POLICIES, checkpointed, in_turns, ours, stock
 from ..measure import Ratio, Samples, ratio
 from ..models.images import mlp, resnet, unet, vae, vit
 from ..models.model import Model
@@ -65,8 +65,7 @@ def measure(suite: str, case: str, build: Callable[..., Model], setup: Setup) ->
     task = Task.of(build, setup.seed)
     plain, rivals = stock(task), []
     if "jax-checkpoint" in setup.peers:
-        options = WORKING if jax.default_backend() == "cpu" else None
-        rivals = [stock(task, "plain", options=options)]
+        rivals = [stock(task, "plain", options=obeyed(None))]
         rivals += [checkpointed(task, policy) for policy in POLICIES]
     for arm in rivals:
         setup.tell(f"{case}, {arm.name}: peak {_peak(arm) / 2**20:.1f} MiB")

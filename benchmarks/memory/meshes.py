@@ -52,32 +52,33 @@ def measure(strategy: str, tiny: bool, budgets: int) -> list[Row]:
 
     import backpass as bp
     from backpass.compiler.budget import peak_bytes
-    from strategies import Sizes, prepared, train
+    from strategies import Sizes, prepared
 
     sizes = Sizes(8, 16, 8, 16, 32, 8) if tiny else Sizes()
 
-    def compiled(**options):
+    def tried(**options) -> tuple[bp.Compiled, np.ndarray]:
         step, state, tokens = prepared(strategy, sizes, **options)
-        return step.lower(state, tokens(0)).compile()
+        program = step.lower(state, tokens(0)).compile()
+        losses = []
+        for i in range(STEPS):
+            state, loss = program(state, tokens(i))
+            losses.append(float(loss))
+        return program, np.array(losses)
 
-    def losses(**options) -> np.ndarray:
-        return np.array(train(strategy, STEPS, sizes, note, **options))
-
-    plain = peak_bytes(compiled().memory_analysis())
-    whole = losses()
+    program, whole = tried()
+    plain = peak_bytes(program.memory_analysis())
     try:
-        compiled(memory_budget=1)
+        tried(memory_budget=1)
         raise SystemExit(f"{strategy} fits into one byte")
     except bp.BudgetError as error:
         least = error.minimum_bytes
     rows = []
     for budget in np.linspace(plain, least, budgets).astype(int).tolist():
         note(f"{strategy}: {budget} bytes of {plain}")
-        done = compiled(memory_budget=budget)
-        error = float(np.abs(losses(memory_budget=budget) - whole).max())
-        peak, plan = peak_bytes(done.memory_analysis()), done.plan
-        own = (budget, peak, plan.predicted_bytes, plan.rounds)
-        rows.append(Row(strategy, plain, *own, error))
+        program, losses = tried(memory_budget=budget)
+        error = float(np.abs(losses - whole).max())
+        peak, plan = peak_bytes(program.memory_analysis()), program.plan
+        rows.append(Row(strategy, plain, budget, peak, plan.predicted_bytes, plan.rounds, error))
     return rows
 
 

@@ -51,12 +51,13 @@ class Microbatch:
         tried: list[Division] = []
         flops = {node: work.flops for node, work in node_costs(graph).items()}
         total = sum(map(flops.__getitem__, graph.nodes))
+        least = LEAST * _real(graph, flops)
         weights = weights_of(graph)
         made = made_of(graph, weights)
         able = []
         for seed, split in islice(seeds(graph, self.steps, weights), TRIED):
             tried.append(divide(graph, seed, split, self.steps))
-            if _is_whole(tried[-1], flops) and _is_of_samples(tried[-1], flops, made):
+            if _is_whole(tried[-1], flops) and _is_of_samples(tried[-1], flops, least, made):
                 able.append(tried[-1])
                 if _inside(tried[-1], flops) >= SHARE * total:
                     break
@@ -105,16 +106,22 @@ def _is_whole(found: Division, flops: Mapping[Node, int]) -> bool:
     return inside > 0 and inside >= SHARE * (inside + outside)
 
 
-def _is_of_samples(found: Division, flops: Mapping[Node, int], made: Set[Value]) -> bool:
+def _real(graph: Graph, flops: Mapping[Node, int]) -> int:
+    """FLOPs on real numbers, but those of updates."""
+    nodes = (n for n in graph.nodes if n.phase != "update" and n.outputs)
+    return sum(flops[node] for node in nodes if node.outputs[0].type.is_inexact)
+
+
+def _is_of_samples(
+    found: Division, flops: Mapping[Node, int], least: float, made: Set[Value]
+) -> bool:
     """True where weights are whole in each part, and their gradients sums over the parts.
 
     Else it is features that are divided: batch normalisation does the same to each of them, and
     weights are divided with them. Where weights are sliced and others are there as a whole, it is
-    the gradient by samples that is asked for. Nor is it samples that little is made of.
+    the gradient by samples that is asked for. Samples have at least `least` FLOPs in the loop.
     """
-    nodes = (n for n in found.graph.nodes if n.phase != "update" and n.outputs)
-    total = sum(flops[node] for node in nodes if node.outputs[0].type.is_inexact)
-    if _inside(found, flops) < LEAST * total:
+    if _inside(found, flops) < least:
         return False
     sliced = any(value in made for value, _ in found.around.xs)
     shared = any(value in made and len(value.shape) > 1 for value in found.around.consts)

@@ -27,17 +27,7 @@ from .sites import Mutant, mutants
 
 ROOT = Path(__file__).parents[2]
 DRAWN_FROM = ("ir", "passes")
-PACKAGE = (
-    "__init__.py",
-    "py.typed",
-    "bench",
-    "cli",
-    "compiler",
-    "dynamic",
-    "ir",
-    "passes",
-    "runtime",
-)
+PACKAGE = ("__init__.py", "py.typed", *(each.parent.name for each in ROOT.glob("*/__init__.py")))
 TREE = (*PACKAGE, "tests", "examples", "benchmarks", "docs", "pyproject.toml", "README.md")
 KILLS = ("caught", "hung")
 
