@@ -1,11 +1,15 @@
 """What an installation holds, and what `import backpass` costs."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from zipfile import ZipFile
 
 import backpass
 
@@ -57,3 +61,45 @@ def test_import_needs_no_extra():
     run = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True)
     extras = {"equinox", "flax", "matplotlib", "optax", "orbax", "sklearn", "torch", "tqdm"}
     assert extras & set(json.loads(run.stdout)) == set()
+
+
+def built(kind: str, source: Path, into: Path) -> Path:
+    """The path of a `wheel` or an `sdist` of a tree."""
+    into.mkdir()
+    code = f"from setuptools import build_meta; build_meta.build_{kind}(sys.argv[1])"
+    command = [sys.executable, "-P", "-c", f"import sys; {code}", str(into)]
+    subprocess.run(command, cwd=source, capture_output=True, check=True)
+    (made,) = into.iterdir()
+    return made
+
+
+def test_a_wheel_of_the_sdist_is_the_package(tmp_path):
+    """As an installer makes it: what the tree has, no more, and it runs by itself."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for name in ("__init__.py", "py.typed", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in (*LAYERS, "tests", "docs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+    with tarfile.open(built("sdist", tree, tmp_path / "sdist")) as packed:
+        packed.extractall(tmp_path / "unpacked", filter="data")
+    (source,) = (tmp_path / "unpacked").iterdir()
+    site = tmp_path / "site"
+    with ZipFile(built("wheel", source, tmp_path / "wheel")) as wheel:
+        wheel.extractall(site)
+    files = {path.relative_to(site / "backpass") for path in (site / "backpass").rglob("*.*")}
+    there = {path.relative_to(tree) for layer in LAYERS for path in (tree / layer).rglob("*.*")}
+    assert files == there | {Path("__init__.py"), Path("py.typed")}
+    step = "bp.compile(lambda x: bp.value_and_grad(lambda x: (x * x).sum())(x))"
+    here = f"import backpass as bp, jax.numpy as jnp; print(bp.__file__, {step}(jnp.ones(3))[0])"
+    command_line = "from backpass.cli.main import main; main(['--help'])"
+    for code, wanted in ((here, f"{site}/backpass/__init__.py 3.0"), (command_line, "bench")):
+        run = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(site)},
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        assert wanted in run.stdout
