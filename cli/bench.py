@@ -15,7 +15,7 @@ from ..bench.plot import plot
 from ..bench.report import read
 from ..bench.run import run as run_suites
 from ..bench.suites.table import SUITES
-from .graphs import parts
+from .graphs import add_passes, parts
 
 
 def add(commands: Any) -> None:
@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--models", default="", help="some cases of the suites, mlp,gpt")
     parser.add_argument("--repeats", type=int, help="rounds of the arms in turns")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and data")
-    parser.add_argument("--passes", help="a pipeline in place of the default one")
+    add_passes(parser)
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all numbers")
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the tables")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the ratios as a PNG")

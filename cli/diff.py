@@ -16,7 +16,7 @@ from ..ir.diff import diff
 from ..ir.errors import ArgumentError
 from ..ir.graph import Graph
 from ..ir.parser import parse
-from .graphs import lowered, no_stage, parts
+from .graphs import add_passes, lowered, no_stage, parts
 
 
 def add(commands: Any) -> None:
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     parser.add_argument("a", metavar="A", help="a dump's folder or file, or FILE:FUNCTION")
     parser.add_argument("b", nargs="*", metavar="B", help="another; with two stages, SPECs of A")
     parser.add_argument("--stages", metavar="NAMES", help="BEFORE,AFTER of A; or one, of A and B")
-    parser.add_argument("--passes", help="a pipeline in place of the default one")
+    add_passes(parser)
     parser.add_argument("--json", action="store_true", help="the differences as JSON on stdout")
     parser.set_defaults(run=run, trouble=2)
 

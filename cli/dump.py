@@ -13,7 +13,7 @@ from typing import Any
 from ..compiler.dump import FORMATS, stage_file, write_text
 from ..ir.errors import ArgumentError
 from ..passes import PASSES, Stage
-from .graphs import lowered, no_stage
+from .graphs import add_passes, lowered, no_stage
 
 
 def add(commands: Any) -> None:
@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
     stages = ", ".join(["traced", *PASSES])
     parser.add_argument("--stage", default="all", help=f"all, or one of: {stages}")
     parser.add_argument("--format", choices=FORMATS, default="text")
-    parser.add_argument("--passes", help="a pipeline in place of the default one")
+    add_passes(parser)
     parser.add_argument("-o", "--output", type=Path, help="a file; for all stages a folder")
     parser.add_argument("--json", action="store_true", help="list the stages as JSON on stdout")
     parser.set_defaults(run=run, trouble=1)

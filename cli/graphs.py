@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,12 @@ from ..compiler.function import CompiledFunction
 from ..compiler.stages import Lowered
 from ..compiler.target import check_call, load_target, parse_spec
 from ..ir.errors import ArgumentError
+
+
+def add_passes(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--passes`."""
+    told = "a pipeline in place of the usual one; --passes=-NAME,-NAME to leave some out"
+    parser.add_argument("--passes", help=told)
 
 
 def call_of(target: str, specs: Sequence[str]) -> tuple[Callable[..., Any], Sequence[Any]]:

@@ -14,7 +14,7 @@ from ..compiler.budget import parse_bytes
 from ..compiler.plan import plan
 from ..ir.device import DEVICES, device_named
 from ..ir.errors import ArgumentError
-from .graphs import call_of, parts
+from .graphs import add_passes, call_of, parts
 
 
 def add(commands: Any) -> None:
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--budget", help="4GiB,2GiB; by default a spread of budgets")
     parser.add_argument("--device", help=f"one of: {', '.join(DEVICES)}; by default what is here")
     parser.add_argument("--donate", help="positions of arguments to donate, 0,1")
-    parser.add_argument("--passes", help="a pipeline in place of the default one")
+    add_passes(parser)
     parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
     parser.add_argument("--png", type=Path, metavar="PATH", help="draw time over peak")
     parser.set_defaults(run=run, trouble=1)

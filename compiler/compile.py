@@ -57,7 +57,7 @@ def compile(
             the device has free. What does not fit is made again in the backward pass.
         plan: a plan that `Lowered.plan.save` wrote, to be followed as it is.
         passes: a pipeline such as `"canonicalise,autodiff,cse"` or a sequence of passes, in
-            place of the default one.
+            place of the usual one; `"-fuse,-restack"` is the usual one without these.
         precision: `"bfloat16"` or `"float16"`: products take operands of that dtype and add up in
             float32, as do norms, softmax and losses; parameters and their gradients stay float32.
             For float16 see `bp.LossScale`.

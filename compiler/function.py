@@ -167,10 +167,10 @@ class CompiledFunction:
         `usual` are the passes where neither names any.
         """
         mine = self._asked.options
-        passes = pipeline_of(passes) if passes else mine.passes or tuple(usual)
+        asked = replace(mine, passes=pipeline_of(passes)) if passes else mine
         return type(self)(
             self._asked.fun,
-            replace(mine, passes=passes, planning=Planning(), jit={**mine.jit, **options}),
+            replace(mine, passes=asked.of(usual), planning=Planning(), jit={**mine.jit, **options}),
         )
 
     @property

@@ -147,6 +147,6 @@ def _planner(built: Built, options: Options) -> Planner:
     """The planner of a program, also where no budget was given."""
     if built.fitting is not None:
         return built.fitting.planner
-    passes = options.passes or default(jax.local_devices()[0].platform, planned=True)
+    passes = options.of(default(jax.local_devices()[0].platform, planned=True))
     graph = run_passes(built.program.graph, options.adapted(passes))[-1].graph
     return Planner(graph, live_spec(), built.donated)

@@ -13,6 +13,7 @@ import jax
 from ..ir.errors import ArgumentError
 from ..passes import PASSES, Canonicalise, Fuse, Pass, Restack, Unroll, default, parse_pipeline
 from ..passes.microbatch import Microbatch, with_microbatch
+from ..passes.pipeline import Without
 from ..passes.precision import Autocast, with_precision
 from ..runtime.device import row_of
 from .arguments import Arguments
@@ -31,7 +32,7 @@ class Options:
     """
 
     jit: Mapping[str, Any]
-    passes: tuple[Pass, ...] | None = None
+    passes: tuple[Pass, ...] | Without | None = None
     precision: str | None = None
     accumulate_steps: int | str | None = None
     debug: bool | str = False
@@ -42,14 +43,20 @@ class Options:
     @property
     def pipeline(self) -> tuple[Pass, ...]:
         """The passes; by default what loops do and stack is chosen for speed, or by the planner."""
-        passes = self.passes
-        if passes is None:
-            device = jax.local_devices()[0]
-            passes = default(device.platform, planned=self.planning.active)
-            if not self.planning.active:
-                tiny = (Unroll(),) if device.platform == "cpu" else ()
-                passes = (*passes, Restack(row_of(device)), *tiny)
-        return self.adapted(passes)
+        if isinstance(self.passes, tuple):
+            return self.adapted(self.passes)
+        device = jax.local_devices()[0]
+        passes = default(device.platform, planned=self.planning.active)
+        if not self.planning.active:
+            tiny = (Unroll(),) if device.platform == "cpu" else ()
+            passes = (*passes, Restack(row_of(device)), *tiny)
+        return self.adapted(self.of(passes))
+
+    def of(self, usual: Iterable[Pass]) -> tuple[Pass, ...]:
+        """The passes where these are the `usual` ones."""
+        if isinstance(self.passes, Without):
+            return self.passes.of(usual)
+        return tuple(usual) if self.passes is None else self.passes
 
     @property
     def casts(self) -> tuple[Pass, ...]:
@@ -110,7 +117,7 @@ def checked_health(health: Any) -> dict[str, str] | None:
     return {} if health else None
 
 
-def pipeline_of(passes: Any) -> tuple[Pass, ...]:
+def pipeline_of(passes: Any) -> tuple[Pass, ...] | Without:
     """Read a pipeline, or take passes as they are. Raises `ArgumentError`."""
     if isinstance(passes, str):
         return parse_pipeline(passes, PASSES)

@@ -1,7 +1,9 @@
 """The pass manager: a sequence of passes, and the record of what each did.
 
-    pipeline ::= pass (',' pass)*
+    pipeline ::= pass (',' pass)* | '-' name (',' '-' name)*
     pass     ::= name [ '{' option '=' value (',' option '=' value)* '}' ]
+
+`-restack,-unroll` are the usual passes without these.
 
 The same spelling serves Python, the command line and cache keys: `autodiff,cse,dce`.
 """
@@ -69,14 +71,27 @@ def run_passes(
     return tuple(stages)
 
 
+@dataclass(frozen=True)
+class Without:
+    """The usual passes but for some."""
+
+    names: frozenset[str]
+
+    def of(self, usual: Iterable[Pass]) -> tuple[Pass, ...]:
+        """Return what is left of the `usual` ones."""
+        return tuple(each for each in usual if each.name not in self.names)
+
+
 _PASS = re.compile(r"\s*([a-z_]+)\s*(?:\{([^}]*)\})?\s*(?:,|$)")
 
 
-def parse_pipeline(text: str, known: Mapping[str, type[Any]]) -> tuple[Pass, ...]:
-    """Read a pipeline such as `canonicalise,autodiff,cse`.
+def parse_pipeline(text: str, known: Mapping[str, type[Any]]) -> tuple[Pass, ...] | Without:
+    """Read a pipeline such as `canonicalise,autodiff,cse`, or `-restack`: the usual one without it.
 
     Raises `ArgumentError` for an unknown pass or option, naming the known ones.
     """
+    if text.lstrip().startswith("-"):
+        return _without(text, known)
     found: list[Pass] = []
     position = 0
     while position < len(text):
@@ -84,11 +99,24 @@ def parse_pipeline(text: str, known: Mapping[str, type[Any]]) -> tuple[Pass, ...
         if match is None:
             raise ArgumentError(f"expected a pass name at {text[position:]!r} in passes={text!r}")
         name, options = match[1], match[2] or ""
-        if name not in known:
-            raise ArgumentError(f"there is no pass {name!r}; the passes are {', '.join(known)}")
-        found.append(_configured(known[name], options))
+        found.append(_configured(_known(name, known), options))
         position = match.end()
     return tuple(found)
+
+
+def _without(text: str, known: Mapping[str, type[Any]]) -> Without:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.startswith("-") for part in parts):
+        raise ArgumentError(
+            f"expected passes to run, or passes to leave out as in '-cse,-dce', got passes={text!r}"
+        )
+    return Without(frozenset(_known(part[1:].strip(), known).name for part in parts))
+
+
+def _known(name: str, known: Mapping[str, type[Any]]) -> type[Any]:
+    if name not in known:
+        raise ArgumentError(f"there is no pass {name!r}; the passes are {', '.join(known)}")
+    return known[name]
 
 
 def _configured(kind: type[Any], text: str) -> Pass:
@@ -115,8 +143,10 @@ def _value(text: str, default: Any) -> Any:
     return type(default)(text) if isinstance(default, int | float) else text
 
 
-def spelled(passes: Sequence[Pass]) -> str:
+def spelled(passes: Sequence[Pass] | Without) -> str:
     """Return the pipeline's text form: options that have their default are left out."""
+    if isinstance(passes, Without):
+        return ",".join(f"-{name}" for name in sorted(passes.names))
     return ",".join(map(_spelled, passes))
 
 

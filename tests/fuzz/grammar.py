@@ -161,7 +161,8 @@ BYTES: Grammar = {
 }
 
 PIPELINE: Grammar = {
-    "pipeline": ["$pass", "$pass,$pass", "$pass,$pipeline", "", ",", " $pass , $pass "],
+    "pipeline": ["$pass", "$pass,$pass", "$pass,$pipeline", "", ",", " $pass , $pass "]
+    + ["-$name", "-$name,-$name", " - $name, $pass", "-"],
     "pass": [*["cse", "dce", "autodiff", "simplify"], "$name{$options}", "$name{", "Cse", "c-e"],
     "name": "canonicalise autodiff simplify cse fold dce fuse rematerialise loops roll sink".split()
     + ["accumulate", "autocast", "gradients", "no"],

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import jax.numpy as jnp
 import pytest
 
 import backpass as bp
@@ -101,6 +102,10 @@ def test_options_are_fields(text, expected):
         ("budgeted{on=perhaps}", ["'on'", "wants bool", "'perhaps'"]),
         ("budgeted{budget}", ["'budget'", "wants int"]),
         ("cse{deep}", ["no option 'deep'"]),
+        ("-cse,dce", ["to leave out as in '-cse,-dce'"]),
+        ("-nothing", ["no pass 'nothing'", "dce"]),
+        ("-", ["no pass ''"]),
+        ("cse,-dce", ["pass name", "'-dce'"]),
     ],
 )
 def test_what_does_not_parse(text, words):
@@ -108,6 +113,25 @@ def test_what_does_not_parse(text, words):
         parse_pipeline(text, KNOWN)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["-cse,-restack", " -restack , - cse,-cse "])
+def test_the_usual_pipeline_without_some(text):
+    found = parse_pipeline(text, PASSES)
+    assert spelled(found) == "-cse,-restack"
+    assert [each.name for each in found.of(DEFAULT[-3:])] == ["defer", "dce"]
+
+
+@pytest.mark.parametrize("budget", [None, "1GiB"])
+def test_a_step_without_some_of_its_passes(budget):
+    def stages(passes):
+        step = bp.compile(bp.grad(jnp.sum), passes=passes, memory_budget=budget)
+        lowered = step.lower(jnp.ones(3))
+        return [stage.name for stage in lowered.stages]
+
+    usual = stages(None)
+    assert stages("-cse,-fuse") == [each for each in usual if each not in ("cse", "fuse")]
+    assert {"cse", "fuse"} < set(usual)
 
 
 def test_stages():
