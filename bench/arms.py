@@ -46,7 +46,9 @@ def step_of(value_and_grad: Callable[..., Any], loss: Callable[..., Any]) -> Cal
 def ours(task: Task, passes: str | None = None, budget: int | None = None) -> Arm:
     """Compile a step, under a budget where one is given. Raises `BudgetError`."""
     step = step_of(value_and_grad, task.model.loss)
-    compiled = compile(step, donate_argnums=0, passes=passes, memory_budget=budget)
+    compiled = compile(
+        step, donate_argnums=0, passes=passes, memory_budget=budget, precision=task.precision
+    )
     return _jitted("backpass", compiled, task)
 
 

@@ -13,7 +13,8 @@ from .measure import Ratio, note
 class Setup:
     """How to measure: the size of models, the peers, rounds, the seed of parameters and data.
 
-    `passes` is a pipeline in place of the default one; `tell` takes lines of progress.
+    `passes` is a pipeline in place of the default one, `precision` that of products in steps of
+    models; `tell` takes lines of progress.
     """
 
     size: str
@@ -21,6 +22,7 @@ class Setup:
     repeats: int = 11
     seed: int = 0
     passes: str | None = None
+    precision: str | None = None
     tell: Callable[[str], None] = note
 
 

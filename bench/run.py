@@ -28,6 +28,7 @@ def run(
     repeats: int | None = None,
     seed: int = 0,
     passes: str | None = None,
+    precision: str | None = None,
 ) -> Report:
     """Run suites beside peers in this process.
 
@@ -39,6 +40,7 @@ def run(
         repeats: rounds of the arms in turns; by default the suite's own.
         seed: of parameters and data.
         passes: a pipeline in place of the default one.
+        precision: `bfloat16` for our products, and PyTorch's; JAX's stay as they are.
 
     Raises:
         ArgumentError: a name that is not known, a peer that is not installed, nothing to run.
@@ -55,7 +57,8 @@ def run(
         raise ArgumentError(
             "--against torch wants PyTorch, which is not installed: pip install 'backpass[bench]'"
         )
-    setup = Setup(fitting(size), tuple(dict.fromkeys(against)), seed=seed, passes=passes)
+    peers = tuple(dict.fromkeys(against))
+    setup = Setup(fitting(size), peers, seed=seed, passes=passes, precision=precision)
     chosen = [SUITES[name] for name in dict.fromkeys(suites or SUITES)]
     work = [
         (suite, name, what)

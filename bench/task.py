@@ -19,18 +19,22 @@ CHECK_RATE = 2.0**20
 
 @dataclass(frozen=True)
 class Task:
-    """What all arms are given: a builder of the model, which takes `remat`, and the arrays."""
+    """What all arms are given: a builder of the model, which takes `remat`, and the arrays.
+
+    `precision` is that of products where an arm can be told it: ours and PyTorch's `autocast`.
+    """
 
     build: Callable[..., Model]
     model: Model
     params: Any
     batch: Any
+    precision: str | None = None
 
     @classmethod
-    def of(cls, build: Callable[..., Model], seed: int = 0) -> Task:
+    def of(cls, build: Callable[..., Model], seed: int = 0, precision: str | None = None) -> Task:
         """Draw parameters and a batch."""
         model, keys = build(), jax.random.split(jax.random.key(seed))
-        return cls(build, model, model.init(keys[0]), model.batch(keys[1]))
+        return cls(build, model, model.init(keys[0]), model.batch(keys[1]), precision)
 
 
 @dataclass(frozen=True)

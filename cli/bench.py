@@ -29,6 +29,9 @@ def add(commands: Any) -> None:
     parser.add_argument("--repeats", type=int, help="rounds of the arms in turns")
     parser.add_argument("--seed", type=int, default=0, help="of parameters and data")
     add_passes(parser)
+    parser.add_argument(
+        "--precision", choices=("bfloat16",), help="of products, ours and PyTorch's"
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write all numbers")
     parser.add_argument("--markdown", type=Path, metavar="PATH", help="write the tables")
     parser.add_argument("--plot", type=Path, metavar="PATH", help="draw the ratios as a PNG")
@@ -52,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
         repeats=options.repeats,
         seed=options.seed,
         passes=options.passes,
+        precision=options.precision,
     )
     print(report)
     for path, write in (

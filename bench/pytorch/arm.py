@@ -38,6 +38,8 @@ def arm(task: Task, compiled: bool) -> Arm:
     """
     device = prepare(compiled)
     loss: Loss = partial(LOSSES[task.model.name], **task.model.settings)
+    if task.precision is not None:
+        loss = torch.autocast(device.type, getattr(torch, task.precision))(loss)
     update = _update
     if compiled:
         torch.compiler.reset()

@@ -62,7 +62,7 @@ def least(task: Task) -> int:
 
 def measure(suite: str, case: str, build: Callable[..., Model], setup: Setup) -> list[Row]:
     """Compile every arm, then time ours beside the others."""
-    task = Task.of(build, setup.seed)
+    task = Task.of(build, setup.seed, setup.precision)
     plain, rivals = stock(task), []
     if "jax-checkpoint" in setup.peers:
         rivals = [stock(task, "plain", options=obeyed(None))]

@@ -23,15 +23,14 @@ from ..task import CHECK_RATE, Arm, Task
 RATIOS = ("time", "cpu", "temp", "compile")
 FIGURES = ("loss", "grads", "ms", "utilisation", "traffic")
 
-# Relative differences of loss and gradients that are rounding: accelerators multiply float32 with
-# fewer bits.
-ROUNDING = {"cpu": (1e-4, 1e-3)}
+# Relative differences of loss and gradients that are rounding, and where products have fewer bits.
+ROUNDING = (1e-4, 1e-3)
 COARSE = (1e-2, 1e-1)
 
 
 def measure(suite: str, case: str, build: Callable[..., Model], setup: Setup) -> list[Row]:
     """Compile a model's step in all arms, compare one step, and time them in turns."""
-    task = Task.of(build, setup.seed)
+    task = Task.of(build, setup.seed, setup.precision)
     mine = ours(task, setup.passes)
     setup.tell(f"{case}, backpass: compiled in {mine.compile_seconds:.1f} s")
     first = mine.first(CHECK_RATE)
@@ -42,7 +41,7 @@ def measure(suite: str, case: str, build: Callable[..., Model], setup: Setup) ->
         try:
             arm = make(task)
             found = differences(task.params, first, arm.first(CHECK_RATE))
-            limits = ROUNDING.get(jax.default_backend(), COARSE)
+            limits = _rounding(setup)
             for what, value, limit in zip(("loss", "gradients"), found, limits, strict=True):
                 agree(what, value, limit)
         except Exception as error:  # one peer that fails must not hide the others
@@ -58,6 +57,12 @@ def measure(suite: str, case: str, build: Callable[..., Model], setup: Setup) ->
         Row(suite, case, arm.name, _ratios(mine, base, arm, samples), own | _apart(found, samples))
         for arm, samples, found in zip(arms, rest, apart, strict=True)
     ]
+
+
+def _rounding(setup: Setup) -> tuple[float, float]:
+    """Accelerators multiply float32 with fewer bits."""
+    whole = setup.precision is None and jax.default_backend() == "cpu"
+    return ROUNDING if whole else COARSE
 
 
 def _makers(peers: tuple[str, ...]) -> Iterator[tuple[str, Callable[[Task], Arm]]]:

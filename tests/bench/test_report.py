@@ -135,7 +135,7 @@ def test_plot(tmp_path):
         plot(report(row()), tmp_path / "none" / "ratios.png")
 
 
-def test_the_command(tmp_path, capsys, quick):
+def test_the_command(tmp_path, capsys):
     """Tables on stdout, progress on stderr, files where asked; 1 for a planted regression."""
     paths = {name: tmp_path / f"run.{name}" for name in ("json", "markdown", "plot")}
     command = ["bench", "dispatch", "--size", "tiny", "--models", "1 to 1", "--repeats", "3"]

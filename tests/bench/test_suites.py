@@ -9,8 +9,6 @@ from backpass.bench.suites import steps
 from backpass.bench.suites.table import SUITES
 from backpass.ir.errors import ArgumentError
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def tiny(suite, models=(), **options):
     """Its rows by case and peer, after two rounds."""
@@ -34,6 +32,11 @@ def test_models():
     assert row.figures["flops"] > 3 * products - 2 * 8 * 12 * 16
     assert row.figures["utilisation"] > 0 and row.figures["traffic"] > 0
     assert len(row.figures["seconds"]) == len(row.figures["peer_seconds"]) == 2
+
+
+def test_models_in_fewer_bits():
+    row = tiny("models", ["gpt"], precision="bfloat16")["gpt", "jax"]
+    assert 1e-4 < row.figures["grads"] < 1e-1
 
 
 def test_memory():

@@ -12,10 +12,7 @@ from backpass.bench.task import CHECK_RATE, Task
 from backpass.ir.errors import ArgumentError
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-pytestmark = [
-    pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed (extra 'bench')"),
-    pytest.mark.usefixtures("quick"),
-]
+pytestmark = pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is not installed (extra 'bench')")
 
 
 @pytest.mark.parametrize("name", SIZES["tiny"])
@@ -41,6 +38,22 @@ def test_torch_compile():
         report = run(["models"], size="tiny", models=["mlp"], repeats=1, against=["torch-compile"])
     (row,) = report.rows
     assert row.error is None and set(row.ratios) == {"time", "cpu", "compile"}
+
+
+def test_products_in_fewer_bits():
+    """Both cast operands of products, so that they are nearer to each other than to float32."""
+    from backpass.bench.arms import by_torch, stock
+
+    task = Task.of(SIZES["tiny"]["gpt"], seed=3, precision="bfloat16")
+    whole = stock(task).first(CHECK_RATE)
+    found = [arm.first(CHECK_RATE) for arm in (ours(task), by_torch(task, compiled=False))]
+    for each in found:
+        loss, grads = differences(task.params, each, whole)
+        assert loss < 1e-2 and 1e-4 < grads < 1e-1
+    report = run(
+        ["models"], size="tiny", models=["gpt"], repeats=1, against=["torch"], precision="bfloat16"
+    )
+    assert not report.failed and report.options["precision"] == "bfloat16"
 
 
 def test_no_compiler(monkeypatch):
