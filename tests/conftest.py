@@ -2,13 +2,12 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-from quick import quickly, set_flags
+from quick import set_flags
 
 # `python -m pytest` puts the root first, where `ir` is the package's layer and not `tests/ir`.
 ROOT = Path(__file__).parents[1]
@@ -33,12 +32,6 @@ class PlainCheckout:
     @pytest.hookimpl
     def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Dir | None:
         return pytest.Dir.from_parent(parent, path=path) if path == parent.config.rootpath else None
-
-
-@pytest.fixture
-def quick() -> Iterator[None]:
-    with quickly():
-        yield
 
 
 def pytest_configure(config: pytest.Config) -> None:

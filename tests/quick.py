@@ -1,15 +1,12 @@
 """XLA told to hurry: the programs of tests are small and many, and compiling them takes the time.
 
-A test that reads what XLA makes of a program (its memory, its text) wants XLA as users have it:
-no `quickly`, and `compiler_options={"xla_cpu_use_fusion_emitters": True}`.
+Machine code is not optimised, so that programs run slower. What XLA makes of them before, its
+fusions, buffers and report of memory, is the same. A test that reads that text wants
+`compiler_options={"xla_cpu_use_fusion_emitters": True}`, as users have it.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
-
-import jax
 
 # JAX reads these at its first computation. Programs for many devices run on eight pretended ones.
 FLAGS = ["--xla_force_host_platform_device_count=8"]
@@ -18,15 +15,6 @@ if version("jaxlib").startswith("0.10."):  # later ones have no other emitters
 
 
 def set_flags() -> None:
-    """For this process and those that it starts."""
+    """For this process, before it imports JAX, and those that it starts."""
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
-
-
-@contextmanager
-def quickly() -> Iterator[None]:
-    """Programs compiled within are not optimised: they compile sooner, and run slower."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

@@ -190,7 +190,7 @@ def test_kills(load_benchmark, capsys):
     assert told.startswith("2 kills") and "all 40 steps are those of a quiet run" in told
 
 
-def test_meshes(load_benchmark, quick, capsys):
+def test_meshes(load_benchmark, capsys):
     """The peak of one device is within its budget, and losses are those without one."""
     arguments = ["--tiny", "--strategies", "data", "--budgets", "1"]
     (result,) = load_benchmark("meshes").main(arguments)

@@ -161,7 +161,9 @@ def process(there: Path, *words: str, before=(), **options) -> subprocess.Popen[
 
 
 def test_ctrl_c_ends_it_with_a_word(there):
-    running = process(there, "dump", "model.py:slow")
+    # A shell has what it runs in the background ignore this signal, and a child does as its parent.
+    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    running = process(there, "dump", "model.py:slow", **heeds)
     assert running.stdout.readline() == "slow\n"
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)

@@ -13,14 +13,13 @@ from jax.sharding import PartitionSpec as P
 
 import backpass as bp
 from models.networks import TABLE
-from quick import quickly
 
 B, D = 8, 6
 
 
 @pytest.fixture(autouse=True)
 def wide():
-    with jax.enable_x64(True), quickly():
+    with jax.enable_x64(True):
         yield
 
 

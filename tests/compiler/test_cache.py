@@ -13,7 +13,6 @@ import backpass as bp
 from backpass.compiler import cache as of_programs
 from backpass.compiler.settled import Shelf, forget
 from backpass.runtime.cache import Store
-from quick import quickly
 from stress import cache as stress
 
 BUDGET = stress.BUDGETS[0]
@@ -21,7 +20,7 @@ BUDGET = stress.BUDGETS[0]
 
 @pytest.fixture
 def folder():
-    with quickly(), stress.cached() as found:
+    with stress.cached() as found:
         yield found
 
 
@@ -52,17 +51,15 @@ def test_a_plan_is_recalled_and_gives_the_same_program(folder):
 
 
 def test_without_a_cache_nothing_is_kept():
-    with quickly():
-        compiled()
-        assert not compiled().explain().traces[0].recalled
+    compiled()
+    assert not compiled().explain().traces[0].recalled
     assert of_programs.current() is None and of_programs.store() is None
 
 
 def test_jax_own_setting_turns_it_on(tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "jax"))
     try:
-        with quickly():
-            compiled()
+        compiled()
         (entry,) = (tmp_path / "jax" / "backpass").iterdir()
         assert entry.name.endswith(f"-{BUDGET}.json")
     finally:
@@ -107,15 +104,15 @@ def test_a_plan_that_no_longer_fits_is_dropped_and_made_again(folder):
     assert compiled().explain().traces[0].recalled
 
 
-def test_whatever_lies_in_the_folder_the_numbers_are_right(quick):
+def test_whatever_lies_in_the_folder_the_numbers_are_right():
     assert stress.check_entries(len(stress.OURS), seed=0) == []
 
 
-def test_whatever_lies_in_jax_own_folder_the_numbers_are_right(quick):
+def test_whatever_lies_in_jax_own_folder_the_numbers_are_right():
     assert stress.check_executables(6, seed=0) == []
 
 
-def test_two_processes_fill_one_cache(quick):
+def test_two_processes_fill_one_cache():
     assert stress.check_processes(2, 3) == []
 
 

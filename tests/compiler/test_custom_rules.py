@@ -15,8 +15,6 @@ from backpass.ir.fingerprint import fingerprint
 from backpass.passes.autodiff import Reverse
 from models.comparison import assert_close
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.fixture(autouse=True)
 def x64():

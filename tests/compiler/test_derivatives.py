@@ -9,7 +9,6 @@ import pytest
 from jax import lax
 
 import backpass as bp
-from quick import quickly
 
 X = np.arange(1.0, 7.0, dtype=np.float32).reshape(2, 3) / 3
 TREE = {"a": X, "b": (X[0], np.float32(2))}
@@ -18,7 +17,7 @@ FLOAT0 = jax.dtypes.float0
 
 @pytest.fixture(autouse=True)
 def x64():
-    with jax.enable_x64(True), quickly():
+    with jax.enable_x64(True):
         yield
 
 

@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 
 import backpass as bp
 from backpass.compiler.collectives import collectives_of
-from quick import quickly
 
 D, F, V, N = 32, 128, 64, 256  # width, hidden, vocabulary, batch
 DRAW = np.random.default_rng(0)
@@ -44,12 +43,6 @@ SPECS = {
     },
 }
 STRATEGIES = tuple(SPECS)
-
-
-@pytest.fixture(autouse=True)
-def hurry():
-    with quickly():
-        yield
 
 
 def mesh(strategy, kind=AxisType.Auto):

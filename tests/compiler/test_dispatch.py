@@ -13,8 +13,6 @@ from jax.sharding import PartitionSpec as P
 import backpass as bp
 from backpass.compiler import headroom
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def frames(thunk):
     """How many functions of Python run in a call, after two that may have more to do."""

@@ -14,8 +14,6 @@ import pytest
 
 import backpass as bp
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 X = np.ones(3, np.float32)
 kept = []
 

@@ -15,7 +15,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import backpass as bp
 from backpass import dynamic as dyn
 from damages import damaged
-from quick import quickly
 
 ADAM = optax.adam(1e-2)
 KEYS = jax.random.split(jax.random.key(0), 6)
@@ -102,10 +101,9 @@ def small():
     def double(tree, n, y=1.0):
         return {"doubled": jax.tree.map(lambda x: 2 * x * n, tree), "y": y}
 
-    with quickly():
-        made = bp.compile(double, static_argnums=1).lower({"a": X[:2]}, 3, y=X[0])
-        exported = made.export()
-        exported.compile()
+    made = bp.compile(double, static_argnums=1).lower({"a": X[:2]}, 3, y=X[0])
+    exported = made.export()
+    exported.compile()
     return exported
 
 
@@ -168,14 +166,11 @@ def test_a_lower_budget_than_its_peak_is_told(small):
     """As on a device, or by an XLA, that needs more memory than where it was exported."""
     from dataclasses import replace
 
-    with quickly():
-        lowered = bp.compile(jnp.sin, memory_budget="1MiB").lower(X)
-        exported = lowered.export()
-        exported._header = replace(
-            exported._header, plan=replace(exported.plan, budget_bytes=X.nbytes)
-        )
-        with pytest.raises(bp.BudgetError, match="its peak here is") as told:
-            exported(X)
+    lowered = bp.compile(jnp.sin, memory_budget="1MiB").lower(X)
+    exported = lowered.export()
+    exported._header = replace(exported._header, plan=replace(exported.plan, budget_bytes=X.nbytes))
+    with pytest.raises(bp.BudgetError, match="its peak here is") as told:
+        exported(X)
     assert told.value.minimum_bytes == exported.plan.measured_bytes > X.nbytes
 
 
@@ -206,29 +201,28 @@ def test_classes_of_ones_own(tmp_path):
         return Pair(pair.right, pair.left), {"box": Box(box.value + 1, box.colour)}
 
     a, b = jnp.zeros(2), jnp.ones(2)
-    with quickly():
-        bp.compile(swap).lower(Pair(a, b), Box(a, "red")).export().save(tmp_path / "swap.bp")
-        loaded = bp.Exported.load(tmp_path / "swap.bp")
-        pair, out = loaded(Pair(a, b), Box(b, "blue"))
-        assert isinstance(pair, Pair) and out["box"].colour == "blue"
-        text = (tmp_path / "swap.bp").read_bytes()
-        assert b"test_exported:Box" in text
+    bp.compile(swap).lower(Pair(a, b), Box(a, "red")).export().save(tmp_path / "swap.bp")
+    loaded = bp.Exported.load(tmp_path / "swap.bp")
+    pair, out = loaded(Pair(a, b), Box(b, "blue"))
+    assert isinstance(pair, Pair) and out["box"].colour == "blue"
+    text = (tmp_path / "swap.bp").read_bytes()
+    assert b"test_exported:Box" in text
 
-        from backpass.compiler import trees
+    from backpass.compiler import trees
 
-        spec = loaded._header.result
-        told = trees.built(
-            {**spec, "of": [{**spec["of"][0], "name": "gone:Pair"}, spec["of"][1]]},
-            iter([a, b, a]),
-            {},
-        )
-        assert told[0]._fields == ("left", "right") and told[0].right is b
-        assert told[1]["box"].value is a and "Box .value=" in repr(told[1]["box"])
-        assert trees.written(told[1]) == spec["of"][1]
-        again, _ = loaded(told[0], told[1]["box"])
-        assert isinstance(again, Pair)
-        with pytest.raises(AttributeError):
-            _ = told[1]["box"].colour
+    spec = loaded._header.result
+    told = trees.built(
+        {**spec, "of": [{**spec["of"][0], "name": "gone:Pair"}, spec["of"][1]]},
+        iter([a, b, a]),
+        {},
+    )
+    assert told[0]._fields == ("left", "right") and told[0].right is b
+    assert told[1]["box"].value is a and "Box .value=" in repr(told[1]["box"])
+    assert trees.written(told[1]) == spec["of"][1]
+    again, _ = loaded(told[0], told[1]["box"])
+    assert isinstance(again, Pair)
+    with pytest.raises(AttributeError):
+        _ = told[1]["box"].colour
 
 
 def test_what_cannot_be_exported(tmp_path):
@@ -240,7 +234,7 @@ def test_what_cannot_be_exported(tmp_path):
         return {(1, 2): x}
 
     for fun, why in ((told, "can't export told"), (keyed, "a file can't hold")):
-        with quickly(), pytest.raises(bp.ExportError, match=why):
+        with pytest.raises(bp.ExportError, match=why):
             bp.compile(fun).lower(X).export()
 
 
@@ -255,12 +249,11 @@ def test_sharded_programs():
 
     whole = NamedSharding(mesh, PartitionSpec())
     w, x = jax.device_put(jnp.ones((32, 4)), whole), jax.device_put(X, rows)
-    with quickly():
-        made = bp.compile(step, in_shardings=(whole, rows), donate_argnums=0)
-        compiled = made.lower(w, x).compile()
-        exported = compiled.export()
-        expected = compiled(w + 0, x)
-        got = exported(w + 0, x)
+    made = bp.compile(step, in_shardings=(whole, rows), donate_argnums=0)
+    compiled = made.lower(w, x).compile()
+    exported = compiled.export()
+    expected = compiled(w + 0, x)
+    got = exported(w + 0, x)
     assert got[0].sharding.is_equivalent_to(expected[0].sharding, 2)
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -279,12 +272,11 @@ def test_imperative_steps(tmp_path):
         sgd.step()
         return loss
 
-    with quickly():
-        exported = step.lower(jnp.ones((4, 3))).export()
-        types = {"f32[3,2]": np.ones((3, 2), np.float32), "f32[4,3]": np.ones((4, 3), np.float32)}
-        given = {path: types.get(t, np.float32(0.1)) for path, t in exported.inputs.items()}
-        found = exported.call_by_path(given)
-        expected = float(step(jnp.ones((4, 3))))
+    exported = step.lower(jnp.ones((4, 3))).export()
+    types = {"f32[3,2]": np.ones((3, 2), np.float32), "f32[4,3]": np.ones((4, 3), np.float32)}
+    given = {path: types.get(t, np.float32(0.1)) for path, t in exported.inputs.items()}
+    found = exported.call_by_path(given)
+    expected = float(step(jnp.ones((4, 3))))
     assert set(types) <= set(exported.inputs.values())
     assert expected in [float(x) for x in found.values() if x.shape == ()]
     moved = [x for x in found.values() if x.shape == (3, 2)]

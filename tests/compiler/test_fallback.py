@@ -10,8 +10,6 @@ from jax.interpreters import ad, batching, mlir
 
 import backpass as bp
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 X = np.arange(1.0, 4.0, dtype=np.float32)
 
 

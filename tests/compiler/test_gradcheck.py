@@ -8,8 +8,6 @@ from jax import lax
 
 import backpass as bp
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 X = np.linspace(0.3, 1.7, 6).reshape(2, 3)
 
 

@@ -9,8 +9,6 @@ import pytest
 
 import backpass as bp
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 X = np.array([0.5, -1.0, 2.0], np.float32)
 PARAMS = {"w": np.ones((3, 2), np.float32), "b": {"c": np.zeros(2, np.float32), "none": None}}
 KINDS = {"grad": (bp.grad, jax.grad), "value_and_grad": (bp.value_and_grad, jax.value_and_grad)}

@@ -15,8 +15,6 @@ from backpass.dynamic import nn
 from backpass.dynamic.nn import functional as F
 from compiler.parallel import mesh
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(8, 6)).astype(np.float32)
 Y = RNG.normal(size=(8, 3)).astype(np.float32)

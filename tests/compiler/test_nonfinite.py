@@ -13,8 +13,6 @@ import backpass as bp
 from backpass.compiler import nonfinite
 from compiler.faults import FAULTS, W, X, descend
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):

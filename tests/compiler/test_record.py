@@ -7,8 +7,6 @@ import pytest
 
 import backpass as bp
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 X = np.array([0.5, 2.0, -1.0, 3.0], np.float32)
 
 

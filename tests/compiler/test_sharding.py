@@ -14,7 +14,6 @@ from jax.sharding import PartitionSpec as P
 
 import backpass as bp
 from compiler.parallel import MAPS, NAMED, WITHIN, Program, V, W, X, loss, mapped, mesh
-from quick import quickly
 
 AROUND = {
     "eager": lambda call: call(),
@@ -25,7 +24,7 @@ AROUND = {
 
 @pytest.fixture(autouse=True)
 def wide() -> Iterator[None]:
-    with jax.enable_x64(True), quickly():
+    with jax.enable_x64(True):
         yield
 
 

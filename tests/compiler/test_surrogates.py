@@ -9,8 +9,6 @@ import pytest
 
 import backpass as bp
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 X = np.array([0.4, -1.3, 2.6], np.float32)
 
 # Where a gradient may be asked for: each takes a loss and gives its gradient at x.

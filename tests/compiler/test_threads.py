@@ -4,7 +4,6 @@ import gc
 
 import pytest
 
-from quick import quickly
 from stress.threads import CASES
 
 DEAR = ("budget_same", "budget_different")  # several compiles in each round
@@ -12,12 +11,10 @@ DEAR = ("budget_same", "budget_different")  # several compiles in each round
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in DEAR])
 def test_threads_get_what_one_thread_gets(name):
-    with quickly():
-        CASES[name](6, 0)
+    CASES[name](6, 0)
     assert gc.isenabled()
 
 
 @pytest.mark.parametrize("name", DEAR)
 def test_threads_settle_on_a_plan_once(name):
-    with quickly():
-        CASES[name](3, 0)
+    CASES[name](3, 0)

@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", [page for page in TEXTS if blocks_of(TEXTS[page])])
-def test_blocks_run_in_order(page, folder, quick, capsys, monkeypatch):
+def test_blocks_run_in_order(page, folder, capsys, monkeypatch):
     """Python in one namespace, commands in one folder; `output` is what the block before printed."""
     namespace, printed = {"__name__": "page"}, None
     for block in blocks_of(TEXTS[page]):

@@ -86,7 +86,7 @@ def trained(name, wrap, steps=10):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_ten_steps_are_the_same(name, quick):
+def test_ten_steps_are_the_same(name):
     losses, grads, state, _ = trained(name, lambda step: step)
     losses2, grads2, state2, _ = trained(name, bp.compile)
     np.testing.assert_allclose(losses, losses2, rtol=1e-4)

@@ -121,7 +121,7 @@ def far(found, truth):
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_ten_steps_are_pytorchs(name, quick):
+def test_ten_steps_are_pytorchs(name):
     torch = pytest.importorskip("torch")
     torch.manual_seed(0)
     model = PROGRAMS[name][0](torch.nn)

@@ -1,7 +1,7 @@
 """Both designs train alike, and the example says so."""
 
 
-def test_main_contrasts(load_example, tmp_path, capsys, quick):
+def test_main_contrasts(load_example, tmp_path, capsys):
     path = tmp_path / "contrast.png"
     table = load_example("dynamic_vs_static").main(["--tiny", "--png", str(path)])
     told = {what: cells for what, *cells in table}

@@ -27,7 +27,7 @@ def test_a_missed_tumour_weighs_more(example):
     assert weighted == pytest.approx((3 * missed + called) / 4, rel=1e-5)
 
 
-def test_main_trains_alike_in_both_designs(example, tmp_path, capsys, quick):
+def test_main_trains_alike_in_both_designs(example, tmp_path, capsys):
     path = tmp_path / "imbalanced.png"
     scores, history, monitor = example.main(["--tiny", "--png", str(path)])
     told = capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_main_trains_alike_in_both_designs(example, tmp_path, capsys, quick):
     np.testing.assert_allclose(compiled.training, history.training, rtol=1e-3)
 
 
-def test_main_notes_overfitting(example, tmp_path, capsys, quick):
+def test_main_notes_overfitting(example, tmp_path, capsys):
     options = ["--epochs", "14", "--width", "64", "--png", str(tmp_path / "x.png")]
     _, history, _ = example.main(options)
     assert history.best < 12

@@ -13,14 +13,13 @@ from fuzz.oracle import Discarded, Expected, Wrong, check
 from fuzz.programs import Program, Step
 from fuzz.questions import Question
 from fuzz.run import failure, smallest, way
-from quick import quickly
 
 BATCHES, SIZE = 8, 15
 
 
 @pytest.fixture(autouse=True)
 def x64() -> Iterator[None]:
-    with jax.enable_x64(True), quickly():
+    with jax.enable_x64(True):
         yield
 
 

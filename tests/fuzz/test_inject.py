@@ -7,7 +7,6 @@ import pytest
 
 from fuzz.inject import by_cases, by_fuzzing, pool
 from fuzz.mutations import MUTATIONS, Mutation
-from quick import quickly
 
 pytestmark = pytest.mark.filterwarnings("ignore::backpass.ZeroGradientWarning")
 QUICK = ("sin: sine for cosine", "dot_general: no gradient by the second", "scan: not reversed")
@@ -15,7 +14,7 @@ QUICK = ("sin: sine for cosine", "dot_general: no gradient by the second", "scan
 
 @pytest.fixture(scope="module", autouse=True)
 def float64() -> Iterator[None]:
-    with jax.enable_x64(True), quickly():
+    with jax.enable_x64(True):
         yield
 
 

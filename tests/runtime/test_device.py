@@ -147,7 +147,7 @@ def test_doctor_tells_the_figures(measurements, capsys):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_every_kernel_runs(dtype, quick):
+def test_every_kernel_runs(dtype):
     """Also in the type of accelerators; its result takes the place of its first argument."""
     kernels = probes(scale=1)
     seconds = quickest(kernels, dtype, here())
