@@ -29,7 +29,7 @@ Derive = Callable[["Node", Sequence[bool]], tuple["Graph", "Graph"]]
 
 
 @cache
-def foreign(primitive: Any, effectful: bool = False, linearise: LineariseRule | None = None) -> Op:
+def foreign(primitive: Any, effectful: bool, linearise: LineariseRule | None = None) -> Op:
     """Return a record that binds JAX's `primitive` with the parameters that it came with."""
 
     def lower(

@@ -60,7 +60,7 @@ def _lower(args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Run
 
 
 def _transposed(b: Builder, node: Node, cts: Cts) -> Sequence[Value]:
-    """Solve for A^T, by a node that can itself be differentiated."""
+    """Solve for A^T, by a node that can itself be differentiated, without what else it tells."""
     if len(node.regions) != BOTH_WAYS:
         raise MissingRuleError(
             "custom_linear_solve has no gradient without transpose_solve; give it one, or "
@@ -72,7 +72,7 @@ def _transposed(b: Builder, node: Node, cts: Cts) -> Sequence[Value]:
     given = [b.zeros(x) if g is None else g for x, g in zip(y, cts, strict=False)]
     closed = (*of_at, *of_a, *of_transposed, *of_solve)
     attrs = {"const_lengths": lengths}
-    return b.emit(node.op, (*closed, *given), attrs, (at, a, transposed, solve))
+    return b.emit(node.op, (*closed, *given), attrs, (at, a, transposed, solve))[: len(y)]
 
 
 def _vjp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:

@@ -76,7 +76,7 @@ def test_dispatch():
 
 def test_a_result_that_differs_is_an_error(monkeypatch):
     """And nothing is timed."""
-    monkeypatch.setattr(steps, "ROUNDING", {"cpu": (-1.0, -1.0)})
+    monkeypatch.setattr(steps, "ROUNDING", (-1.0, -1.0))
     (row,) = run(["models"], size="tiny", models=["mlp"], repeats=1).rows
     assert row.ratios == {} and "expected loss within" in row.error
 

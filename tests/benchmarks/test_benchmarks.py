@@ -143,6 +143,13 @@ def test_ops_are_timed_by_themselves(load_benchmark):
     assert roofline.timed(neg) > 0
 
 
+def test_constants(load_benchmark, capsys):
+    """Each way to give the table is compiled."""
+    (row,) = load_benchmark("constants").main(["--tiny", "--repeats", "1"])
+    assert list(row.seconds) == ["read", "computed", "argument"] and min(row.seconds.values()) > 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[0] == "1"
+
+
 def test_dump(load_benchmark, capsys):
     """A row for each program, whose files were written."""
     results = load_benchmark("dump").main(["--tiny"])

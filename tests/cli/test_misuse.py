@@ -151,8 +151,8 @@ def test_what_the_users_code_raises_is_shown_with_its_line(call, there, capsys):
         assert word in told.err
 
 
-def process(there: Path, *words: str, before=(), **options) -> subprocess.Popen[str]:
-    command = [*before, sys.executable, "-P", "-c", COMMAND, *words]
+def process(there: Path, *words: str, before=(), code=COMMAND, **options) -> subprocess.Popen[str]:
+    command = [*before, sys.executable, "-P", "-c", code, *words]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -162,8 +162,8 @@ def process(there: Path, *words: str, before=(), **options) -> subprocess.Popen[
 
 def test_ctrl_c_ends_it_with_a_word(there):
     # A shell has what it runs in the background ignore this signal, and a child does as its parent.
-    heeds = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    running = process(there, "dump", "model.py:slow", **heeds)
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    running = process(there, "dump", "model.py:slow", code=heeds + COMMAND)
     assert running.stdout.readline() == "slow\n"
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)

@@ -118,6 +118,15 @@ def summed_by_scan(w, x):
     return lax.scan(lambda s, row: (s + jnp.sum(jnp.tanh(row @ w)), None), 0.0, x)[0]
 
 
+def decayed(w, x):
+    """Each sample's share is in a sum that is halved from step to step."""
+
+    def step(total, t):
+        return total / 2 + jnp.tanh(t @ w).sum(0), None
+
+    return lax.scan(step, jnp.zeros(D), x)[0].sum()
+
+
 def regularised(w, x):
     return jnp.mean((x @ w) ** 2) + 1e-2 * jnp.sum(w**2)
 
@@ -148,6 +157,7 @@ LOSSES = {
     "one-hot": (one_hot, (X, LABEL)),
     "picked": (picked, (X, LABEL)),
     "time-major": (time_major, (array(3, 3, B, D),)),
+    "decayed": (decayed, (array(3, 3, B, D),)),
     "joined": (joined, (X, Y)),
     "flattened": (flattened, (array(4, B, 4, D),)),
     "mapped": (mapped, (X,)),

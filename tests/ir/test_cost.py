@@ -4,7 +4,7 @@ import pytest
 
 from backpass.ir import cost, parse
 from backpass.ir.cost import Work, node_cost
-from backpass.ir.device import DeviceSpec
+from backpass.ir.device import DeviceSpec, kind
 from ir.test_text import TEXTS
 
 
@@ -80,6 +80,19 @@ def test_slices_of_stacks_are_copied():
     graph = body(text + region, "%0: f32[8,4], %1: f32[10,4,2]")
     spec = DeviceSpec(1 << 30, 1e12, 1e9)
     assert spec.seconds(graph.nodes[0]) == pytest.approx(2 * (320 + 320) / 1e9)
+
+
+@pytest.mark.parametrize("groups, found", [(1, "conv_general_dilated"), (2, "grouped")])
+def test_convolutions_of_groups_are_priced_apart(groups, found):
+    text = (
+        "%2: f32[2,4,6] = conv_general_dilated(%0, %1) {batch_group_count=1, "
+        "dimension_numbers=ConvDimensionNumbers(lhs_spec=(0,1,2),"
+        "rhs_spec=(0,1,2),out_spec=(0,1,2)), "
+        f"feature_group_count={groups}, lhs_dilation=(1,), padding=((0,0),), precision=None, "
+        "preferred_element_type=None, rhs_dilation=(1,), window_strides=(1,)}\n"
+    )
+    graph = body(text, f"%0: f32[2,4,8], %1: f32[4,{4 // groups},3]")
+    assert kind(graph.nodes[0]).endswith(found)
 
 
 def test_nested_scans_multiply():

@@ -197,6 +197,17 @@ def test_deep_nesting_is_refused(nest, depth):
         parse(nest(depth))
 
 
+def test_values_beside_each_other_are_not_deep():
+    def text(depth: int) -> str:
+        values = ",".join(["(" * depth + ")" * depth] * 9)
+        return whole(f"%1: f32[2] = neg(%0) {{a=({values})}}")
+
+    limits = Limits(depth=8)
+    assert parse(text(7), limits=limits)
+    with pytest.raises(ParseError, match="deep"):
+        parse(text(8), limits=limits)
+
+
 def test_limits():
     text = TEXTS["training_step"]
     assert parse(text, limits=Limits(nodes=8))

@@ -201,6 +201,14 @@ def test_foreign_ops_keep_their_effects():
     node = parse(text, ops={}).nodes[0]
     assert (node.op.foreign, node.op.effect) == (True, "foreign")
     assert "dot_general!(%0)" in str(parse(text, ops={}))
+    pure = parse(text.replace("!", ""), ops={})
+    assert pure.nodes[0].op.effect == "" and "!" not in str(pure)
+
+
+def test_an_effect_of_an_op_of_ours_is_not_spelled():
+    random = "%1: f32[2] = rng_uniform(0.0:f32, 1.0:f32) {shape=(2,)}"
+    graph = parse(f"backpass.ir 1\ngraph f() {{\n{random}\nreturn %1\n}}\n")
+    assert graph.nodes[0].op.effect == "random" and "rng_uniform(" in str(graph)
 
 
 def test_an_undefined_value_can_be_printed():

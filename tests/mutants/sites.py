@@ -32,6 +32,8 @@ _OPERATORS: dict[type, type] = {
     ast.BitAnd: ast.BitOr,
 }
 
+ASSERTS = ("strict", "frozen", "slots")
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -79,8 +81,11 @@ def _line_starts(source: str):
 
 
 def _evaluated(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes that run: no annotations, nothing in an f-string, whose places are not exact."""
-    if isinstance(node, ast.JoinedStr):
+    """The nodes that run: no annotations, nothing in an f-string, whose places are not exact.
+
+    What only asserts stays as it is: `strict=True`, and records that are `frozen` and have `slots`.
+    """
+    if isinstance(node, ast.JoinedStr) or isinstance(node, ast.keyword) and node.arg in ASSERTS:
         return
     if hasattr(node, "lineno"):
         yield node

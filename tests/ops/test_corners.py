@@ -256,6 +256,10 @@ POINTS: dict[str, tuple[Any, ...]] = {
     "var of a constant": (jnp.var, np.ones(3)),
     "median with ties": (jnp.median, TIE),
     "sort with ties": (lambda x: jnp.sort(x) @ jnp.arange(4.0), TIE),
+    "sort of pairs, one of which is read": (
+        lambda x: jax.lax.sort((x, x * x), num_keys=1)[1] @ jnp.arange(4.0),
+        np.array([0.5, -2.0, 3.0, 1.0]),
+    ),
     "argsort with ties": (lambda x: x[jnp.argsort(x)] @ jnp.arange(4.0), TIE),
     "top_k with ties": (lambda x: jax.lax.top_k(x, 2)[0] @ jnp.arange(2.0), TIE),
     "fmod at 0": (lambda x: jnp.fmod(x, 2.0), np.array([0.0, 2.0, -3.0])),

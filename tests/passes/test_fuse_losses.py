@@ -124,6 +124,24 @@ def test_forward_mode_of_the_chunks():
     close(got, jax.tree.leaves(want))
 
 
+def test_forward_mode_of_chunks_that_add_up():
+    """The loss that is differentiated, with a sum over all rows beside numbers of each."""
+
+    def loss(x, w, b):
+        rows = nn.logsumexp(x @ w + b, -1)
+        return rows.sum() / rows.size, rows
+
+    args = arguments()[:3]
+    step = bp.compile(bp.value_and_grad(loss, (0, 1, 2), has_aux=True), passes=PASSES, debug=True)
+    fused = next(stage.graph for stage in step.lower(*args).stages if stage.name == "fuse")
+    (region,) = (g for node in fused.nodes if node.op.name == "gradients" for g in node.regions)
+    (chunked,) = (node for node in region.walk() if node.op.name == "chunked")
+    assert 0 < chunked.attrs["num_sums"] < len(chunked.outputs)
+    tangents = [jnp.cos(x) for x in args]
+    got = run_graph(Forward().region(region, [True] * 3), *args, *tangents)
+    close(got, jax.tree.leaves(jax.jvp(loss, args, tuple(tangents))))
+
+
 def test_what_is_read_besides_is_still_there():
     """Accuracy, losses of rows, and a sum that is a part of the loss are returned as well."""
 

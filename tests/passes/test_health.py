@@ -149,6 +149,12 @@ def test_layers_that_are_scanned_over_have_rows():
     np.testing.assert_allclose(norms, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_gradients_by_jax_have_a_row_of_each_parameter():
+    rows, norms, _ = seen(lambda w, x: w - jax.grad(loss)(w, x), W, X[0])
+    assert [(row.name, row.layer, row.size) for row in rows] == [("args[0]", None, 12)]
+    np.testing.assert_allclose(norms[0, 1:], [norm(W), norm(jax.grad(loss)(W, X[0]))], rtol=1e-5)
+
+
 def test_a_gradient_inside_of_a_loss_is_left_alone():
     def outer(w, x):
         return jnp.sum(bp.grad(loss)(w, x) ** 2)

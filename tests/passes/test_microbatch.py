@@ -59,6 +59,34 @@ def test_parts_that_do_not_lie_side_by_side():
     assert_same_values(Microbatch(2)(joined), joined)
 
 
+PULLED = {
+    "product, on the left": "dot_general(%3, %2) {dimension_numbers=(((0,),(0,)),((),()))}",
+    "product, on the right": "transpose(%4) {permutation=(1,0)}",
+    "reshaped": "reshape(%5)",
+}
+
+
+@pytest.mark.parametrize("name", PULLED)
+def test_what_samples_meet_is_made_part_by_part(name):
+    """Of an argument of its own, so that no more than a part of it is there at once."""
+    met = graph(
+        "%0: f32[8,5] x, %1: f32[5,5] w, %2: f32[3,5] a, %3: f32[3,8] y",
+        f"""
+        %4: f32[5,8] = dot_general(%2, %3) {{dimension_numbers=(((0,),(0,)),((),()))}}
+        %5: f32[8,1,5] = broadcast_in_dim(2.0:f32) {{broadcast_dimensions=()}}
+        %6: f32[8,5] = {PULLED[name]}
+        %7: f32[8,5] = dot_general(%0, %1) {{dimension_numbers=(((1,),(0,)),((),()))}}
+        %8: f32[8,5] = mul(%7, %6)
+        return %8
+        """,
+    )
+    found = Dce()(Microbatch(4)(Dce()(met)))
+    (loop,) = (node for node in found.nodes if node.op.name == "scan")
+    assert ops(loop.regions[0]).count("dot_general") == (1 if name == "reshaped" else 2)
+    assert all(v.shape != (8, 5) for node in found.nodes[:-2] for v in node.outputs)
+    assert_same_values(found, met)
+
+
 def test_a_sum_that_each_sample_needs_is_refused():
     centred = graph(
         "%0: f32[8,6] x, %1: f32[6,5] w",

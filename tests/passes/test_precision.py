@@ -151,6 +151,24 @@ def test_branches_whiles_and_checkpoints():
             assert apart < 0.1, (name, apart)
 
 
+def test_a_loop_whose_steps_are_not_known():
+    """Products in its test and in its body have narrow operands, of what they close over too."""
+    w, bound, x = weights(), normal(16, 3), normal(8, 16)
+
+    def fun(x):
+        def more(state):
+            return (state[0] < 3) & (jnp.sum(x @ bound) < jnp.inf)
+
+        return lax.while_loop(more, lambda s: (s[0] + 1, block(w, s[1])), (0, x))[1]
+
+    step = bp.compile(fun, precision="bfloat16")
+    (loop,) = (n for n in step.lower(x).stages[-1].graph.nodes if n.op.name == "while")
+    for region in loop.regions:
+        products = [n for n in region.walk() if n.op.name == "dot_general"]
+        assert products and {v.dtype.name for n in products for v in n.inputs} == {"bfloat16"}
+    np.testing.assert_allclose(step(x), fun(x), rtol=0.05, atol=0.05)
+
+
 def test_masks_stay_within_range():
     """-1e9 is no float16: a masked row must not become one of infinities."""
 
