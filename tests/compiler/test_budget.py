@@ -132,6 +132,24 @@ def copied(tree):
     return jax.tree.map(jnp.array, tree)
 
 
+@pytest.mark.parametrize("inner", [False, True])
+def test_loops_over_a_few_bytes(inner):
+    """XLA:CPU would make a kernel of each, in which it can't have a fence."""
+
+    def loss(w):
+        def halved(h):
+            return lax.fori_loop(0, 2, lambda _, h: jnp.tanh(h) / 2, h) if inner else h
+
+        return jnp.sum(lax.fori_loop(0, 3, lambda i, h: jnp.sin(halved(h)) * w[i], w))
+
+    w = jnp.linspace(0.1, 2.0, 4)
+    with pytest.raises(bp.BudgetError) as told:
+        bp.compile(bp.grad(loss), memory_budget=1)(w)
+    for budget in ("1GiB", told.value.minimum_bytes):
+        found = bp.compile(bp.grad(loss), memory_budget=budget)(w)
+        np.testing.assert_allclose(found, jax.grad(loss)(w), rtol=1e-5)
+
+
 def test_an_error_tells_the_smallest_budget_and_what_binds():
     least = minimum("mlp")
     with pytest.raises(bp.BudgetError) as caught:

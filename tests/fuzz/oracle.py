@@ -8,7 +8,7 @@ slope       (loss(x + h d) - loss(x - h d)) / 2h = <gradient, d>, at two h: wher
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import backpass as bp
+from backpass.compiler.budget import peak_bytes
 from backpass.ir.errors import ParseError
 from backpass.ir.parser import parse
 from backpass.passes import DEFAULT, Convolutions, Defer, Fuse, Hoist, Roll
@@ -24,7 +25,7 @@ from fuzz.questions import Question, asked
 
 STEP = 1e-5
 OPAQUE = "Python object that text cannot bring back"
-WAYS = ("bare", "pipeline", "rewrites", "call", "compiled")
+WAYS = ("bare", "pipeline", "rewrites", "call", "compiled", "budget")
 # Rewrites wherever they are right, paying or not: these programs are small.
 EAGER = {
     "hoist": Hoist(ratio=0, room=1e9),
@@ -136,7 +137,7 @@ def check(expected: Expected, way: str) -> None:
     except Wrong:
         if _refuted(expected, found):
             raise Discarded("JAX is wrong, by finite differences") from None
-        if way in ("call", "compiled") and _xla_rounds_so(q, found):
+        if way in BY_XLA and _xla_rounds_so(q, found):
             raise Discarded("XLA gives the same number for JAX's own gradient") from None
         raise
     if q.exact and expected.slope is not None:
@@ -176,15 +177,40 @@ def _answer(q: Question, way: str) -> tuple[Sequence[Any], Any]:
     """Leaves of our value and gradient, and the tree of their types."""
     args = q.program.inputs
     function = asked(q, bp)
-    if way in ("call", "compiled"):
+    if way in BY_XLA:
         args = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in args]
-        found = (bp.compile(function, debug=True) if way == "compiled" else function)(*args)
+        found = BY_XLA[way](function)(*args)
         return jax.tree.leaves(found), found
     lowered = bp.compile(function, passes=PASSES[way], debug=True).lower(*args)
     if q.seed % 8 == 0:
         for stage in lowered.stages:
             _reads_back(stage.graph)
     return run_graph(lowered.graph, *args), lowered.out_info
+
+
+def _lean(function: Any) -> Any:
+    """The function within the smallest budget that is feasible."""
+
+    def run(*args: Any) -> Any:
+        try:
+            return bp.compile(function, memory_budget=1, debug=True)(*args)
+        except bp.BudgetError as error:
+            least = error.minimum_bytes
+        step = bp.compile(function, memory_budget=least, debug=True)
+        peak = peak_bytes(step.lower(*args).compile().memory_analysis())
+        if peak > least:
+            raise Wrong("budget", f"the peak is {peak} bytes of {least}")
+        return step(*args)
+
+    return run
+
+
+# Ways that go through XLA as a whole: what is called for a function.
+BY_XLA: dict[str, Any] = {
+    "call": lambda function: function,
+    "compiled": partial(bp.compile, debug=True),
+    "budget": _lean,
+}
 
 
 def _reads_back(graph: Any) -> None:
