@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -51,8 +50,6 @@ def run(
     if repeats is not None and repeats < 1:
         raise ArgumentError(f"--repeats wants at least one round, got {repeats}")
     torch = any(peer.startswith("torch") for peer in against)
-    if torch:  # its threads would spin on cores that others want; read when it is loaded
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if torch and not _has("torch"):
         raise ArgumentError(
             "--against torch wants PyTorch, which is not installed: pip install 'backpass[bench]'"

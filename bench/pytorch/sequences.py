@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,10 +24,12 @@ def gpt(params: Params, tokens: Tensor, heads: int, scanned: bool) -> Tensor:
     return cross_entropy(linear(params["head"], x), tokens[:, 1:])
 
 
-def _layers(stacked: Params) -> list[Params]:
-    leaves, tree = jax.tree.flatten(stacked)
-    apart = zip(*(leaf.unbind() for leaf in leaves), strict=True)
-    return [jax.tree.unflatten(tree, each) for each in apart]
+def _layers(stacked: Params) -> Sequence[Params]:
+    """Without JAX's trees, which `torch.compile` can't look into."""
+    if isinstance(stacked, Tensor):
+        return stacked.unbind()
+    apart = {name: _layers(each) for name, each in stacked.items()}
+    return [dict(zip(apart, each, strict=True)) for each in zip(*apart.values(), strict=True)]
 
 
 def lstm(params: Params, tokens: Tensor) -> Tensor:
