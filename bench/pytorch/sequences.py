@@ -27,7 +27,8 @@ def gpt(params: Params, tokens: Tensor, heads: int, scanned: bool) -> Tensor:
 def _layers(stacked: Params) -> Sequence[Params]:
     """Without JAX's trees, which `torch.compile` can't look into."""
     if isinstance(stacked, Tensor):
-        return stacked.unbind()
+        parts: Sequence[Params] = stacked.unbind()
+        return parts
     apart = {name: _layers(each) for name, each in stacked.items()}
     return [dict(zip(apart, each, strict=True)) for each in zip(*apart.values(), strict=True)]
 
