@@ -22,6 +22,9 @@ OUTSIDE = (
     "LICENSE",
     "benchmarks/README.md",
     "benchmarks/memory/README.md",
+    "benchmarks/results/README.md",
+    "benchmarks/results/cpu.md",
+    "benchmarks/results/cpu.png",
 )
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)[^)#\s]+")
 
