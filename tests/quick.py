@@ -8,13 +8,16 @@ fusions, buffers and report of memory, is the same. A test that reads that text 
 import os
 from importlib.metadata import version
 
-# JAX reads these at its first computation. Programs for many devices run on eight pretended ones.
+import jax
+
+# XLA reads these at its first computation. Programs for many devices run on eight pretended ones.
 FLAGS = ["--xla_force_host_platform_device_count=8"]
 if version("jaxlib").startswith("0.10."):  # later ones have no other emitters
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 
 
 def set_flags() -> None:
-    """For this process, before it imports JAX, and those that it starts."""
+    """For this process, before its first computation, and those that it starts."""
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for those, as they import JAX
+    jax.config.update("jax_disable_most_optimizations", True)

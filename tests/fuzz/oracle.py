@@ -25,7 +25,6 @@ from fuzz.questions import Question, asked
 
 STEP = 1e-5
 OPAQUE = "Python object that text cannot bring back"
-WAYS = ("bare", "pipeline", "rewrites", "call", "compiled", "budget")
 # Rewrites wherever they are right, paying or not: these programs are small.
 EAGER = {
     "hoist": Hoist(ratio=0, room=1e9),
@@ -34,6 +33,7 @@ EAGER = {
     "fuse": Fuse(chunk=2, least=1, block=2, scores=1),
     "convolutions": Convolutions(rows=1, channels=2, cached=200),
 }
+# Ways that give a graph, which NumPy runs: by which passes.
 PASSES = {
     "bare": "canonicalise,autodiff,dce",
     "pipeline": None,
@@ -116,7 +116,7 @@ def _alike(x: Any, step: Any) -> Any:
 
 
 def check(expected: Expected, way: str) -> None:
-    """Compare our answer, got in one of the `WAYS`. Raises `Wrong`, or `Discarded`."""
+    """Compare our answer, got in a way of `PASSES` or of `BY_XLA`. Raises `Wrong`, or `Discarded`."""
     q = expected.question
     want, shapes = expected.leaves, expected.shapes
     try:

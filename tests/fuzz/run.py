@@ -70,7 +70,6 @@ def ready() -> None:
     """Double precision, and a quick compiler: a program runs but once."""
     set_flags()
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @dataclass
