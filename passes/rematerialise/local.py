@@ -23,7 +23,7 @@ from .units import Units
 MOST = 64  # values: the time grows with the square of them and with the stages
 LEVELS = (12, 48)  # between the plain peak and the least
 FINE = 24  # the same, for moves that start and end anywhere
-FEW = 24  # values: more are not gone down with such moves, only up
+FEW = 40  # values: more are not gone down with such moves, only up
 KICKS = 6  # moves without room that are tried
 LEAN = 3  # schedules of the lowest peaks, for which room is made by moves that end anywhere
 
