@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..compiler.budget import obeyed, peak_bytes
+from ..compiler.budget import peak_bytes
 from ..compiler.compile import compile
 from ..compiler.gradients import value_and_grad
+from ..runtime.xla import obeyed
 from .measure import Samples, calls_for, interleave
 from .models.model import PLAIN, Remat
 from .task import RATE, Arm, Task

@@ -14,7 +14,8 @@ from ..ir.errors import BatchError, BudgetError
 from ..passes.rematerialise import Planned
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
-from .budget import obeyed, peak_bytes
+from ..runtime.xla import faster, obeyed
+from .budget import peak_bytes
 from .built import Built, Unplaced, Unsettled, Unweighed
 from .dump import dump_by_environment
 from .exported import Exported, exported_of
@@ -42,12 +43,13 @@ class Binding:
         self._asked = programs.asked
         self._history = programs.history
         self.watches: dict[int, tuple[Watch, object]] = {}  # what each thread compiles
-        self.jit = self._fresh_jit()
+        # What runs inside a program that somebody else compiles: planned, but not measured.
+        self.inner = jax.jit(self._staged(inner=True), **self._asked.options.for_jit)
 
     @functools.cached_property
-    def inner(self) -> Any:
-        """What runs inside a program that somebody else compiles: planned, but not measured."""
-        return jax.jit(self._staged(inner=True), **self._asked.options.for_jit)
+    def jit(self) -> Any:
+        """What runs by itself; made when it is called, as its options depend on the backend."""
+        return self._fresh_jit()
 
     def lower(self, built: Built, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Lower the program as it stands; a plan that is not settled stays so."""
@@ -194,9 +196,9 @@ class Binding:
 
     def _fresh_jit(self) -> Any:
         options = self._asked.options.for_jit
-        if self._asked.options.planning.active:
-            options = {**options, "compiler_options": obeyed(options["compiler_options"])}
-        return jax.jit(self._staged(), **options)
+        xla = faster(options["compiler_options"])
+        xla = obeyed(xla) if self._asked.options.planning.active else xla
+        return jax.jit(self._staged(), **{**options, "compiler_options": xla})
 
     def _staged(self, *, inner: bool = False) -> Callable[..., Any]:
         """Return the function that `jax.jit` traces when it meets a new signature."""

@@ -258,18 +258,3 @@ def _under(planner: Planner, choice: Choices) -> Planned:
     except (ArithmeticError, GraphError, LookupError, RecursionError, ValueError) as error:
         raise ValueError(str(error).partition("\n")[0]) from error
     return planned
-
-
-# On CPU the first of these passes of XLA expands fences before the last merging of equal nodes,
-# which undoes every plan. The second makes one kernel of a small loop: XLA aborts the process where
-# a fence is in it.
-_LEFT_OUT = ("cse_barrier_expander", "small-while-loop-hoisting")
-
-
-def obeyed(options: dict[str, Any] | None) -> dict[str, Any] | None:
-    """XLA's options with which fences hold."""
-    if jax.default_backend() != "cpu":
-        return options
-    name = "xla_disable_hlo_passes"
-    given = filter(None, str((options or {}).get(name, "")).split(","))
-    return {**(options or {}), name: ",".join([*given, *_LEFT_OUT])}

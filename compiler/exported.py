@@ -27,8 +27,9 @@ from ..ir.errors import ArgumentError, BudgetError, ExportError
 from ..ir.records import parsed, read
 from ..ir.tables import bytes_text
 from ..ir.types import type_of
+from ..runtime.xla import faster, obeyed
 from .arguments import path_text
-from .budget import obeyed, peak_bytes
+from .budget import peak_bytes
 from .dump import installed, write_bytes
 from .memory_plan import MemoryPlan
 from .program import Program
@@ -224,7 +225,7 @@ class Exported:
                 f"{self.name} was exported for {', '.join(program.platforms)}, and this is "
                 f"{platform}\n  export it with platforms=[...]"
             )
-        options = header.compiler_options or None
+        options = faster(header.compiler_options or None)
         jitted = jax.jit(
             program.call,
             donate_argnums=header.donated,

@@ -12,7 +12,7 @@ import jax
 
 from ..ir.errors import ArgumentError, BackpassError
 from ..ir.graph import Graph
-from ..ir.jax_compat import forget_calls
+from ..ir.jax_compat import forget_calls, is_part
 from ..ir.types import Spec
 from ..passes import Pass
 from .asked import Asked
@@ -66,7 +66,8 @@ class CompiledFunction:
         self._history.calls += 1
         binding = self._binding
         try:
-            return binding.jit(*args, **kwargs)
+            jit = binding.inner if is_part() else binding.jit
+            return jit(*args, **kwargs)
         except (Unplaced, Unsettled, Unweighed) as met:
             lacked = type(met)  # out of here, so that no later error has it for a context
         except (Exception, Stateful) as met:
@@ -95,8 +96,6 @@ class CompiledFunction:
         """Go on where a call of JAX's function has ended: with its state, or an error."""
         if isinstance(met, Stateful):
             return self._with_state(met)(*args, **kwargs)
-        if self._asked.options.planning.active and holds_tracers(args, kwargs):
-            return self._binding.inner(*args, **kwargs)
         if isinstance(met, ValueError) and not isinstance(met, BackpassError):
             self._asked.placement(args, kwargs)  # raises where they do not fit
         arrays, static = self._asked.arguments.listed(args, kwargs)

@@ -36,7 +36,8 @@ from ..passes.probe import (
 )
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
-from .budget import Planning, obeyed
+from ..runtime.xla import faster, obeyed
+from .budget import Planning
 from .health import Health
 from .nonfinite_report import Found, described, unexplained, unlocated
 from .program import Program
@@ -145,7 +146,8 @@ class Guard:
         return Found(birth, graph, fetched, mask)
 
     def _compiled(self, graph: Graph) -> Callable[..., Any]:
-        options = obeyed(self.options) if self.planning.active else self.options
+        options = faster(self.options)
+        options = obeyed(options) if self.planning.active else options
         call = lowered(graph, [value.type for value in graph.outputs])
         return jax.jit(call, compiler_options=options)
 

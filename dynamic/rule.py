@@ -29,6 +29,7 @@ from ..ir.types import ArrayType
 from ..passes import Cse, Dce, Simplify
 from ..passes.autodiff import Reverse
 from ..runtime.lower import lowered
+from ..runtime.xla import Jitted
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ class Rule:
     @cached_property
     def run(self) -> Callable[..., Any]:
         """`apply` as a program of its own."""
-        return jax.jit(self.apply)
+        return Jitted(self.apply)
 
     @cached_property
     def function(self) -> Callable[..., Any]:
@@ -129,7 +130,7 @@ class Operation:
 
     def __post_init__(self) -> None:
         """Compiled at the first call of each shape."""
-        program = jax.jit(self._forward if self.active else self.fun)
+        program = Jitted(self._forward if self.active else self.fun)
         object.__setattr__(self, "_program", program)
 
     def __call__(self, *arrays: Any) -> Any:

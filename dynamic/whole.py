@@ -6,8 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-
+from ..runtime.xla import Jitted
 from . import anomaly
 from .node import Edge, Node, OpNode
 from .tensor import Tensor
@@ -25,7 +24,7 @@ class _Program:
     count: int  # of leaves
 
     def __post_init__(self) -> None:
-        self.run = jax.jit(self._walk)
+        self.run = Jitted(self._walk)
 
     def _walk(self, saved: Sequence[Any], seeds: Sequence[Any], grads: Sequence[Any]) -> list[Any]:
         """New `.grad`s of the leaves; `grads` are their present ones, or None."""

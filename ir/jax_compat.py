@@ -100,6 +100,11 @@ def current_trace() -> Any:
     return _core.trace_ctx.trace
 
 
+def is_part() -> bool:
+    """Return whether JAX is tracing a program, of which what is called now becomes a part."""
+    return _core.trace_ctx.trace is not _core.eval_trace
+
+
 # Manual mesh axes, inside `jax.shard_map`
 
 

@@ -35,7 +35,7 @@ from .progress import Watch
 
 VARIABLE = "BACKPASS_DEVICE"
 PATIENCE = 1.0  # seconds of silence
-FORMAT = 1  # of the file, and of what its figures mean
+FORMAT = 2  # of the file, and of what its figures mean
 
 
 def live_spec(device: jax.Device | None = None) -> DeviceSpec:

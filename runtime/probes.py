@@ -21,6 +21,7 @@ import numpy as np
 from jax import lax
 
 from ..ir.device import DeviceSpec
+from .xla import faster
 
 ROUNDS = 7  # the first of which warms up
 _LONGEST = 2.0  # seconds of all rounds, on a machine that is busy or slow; two there are always
@@ -170,7 +171,8 @@ class _Run:
     """A compiled kernel, its buffers, and the seconds of its runs."""
 
     def __init__(self, probe: Probe, dtype: Any, place: jax.sharding.Sharding) -> None:
-        step = jax.jit(probe.function, donate_argnums=0, keep_unused=True)
+        options = faster(None)
+        step = jax.jit(probe.function, donate_argnums=0, keep_unused=True, compiler_options=options)
         structs = [jax.ShapeDtypeStruct(s, dtype, sharding=place) for s in probe.shapes]
         self.step = step.lower(*structs).compile()
         self.buffer, *self.others = (

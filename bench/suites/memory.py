@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ...compiler.budget import obeyed
 from ...ir.errors import BudgetError
+from ...runtime.xla import obeyed
 from ..arms import POLICIES, checkpointed, in_turns, ours, stock
 from ..measure import Ratio, Samples, ratio
 from ..models.images import mlp, resnet, unet, vae, vit

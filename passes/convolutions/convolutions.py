@@ -25,7 +25,7 @@ class Convolutions:
     | depthwise | a sum of shifted inputs | up to `taps` taps |
     | its gradient of filters | a sum for each tap | up to `taps` taps |
     | grouped, or its gradient | dense ones of `channels` or more | up to `bundles` of them |
-    | gradient of filters | a product | `rows` rows, `channels` in and out |
+    | gradient of filters | a product | up to `images`, half as many of few channels |
     | gradient of 1x1 filters | a product | always |
 
     Gradients of filters are summed over parts of the batch that take `cached` bytes. Runs after
@@ -35,7 +35,7 @@ class Convolutions:
     """
 
     taps: int = 64
-    rows: int = 4096
+    images: int = 4
     channels: int = 32
     bundles: int = 32
     cached: int = 1 << 22
@@ -71,8 +71,8 @@ class Convolutions:
     def _product(self, b: Builder, w: Window) -> Value | None:
         if max(w.groups) > 1 or not w.correlates:
             return None
-        thin = min(w.batch, w.filters) < self.channels or w.features * prod(w.taps) < self.rows
-        if thin and prod(w.places) > 1:
+        thin = min(w.batch, w.filters) < self.channels // 2
+        if w.features > self.images // (1 + thin) and prod(w.places) > 1:
             return None
         return products.summed(b, w, self.cached)
 

@@ -12,9 +12,10 @@ from jax import lax
 
 import backpass as bp
 from backpass import ir
-from backpass.compiler.budget import Planning, obeyed, parse_bytes, peak_bytes
+from backpass.compiler.budget import Planning, parse_bytes, peak_bytes
 from backpass.ir.device import DEVICES
 from backpass.passes.rematerialise.frontier import Choice, Frontier
+from backpass.runtime.xla import obeyed
 from passes.joints import LOSSES, STEPS, joint, parameters, rows, sgd
 
 LAYERS, WIDTH, BATCH = 6, 32, 512

@@ -12,7 +12,7 @@ import backpass as bp
 from backpass.passes import DEFAULT, Convolutions, default
 from passes.texts import graph
 
-EAGER = Convolutions(rows=1, channels=2, cached=200)
+EAGER = Convolutions(images=99, channels=2, cached=200)
 PASSES = tuple(EAGER if isinstance(each, Convolutions) else each for each in DEFAULT)
 
 # Of the input, the kernel and the keywords: what is left of the convolutions of loss and gradients.
@@ -163,21 +163,30 @@ def test_any_layer(layer):
         assert_same_gradients(loss, *args)
 
 
-def test_small_layers_stay_convolutions():
-    step = bp.compile(bp.value_and_grad(applied({}), argnums=(0, 1)))
-    ops = [n.op.name for n in step.lower(*drawn((3, 6, 6, 4), (3, 3, 4, 5))).graph.walk()]
-    assert ops.count("conv_general_dilated") == 3
-
-
-def test_large_gradients_of_filters_are_scanned_products():
-    types = [jax.ShapeDtypeStruct(s, np.float32) for s in ((32, 32, 32, 32), (3, 3, 32, 32))]
+def nodes_of_a_layer(images, filters):
+    types = [jax.ShapeDtypeStruct(shape, np.float32) for shape in (images, filters)]
     step = bp.compile(bp.value_and_grad(applied({"padding": "SAME"}), argnums=(0, 1)))
-    nodes = list(step.lower(*types).graph.walk())
+    return list(step.lower(*types).graph.walk())
+
+
+@pytest.mark.parametrize("images, channels", [(5, 32), (3, 15), (32, 64)])
+def test_gradients_of_filters_by_many_images_stay_convolutions(images, channels):
+    nodes = nodes_of_a_layer((images, 6, 6, channels), (3, 3, channels, channels))
+    assert [n.op.name for n in nodes].count("conv_general_dilated") == 3
+
+
+@pytest.mark.parametrize("images, channels", [(4, 32), (2, 15)])
+def test_gradients_of_filters_by_few_images_are_products(images, channels):
+    nodes = nodes_of_a_layer((images, 6, 6, channels), (3, 3, channels, channels))
     assert [n.op.name for n in nodes].count("conv_general_dilated") == 2
     (product,) = (n for n in nodes if n.op.name == "dot_general")
-    assert product.output.shape == (96, 96)
+    assert product.output.shape == (3 * channels, 3 * channels)
+
+
+def test_products_of_large_images_are_scanned():
+    nodes = nodes_of_a_layer((4, 64, 64, 32), (3, 3, 32, 32))
     (scan,) = (n for n in nodes if n.op.name == "scan")
-    assert scan.attrs["length"] > 4
+    assert scan.attrs["length"] == 4
 
 
 def test_more_bundles_than_asked_for_stay_groups():
