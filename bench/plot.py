@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..ir.errors import ArgumentError
@@ -27,7 +28,7 @@ def plot(report: Report, path: Path) -> None:
     panels = figure.subplots(len(suites), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axes, suite in zip(panels, suites, strict=True):
         rows = [row for row in report.of(suite) if row.ratios]
-        (_frontier if suite == FRONTIER else _bars)(axes, suite, rows)
+        (frontier if suite == FRONTIER else _bars)(axes, suite, rows)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(f"{report.environment['cpu']}, {report.environment['device']}", fontsize=9)
@@ -64,20 +65,37 @@ def _bars(axes: Any, suite: str, rows: Sequence[Row]) -> None:
     axes.invert_yaxis()
 
 
-def _frontier(axes: Any, suite: str, rows: Sequence[Row]) -> None:
-    """Time over peak, both of plain JAX's, a line for each model."""
+def frontier(axes: Any, suite: str, rows: Sequence[Row]) -> None:
+    """Time over peak, both of plain JAX's, a line for each model and one for its best rivals."""
     models = list(dict.fromkeys(row.case.partition(" budget ")[0] for row in rows))
+    hollow = {"marker": "o", "ms": 5, "mfc": "white", "ls": ":"}
     for model in models:
         mine = [row for row in rows if row.case.partition(" budget ")[0] == model]
         points = {
             (row.figures["peak_bytes"] / row.figures["plain_bytes"], row.figures["time"])
             for row in mine
         }
-        axes.plot(*zip(*sorted(points), strict=True), marker="o", ms=4, label=model)
+        (line,) = axes.plot(*zip(*sorted(points), strict=True), marker="o", ms=4, label=model)
+        if rivals := _rivals(mine):
+            axes.plot(*zip(*sorted(rivals), strict=True), **hollow, color=line.get_color())
+    if any("rival" in row.figures for row in rows):
+        axes.plot([], [], **hollow, color="grey", label="jax.checkpoint")
     axes.plot(1, 1, marker="s", ls="", color="black", label="plain jax")
     axes.axhline(1, color="black", lw=1)
-    axes.set(yscale="log", title=suite, xlabel="peak, ours / plain JAX's", ylabel="time")
+    axes.set(yscale="log", title=suite, xlabel="peak, of plain JAX's", ylabel="time")
     _plain_ticks(axes.yaxis)
+
+
+def _rivals(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """Peak and time of each use of `jax.checkpoint` that is the fastest within some budget."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        name, own = row.figures.get("rival"), row.figures
+        if name in (None, "plain", "jax") or not row.ratios:
+            continue
+        peak = own["peak_bytes"] / own["plain_bytes"] / row.ratios["peak"].median
+        found.setdefault(name, []).append((peak, own["time"] / row.ratios["time"].median))
+    return [(points[0][0], median(time for _, time in points)) for points in found.values()]
 
 
 def _plain_ticks(axis: Any) -> None:

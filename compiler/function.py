@@ -16,7 +16,7 @@ from ..ir.jax_compat import forget_calls, is_part
 from ..ir.types import Spec
 from ..passes import Pass
 from .asked import Asked
-from .binding import Binding, holds_tracers
+from .binding import Binding
 from .budget import Planning
 from .built import Built, Unplaced, Unsettled, Unweighed
 from .diagnose import defined_at, explain_failure, is_exhausted
@@ -64,17 +64,16 @@ class CompiledFunction:
         if self._by_place and (there := self._there(args, kwargs)) is not self:
             return there(*args, **kwargs)
         self._history.calls += 1
-        binding = self._binding
+        binding, part = self._binding, is_part()
         try:
-            jit = binding.inner if is_part() else binding.jit
-            return jit(*args, **kwargs)
+            return (binding.inner if part else binding.jit)(*args, **kwargs)
         except (Unplaced, Unsettled, Unweighed) as met:
             lacked = type(met)  # out of here, so that no later error has it for a context
         except (Exception, Stateful) as met:
             return self._after(met, args, kwargs)
         finally:
             if binding.watches:
-                binding.finish(compiles=not holds_tracers(args, kwargs))
+                binding.finish(compiles=not part)
         return self._again(lacked, args, kwargs)
 
     def _again(self, lacked: type[Exception], args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -229,7 +228,7 @@ class CompiledFunction:
         """Call for the first time; wait, so that it is us who tells that memory ran out."""
         out = CompiledFunction.__call__(self, *args, **kwargs)
         with self._explained(args, kwargs):
-            return out if holds_tracers(args, kwargs) else jax.block_until_ready(out)
+            return jax.block_until_ready(out)
 
     @contextmanager
     def _explained(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[None]:

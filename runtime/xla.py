@@ -22,6 +22,7 @@ Options = Mapping[str, Any]
 _NAME = "xla_cpu_experimental_ynn_fusion_type"
 _LIBRARY = {_NAME: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 _HAVE_IT = ("0.10.", "0.11.", "0.12.")  # of jaxlib; XLA refuses an option that it does not know
+_JAXLIB = version("jaxlib")
 
 # The first of these passes of XLA expands fences before the last merging of equal nodes, which
 # undoes every plan. The second makes one kernel of a small loop: XLA aborts the process where a
@@ -36,7 +37,7 @@ def faster(options: Options | None) -> dict[str, Any] | None:
     |---|---|
     | `xla_cpu_experimental_ynn_fusion_type` | convolutions are computed by Eigen |
     """
-    if jax.default_backend() != "cpu" or not version("jaxlib").startswith(_HAVE_IT):
+    if jax.default_backend() != "cpu" or not _JAXLIB.startswith(_HAVE_IT):
         return None if options is None else dict(options)
     return {**_LIBRARY, **(options or {})}
 

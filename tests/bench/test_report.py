@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import jsonschema
 import pytest
+from matplotlib.figure import Figure
 
 from backpass.bench.compare import compare
 from backpass.bench.measure import Ratio
-from backpass.bench.plot import plot
+from backpass.bench.plot import frontier, plot
 from backpass.bench.report import Report, means, read
 from backpass.bench.rows import Row
 from backpass.cli.main import main
@@ -133,6 +134,24 @@ def test_plot(tmp_path):
         plot(report(Row("models", "mlp", "jax", error="E: x")), path)
     with pytest.raises(ArgumentError, match="can't be written"):
         plot(report(row()), tmp_path / "none" / "ratios.png")
+
+
+def test_the_frontier_has_rivals_beside_it():
+    """A use of `jax.checkpoint` that is the best within two budgets is one point, at its median."""
+
+    def budget(rival, time, peak, own=0.5):
+        ratios = {"time": Ratio(time, time, time), "peak": Ratio(peak, peak, peak)}
+        figures = {"peak_bytes": 6, "plain_bytes": 10, "time": own, "rival": rival}
+        return Row("memory", "mlp budget 1 of 4", "jax-checkpoint", ratios, figures)
+
+    rows = [budget("dots", 0.5, 1.5), budget("dots", 0.25, 1.5), budget("plain", 1, 1)]
+    rows.append(replace(rows[0], ratios={}, figures={**rows[0].figures, "rival": "none fits"}))
+    axes = Figure().subplots()
+    frontier(axes, "memory", rows)
+    lines = {line.get_label(): line for line in axes.lines}
+    assert {"mlp", "jax.checkpoint", "plain jax"} <= set(lines)
+    points = [line.get_xydata().tolist() for line in axes.lines if line.get_ls() == ":"]
+    assert pytest.approx(points[0][0]) == [0.4, 1.5]
 
 
 def test_the_command(tmp_path, capsys):

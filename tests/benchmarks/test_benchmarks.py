@@ -150,6 +150,14 @@ def test_constants(load_benchmark, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split()[0] == "1"
 
 
+def test_convolutions(load_benchmark, capsys):
+    """Both libraries compute each part, and the product stands beside them."""
+    (row,) = load_benchmark("convolutions").main(["--tiny", "--repeats", "1"])
+    assert set(row.ynn) == {"forward", "images", "filters"} and min(row.ynn.values()) > 0
+    assert row.product > 0 and len(row.cores) == 2
+    assert capsys.readouterr().out.splitlines()[-1].split()[:3] == ["2", "4", "16"]
+
+
 def test_dump(load_benchmark, capsys):
     """A row for each program, whose files were written."""
     results = load_benchmark("dump").main(["--tiny"])
