@@ -31,7 +31,7 @@ EAGER = {
     "defer": Defer(ratio=0, room=1e9),
     "roll": Roll(True),
     "fuse": Fuse(chunk=2, least=1, block=2, scores=1),
-    "convolutions": Convolutions(rows=1, channels=2, cached=200),
+    "convolutions": Convolutions(images=99, channels=2, cached=200),
 }
 # Ways that give a graph, which NumPy runs: by which passes.
 PASSES = {
