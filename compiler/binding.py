@@ -11,10 +11,11 @@ from typing import Any
 import jax
 
 from ..ir.errors import BatchError, BudgetError
+from ..ir.jax_compat import is_part
 from ..passes.rematerialise import Planned
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
-from ..runtime.xla import faster, obeyed
+from ..runtime.xla import chosen
 from .budget import peak_bytes
 from .built import Built, Unplaced, Unsettled, Unweighed
 from .dump import dump_by_environment
@@ -24,11 +25,6 @@ from .headroom import may_be_short, warn_of_memory
 from .options import AUTO
 from .program import collection_paused
 from .programs import Programs
-
-
-def holds_tracers(args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """True inside a program that somebody else compiles, where JAX refuses XLA's options."""
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((args, kwargs)))
 
 
 class Binding:
@@ -90,7 +86,7 @@ class Binding:
         options = self._asked.options
         shardings = (options.jit.get(f"{way}_shardings") for way in ("in", "out"))
         spread = any(shardings) or built.program.signature.placed
-        if weighed or spread or holds_tracers(args, kwargs):
+        if weighed or spread or is_part():
             return
         if may_be_short(built.stages[-1].graph):
             warn_of_memory(self._asked.fun, built, self._asked.leaves(args, kwargs), options)
@@ -196,8 +192,8 @@ class Binding:
 
     def _fresh_jit(self) -> Any:
         options = self._asked.options.for_jit
-        xla = faster(options["compiler_options"])
-        xla = obeyed(xla) if self._asked.options.planning.active else xla
+        planned = self._asked.options.planning.active
+        xla = chosen(options["compiler_options"], planned=planned)
         return jax.jit(self._staged(), **{**options, "compiler_options": xla})
 
     def _staged(self, *, inner: bool = False) -> Callable[..., Any]:

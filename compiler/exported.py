@@ -27,7 +27,7 @@ from ..ir.errors import ArgumentError, BudgetError, ExportError
 from ..ir.records import parsed, read
 from ..ir.tables import bytes_text
 from ..ir.types import type_of
-from ..runtime.xla import faster, obeyed
+from ..runtime.xla import chosen
 from .arguments import path_text
 from .budget import peak_bytes
 from .dump import installed, write_bytes
@@ -225,11 +225,10 @@ class Exported:
                 f"{self.name} was exported for {', '.join(program.platforms)}, and this is "
                 f"{platform}\n  export it with platforms=[...]"
             )
-        options = faster(header.compiler_options or None)
         jitted = jax.jit(
             program.call,
             donate_argnums=header.donated,
-            compiler_options=obeyed(options) if header.planned else options,
+            compiler_options=chosen(header.compiler_options or None, planned=header.planned),
             **self._placed(),
         )
         structs = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in program.in_avals]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .binding import holds_tracers
+from ..ir.jax_compat import is_part
 from .built import Built
 from .function import CompiledFunction
 from .nonfinite import Guard, copied, not_finite
@@ -15,7 +15,7 @@ class GuardedFunction(CompiledFunction):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step and look at what it returns, where that has numbers yet."""
-        if self._by_state is not None or holds_tracers(args, kwargs):
+        if self._by_state is not None or is_part():
             return super().__call__(*args, **kwargs)
         away = self._asked.donates
         given = [copied(x) if i in away.static_positions else x for i, x in enumerate(args)]

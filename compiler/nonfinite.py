@@ -36,7 +36,7 @@ from ..passes.probe import (
 )
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
-from ..runtime.xla import faster, obeyed
+from ..runtime.xla import chosen
 from .budget import Planning
 from .health import Health
 from .nonfinite_report import Found, described, unexplained, unlocated
@@ -146,8 +146,7 @@ class Guard:
         return Found(birth, graph, fetched, mask)
 
     def _compiled(self, graph: Graph) -> Callable[..., Any]:
-        options = faster(self.options)
-        options = obeyed(options) if self.planning.active else options
+        options = chosen(self.options, planned=self.planning.active)
         call = lowered(graph, [value.type for value in graph.outputs])
         return jax.jit(call, compiler_options=options)
 

@@ -34,6 +34,7 @@ from ..ir.types import ArrayType
 from ..passes import Autodiff, Canonicalise, Dce
 from ..passes.autodiff import Forward
 from ..runtime.lower import lowered
+from ..runtime.xla import Jitted
 from .python_call import calls_python
 
 program_call_p = jec.Primitive("program_call")
@@ -125,7 +126,7 @@ class _Question:
 @functools.lru_cache(maxsize=512)
 def _executable(question: _Question) -> Callable[..., list[Any]]:
     run = functools.partial(_expanded, held=question.held, outermost=question.outermost)
-    return jax.jit(run)
+    return Jitted(run)
 
 
 def _program(args: Sequence[Any], held: Held, *, outermost: bool) -> Callable[..., list[Any]]:

@@ -5,7 +5,7 @@ JAX takes them for a program that is compiled by itself, and refuses them for a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -15,12 +15,12 @@ import jax
 
 from ..ir.jax_compat import is_part
 
-Options = Mapping[str, Any]
+Options = dict[str, Any]
 
 # Which operations XLA:CPU gives to the library YNNPACK: all that it would, but for convolutions.
 # There that works on one core where Eigen works on all (`benchmarks/convolutions.py`).
-_NAME = "xla_cpu_experimental_ynn_fusion_type"
-_LIBRARY = {_NAME: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
+LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
+_FASTER = {LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
 _HAVE_IT = ("0.10.", "0.11.", "0.12.")  # of jaxlib; XLA refuses an option that it does not know
 _JAXLIB = version("jaxlib")
 
@@ -30,7 +30,13 @@ _JAXLIB = version("jaxlib")
 _LEFT_OUT = ("cse_barrier_expander", "small-while-loop-hoisting")
 
 
-def faster(options: Options | None) -> dict[str, Any] | None:
+def chosen(options: Options | None, *, planned: bool) -> Options | None:
+    """XLA's options for a program, also for one that has the fences of a plan."""
+    found = faster(options)
+    return obeyed(found) if planned else found
+
+
+def faster(options: Options | None) -> Options | None:
     """XLA's options with those that make programs faster.
 
     | option | what it does |
@@ -38,14 +44,14 @@ def faster(options: Options | None) -> dict[str, Any] | None:
     | `xla_cpu_experimental_ynn_fusion_type` | convolutions are computed by Eigen |
     """
     if jax.default_backend() != "cpu" or not _JAXLIB.startswith(_HAVE_IT):
-        return None if options is None else dict(options)
-    return {**_LIBRARY, **(options or {})}
+        return options
+    return {**_FASTER, **(options or {})}
 
 
-def obeyed(options: Options | None) -> dict[str, Any] | None:
+def obeyed(options: Options | None) -> Options | None:
     """XLA's options with which fences hold."""
     if jax.default_backend() != "cpu":
-        return None if options is None else dict(options)
+        return options
     name = "xla_disable_hlo_passes"
     given = filter(None, str((options or {}).get(name, "")).split(","))
     return {**(options or {}), name: ",".join([*given, *_LEFT_OUT])}

@@ -12,7 +12,6 @@ from jax import lax
 import backpass as bp
 from backpass.runtime import xla
 
-LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 IMAGES, FILTERS = (8, 32, 32, 32), (3, 3, 32, 32)
 
 
@@ -40,7 +39,7 @@ def test_convolutions_are_not_the_librarys_and_products_are(options):
 
 
 def test_the_users_word_counts():
-    asked = {LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"}
+    asked = {xla.LIBRARY: "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"}
     assert "__ynn_fusion" in hlo(bp.compile(convolved, compiler_options=asked))
     assert "__ynn_fusion" not in hlo(bp.compile(convolved))
 
@@ -56,6 +55,20 @@ def test_passes_of_the_user_are_left_out_besides():
     assert xla.obeyed({name: "dce"})[name].split(",")[0] == "dce"
 
 
+def test_derivatives_outside_of_programs_have_them_too(monkeypatch):
+    """Where they are one program: of many nodes."""
+    asked, faster = [], xla.faster
+    monkeypatch.setattr(xla, "faster", lambda options: asked.append(options) or faster(options))
+
+    def loss(x, w):
+        for _ in range(8):
+            x = jnp.tanh(convolved(x, w))
+        return x.sum()
+
+    bp.grad(loss)(jnp.ones((1, 2, 2, 3)), jnp.ones((3, 3, 3, 3)))
+    assert asked == [None]
+
+
 CALLS = {
     "jit": lambda f, x: jax.jit(lambda x: f(x) + 1)(x),
     "grad": lambda f, x: jax.grad(lambda x: f(x).sum())(x),
@@ -67,7 +80,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, {"memory_budget": "1MiB"}])
+@pytest.mark.parametrize("options", [{}, {"memory_budget": "1MiB"}, {"debug": "nan"}])
 @pytest.mark.parametrize("name", CALLS)
 def test_a_part_of_another_program_has_none(name, options):
     """Before, between and after calls of the function by itself."""
