@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from script import finish, parser
@@ -40,7 +40,7 @@ class Row:
     channels: int
     ms: float
     ynn: dict[str, float]
-    cores: tuple[float, float]
+    cores: tuple[float, ...]
     product: float
 
     def cells(self) -> list[str]:
@@ -74,6 +74,7 @@ def measure(images: int, side: int, channels: int, repeats: int) -> Row:
     import backpass as bp
     from backpass.passes import DEFAULT
     from backpass.passes.convolutions import Convolutions
+    from backpass.runtime.xla import LIBRARY
 
     random = np.random.default_rng(0)
     shapes = (images, side, side, channels), (3, 3, channels, channels)
@@ -82,25 +83,29 @@ def measure(images: int, side: int, channels: int, repeats: int) -> Row:
         tuple(replace(p, images=most) if isinstance(p, Convolutions) else p for p in DEFAULT)
         for most in (0, images)
     )
-    stock = {"xla_cpu_experimental_ynn_fusion_type": STOCK}
-    ynn, walls, busy, ratio = {}, 0.0, {"ynn": 0.0, "eigen": 0.0}, 0.0
+    wall: dict[tuple[str, str], float] = {}
+    cores: dict[tuple[str, str], float] = {}
     for part in PARTS:
         made = {
-            "ynn": bp.compile(layer(part), passes=stay, compiler_options=stock),
+            "ynn": bp.compile(layer(part), passes=stay, compiler_options={LIBRARY: STOCK}),
             "eigen": bp.compile(layer(part), passes=stay),
-            "product": bp.compile(layer(part), passes=turn),
         }
+        if part == "filters":
+            made["product"] = bp.compile(layer(part), passes=turn)
         runs = {name: lambda f=f: jax.block_until_ready(f(x, w, x)) for name, f in made.items()}
         calls = {name: calls_for(run) for name, run in runs.items()}
-        found = interleave(runs, repeats, calls)
-        wall = {name: median(each.wall) for name, each in found.items()}
-        ynn[part] = wall["ynn"] / wall["eigen"]
-        ratio = wall["product"] / wall["eigen"]  # that of the last part stays
-        walls += wall["eigen"]
-        for name in busy:
-            busy[name] += median(found[name].cpu) / wall[name] / len(PARTS)
-    cores = busy["ynn"], busy["eigen"]
-    row = Row(images, side, channels, 1e3 * walls, ynn, cores, ratio)
+        for name, found in interleave(runs, repeats, calls).items():
+            wall[name, part] = median(found.wall)
+            cores[name, part] = median(found.cpu) / wall[name, part]
+    row = Row(
+        images,
+        side,
+        channels,
+        ms=1e3 * sum(wall["eigen", part] for part in PARTS),
+        ynn={part: wall["ynn", part] / wall["eigen", part] for part in PARTS},
+        cores=tuple(mean(cores[name, part] for part in PARTS) for name in ("ynn", "eigen")),
+        product=wall["product", "filters"] / wall["eigen", "filters"],
+    )
     note("  ".join(row.cells()))
     return row
 
