@@ -165,7 +165,7 @@ class Binding:
             found = fitted(built.program, self._asked.options, built.donated, steps)
         except BatchError:
             return False
-        built.steps, built.passed, built.fitting = found.steps, found.stages, found.search
+        built.steps, built.forms, built.fitting = found.steps, found.forms, found.search
         return True
 
     def _executable(

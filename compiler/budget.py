@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
@@ -18,7 +18,7 @@ from ..ir.graph import Graph
 from ..ir.spread import spread
 from ..ir.tables import bytes_text
 from ..ir.verifier import verify
-from ..passes.rematerialise import Choices, Planned, Planner
+from ..passes.rematerialise import Choices, Forms, Planned
 from ..runtime.device import live_spec
 from .calibration import Calibration
 from .memory_plan import MemoryPlan, choice_of, plan_of
@@ -95,7 +95,7 @@ class Fitting:
     a budget or a process before.
     """
 
-    planner: Planner
+    forms: Forms
     budget: int | None
     candidate: Planned
     seconds: float = 0.0
@@ -127,7 +127,7 @@ class Fitting:
         if self.budget is not None and not self.given:
             higher = self.known.above(best[1] if best else 0, self.budget)
             if higher is not None:
-                self.candidate, self.given = self.planner.of(higher), True
+                self.candidate, self.given = self.forms.of(higher), True
                 return False
         if best is None:
             raise self._error(self.budget or 0)
@@ -141,13 +141,13 @@ class Fitting:
         """Search after all: XLA makes something else of the known plan than it did before."""
         self.known.drop(self.candidate.choice, f"its peak is now {bytes_text(peak)}")
         self.given = self.recalled = False
-        self.candidate = self.planner.fastest(budget) or self.planner.leanest
+        self.candidate = self.forms.fastest(budget) or self.forms.leanest
 
     @property
     def plan(self) -> MemoryPlan:
         """The plan as it stands."""
         peak = next((p for c, p in self.measured if c is self.candidate), None)
-        return plan_of(self.planner, self.candidate, self.budget, peak, len(self.measured))
+        return plan_of(self.forms, self.candidate, self.budget, peak, len(self.measured))
 
     def _next(self, budget: int) -> Planned | None:
         """The fastest candidate that should fit by what is known of XLA's peaks so far.
@@ -160,18 +160,18 @@ class Fitting:
             for found in self._promising(budget):
                 if found.seconds < seconds * (1 - WORTH) and id(found) not in tried:
                     return found
-        last = [c for c in self.planner.leanest_of_each if id(c) not in tried]
+        last = [c for c in self.forms.leanest_of_each if id(c) not in tried]
         return None if seconds < inf or not last else last[0]
 
     def _promising(self, budget: int) -> Iterator[Planned]:
-        """The program as it is and the fastest other plan, where they should fit."""
-        plain = self.planner.plain
-        if plain.bytes <= self._limit(budget, fenced=False):
-            yield plain
+        """The program as it is in each form and the fastest other plan, where they should fit."""
+        for plain in self.forms.plains:
+            if plain.bytes <= self._limit(budget, fenced=False):
+                yield plain
         failed = {id(c) for c, p in self.measured if p > budget}
-        found = self.planner.fastest(self._limit(budget, fenced=True))
+        found = self.forms.fastest(self._limit(budget, fenced=True))
         while found is not None and id(found) in failed:
-            found = self.planner.fastest(found.bytes - 1)
+            found = self.forms.fastest(found.bytes - 1)
         if found is not None:
             yield found
 
@@ -185,7 +185,7 @@ class Fitting:
     def _error(self, budget: int) -> BudgetError:
         candidate, minimum = min(self.measured, key=lambda pair: pair[1])
         return BudgetError(
-            f"no schedule of {self.planner.graph.name} fits the memory budget of "
+            f"no schedule of {self.forms.graph.name} fits the memory budget of "
             f"{bytes_text(budget)}: the smallest peak found is {bytes_text(minimum)}\n"
             f"{candidate.live}\n"
             f"  give memory_budget={minimum} or more, donate arguments that are not used again, "
@@ -210,50 +210,53 @@ class Planning:
         """True when programs are planned."""
         return self.budget is not None or self.pinned is not None
 
-    def fitting(self, graph: Graph, donated: Collection[int]) -> Fitting | None:
-        """Begin the search for a graph's plan. Raises `ArgumentError` for a foreign plan."""
+    def fitting(self, graphs: Sequence[Graph], donated: Collection[int]) -> Fitting | None:
+        """Begin the search for the plan of a program, of which `graphs` are the forms.
+
+        Raises `ArgumentError` for a foreign plan.
+        """
         if not self.active:
             return None
         start = perf_counter()
-        graph = spread(graph)  # sizes are those of one device
-        planner = Planner(graph, live_spec(), frozenset(donated))
+        graphs = [spread(graph) for graph in graphs]  # sizes are those of one device
+        forms, graph = Forms.of_graphs(graphs, live_spec(), donated), graphs[0]
         if self.pinned is None:
             aim = self.budget or 0
             known = settled(graph, donated, self.options)
-            found = _recalled(planner, known, aim)
-            first = found or planner.fastest(aim) or planner.leanest
+            found = _recalled(forms, known, aim)
+            first = found or forms.fastest(aim) or forms.leanest
             took, is_known = perf_counter() - start, found is not None
-            return Fitting(planner, aim, first, took, is_known, is_known, known)
+            return Fitting(forms, aim, first, took, is_known, is_known, known)
         if self.pinned.program != digest(graph):
             raise ArgumentError(
                 f"the plan was made for another program than this {graph.name}; plan it again"
             )
         try:
-            candidate = _under(planner, choice_of(self.pinned))
+            candidate = _under(forms, choice_of(self.pinned))
         except ValueError as error:
             raise ArgumentError(
                 f"the plan is none of {graph.name}: {error}\n  load it anew, or plan it again"
             ) from None
         budget = self.pinned.budget_bytes if self.budget is None else self.budget
-        return Fitting(planner, budget, candidate, perf_counter() - start, given=True)
+        return Fitting(forms, budget, candidate, perf_counter() - start, given=True)
 
 
-def _recalled(planner: Planner, known: Settled, budget: int) -> Planned | None:
+def _recalled(forms: Forms, known: Settled, budget: int) -> Planned | None:
     """The plan that is known to fit, where there is one."""
     choice = known.that_fits(budget)
     if choice is None:
         return None
     try:
-        return _under(planner, choice)
+        return _under(forms, choice)
     except ValueError as error:
-        known.drop(choice, f"it is no plan of {planner.graph.name}: {error}")
+        known.drop(choice, f"it is no plan of {forms.graph.name}: {error}")
         return None
 
 
-def _under(planner: Planner, choice: Choices) -> Planned:
+def _under(forms: Forms, choice: Choices) -> Planned:
     """The program under choices that were read. Raises `ValueError` where they are none of it."""
     try:
-        planned = planner.of(choice)
+        planned = forms.of(choice)
         verify(planned.graph)
     except (ArithmeticError, GraphError, LookupError, RecursionError, ValueError) as error:
         raise ValueError(str(error).partition("\n")[0]) from error

@@ -31,7 +31,7 @@ class Unweighed(Exception):
 
 @dataclass
 class Built:
-    """A program, what the passes made of it, and the search for its plan.
+    """A program, the forms that the passes made of it, and the search for its plan.
 
     While `open`, the program must not be bound: no plan has been tried, or none fits and
     `refusal` tells so. `key` is that of its trace in the history, `donated` are positions of
@@ -41,7 +41,7 @@ class Built:
     """
 
     program: Program
-    passed: tuple[Stage, ...]
+    forms: tuple[tuple[Stage, ...], ...]
     key: object
     donated: frozenset[int]
     fitting: Fitting | None = None
@@ -68,9 +68,10 @@ class Built:
     def stages(self) -> tuple[Stage, ...]:
         """The stages, that of the plan last."""
         if self.fitting is None:
-            return self.passed
+            return self.forms[0]
         candidate = self.fitting.candidate
-        return (*self.passed, Stage("rematerialise", candidate.graph, self.fitting.seconds))
+        planned = Stage("rematerialise", candidate.graph, self.fitting.seconds)
+        return (*self.forms[candidate.form], planned)
 
     @property
     def plan(self) -> MemoryPlan | None:
@@ -82,4 +83,4 @@ class Built:
         """What is predicted to be in memory."""
         if self.fitting is not None:
             return self.fitting.candidate.live
-        return liveness(self.passed[-1].graph, self.donated, fused=True)
+        return liveness(self.stages[-1].graph, self.donated, fused=True)

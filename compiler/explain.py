@@ -121,14 +121,16 @@ class History:
         self._warned = False
         self._lock = threading.Lock()
 
-    def record(self, key: object, program: Program, stages: Sequence[Stage]) -> None:
+    def record(self, key: object, program: Program, forms: Sequence[Sequence[Stage]]) -> None:
         """Add a trace, with a key to add its later phases by, and find out why it was needed.
+
+        `forms` are what passes made of it.
 
         One thread at a time may call.
         """
         found = causes(program.signature, self._signatures)
-        seconds = sum(stage.seconds for stage in stages[1:])
-        nodes = len(stages[-1].graph.nodes)
+        seconds = sum(stage.seconds for stages in forms for stage in stages[1:])
+        nodes = len(forms[0][-1].graph.nodes)
         self._signatures.append(program.signature)
         trace = Trace(found, nodes, program.trace_seconds, seconds)
         self._traces[key] = trace

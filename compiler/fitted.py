@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from ..ir.errors import ArgumentError, BatchError
-from ..passes import Stage
+from ..passes import Pass, Stage
 from .budget import Fitting
 from .options import Options
 from .program import Program
@@ -14,13 +15,18 @@ from .program import Program
 # With `accumulate_steps="auto"` no batch is divided into more parts than this.
 MOST = 64
 
+Stages = tuple[Stage, ...]  # what a pipeline makes of a program
+
 
 @dataclass(frozen=True)
 class Fitted:
-    """The stages of a program that runs in `steps` parts, and the search for its plan."""
+    """The stages of each form of a program that runs in `steps` parts, and the search for its plan.
+
+    Without a search there is one form.
+    """
 
     steps: int | None
-    stages: tuple[Stage, ...]
+    forms: tuple[Stages, ...]
     search: Fitting | None
 
 
@@ -44,13 +50,33 @@ def fitted(program: Program, options: Options, donated: Collection[int], least: 
 
 def _in(program: Program, options: Options, donated: Collection[int], steps: int | None) -> Fitted:
     chosen = replace(options, accumulate_steps=steps)
-    stages = program.stages(chosen.pipeline, bool(options.debug))
+    first, *others = chosen.pipelines
+    check = bool(options.debug)
+    forms: tuple[Stages, ...] = (program.stages(first, check),)
+    if options.planning.active:
+        forms = with_others(program, forms, others, check)
     try:
-        return Fitted(steps, stages, options.planning.fitting(stages[-1].graph, donated))
+        search = options.planning.fitting([stages[-1].graph for stages in forms], donated)
+        return Fitted(steps, forms, search)
     except ArgumentError:  # of a plan for another number of parts
         if not isinstance(options.accumulate_steps, str) or 2 * (steps or 1) > MOST:
             raise
         return _in(program, options, donated, 2 * (steps or 1))
+
+
+def with_others(
+    program: Program,
+    forms: tuple[Stages, ...],
+    pipelines: Sequence[Sequence[Pass]],
+    check: bool = False,
+) -> tuple[Stages, ...]:
+    """The forms and those of other pipelines, but where these come to what the first does.
+
+    So they do where all that they leave out of it changed nothing.
+    """
+    changes = {new.name for old, new in pairwise(forms[0]) if new.graph is not old.graph}
+    others = [each for each in pipelines if changes - {one.name for one in each}]
+    return (*forms, *(program.stages(each, check) for each in others))
 
 
 def _is_enough(found: Fitted) -> bool:
@@ -58,7 +84,7 @@ def _is_enough(found: Fitted) -> bool:
     search = found.search
     if search is None or search.given:
         return True
-    return search.candidate is search.planner.plain and _promise(found)[0] == 0
+    return search.candidate in search.forms.plains and _promise(found)[0] == 0
 
 
 def _promise(found: Fitted) -> tuple[int, float]:

@@ -14,13 +14,13 @@ from ..ir.errors import ArgumentError, BackpassError
 from ..ir.graph import Graph
 from ..ir.jax_compat import forget_calls, is_part
 from ..ir.types import Spec
-from ..passes import Pass
 from .asked import Asked
 from .binding import Binding
 from .budget import Planning
 from .built import Built, Unplaced, Unsettled, Unweighed
 from .diagnose import defined_at, explain_failure, is_exhausted
 from .explain import Explanation, History
+from .fitted import with_others
 from .headroom import out_of_memory
 from .nonfinite import Guard
 from .options import Options, pipeline_of
@@ -150,26 +150,27 @@ class CompiledFunction:
             steps,
         )
 
-    def joint(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Graph, frozenset[int]]:
-        """Return the graph that the planner gets, and the positions of its donated inputs."""
+    def forms(
+        self, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[Graph], frozenset[int]]:
+        """Return what a planner gets, and the positions of donated inputs."""
         if (there := self._at(args, kwargs)) is not self:
-            return there.joint(args, kwargs)
+            return there.forms(args, kwargs)
         built = self._programs.of(args, kwargs)
-        return built.passed[-1].graph, built.donated
+        found = with_others(built.program, built.forms[:1], self._asked.options.pipelines[1:])
+        return [stages[-1].graph for stages in found], built.donated
 
     def without_plan(
-        self, passes: Any, usual: Sequence[Pass], options: dict[str, Any]
+        self, passes: Any, options: dict[str, Any], place: tuple[str, str]
     ) -> CompiledFunction:
         """Return this function with no budget, and with other passes and options where given.
 
-        `usual` are the passes where neither names any.
+        `place` as in `Options`.
         """
         mine = self._asked.options
         asked = replace(mine, passes=pipeline_of(passes)) if passes else mine
-        return type(self)(
-            self._asked.fun,
-            replace(mine, passes=asked.of(usual), planning=Planning(), jit={**mine.jit, **options}),
-        )
+        asked = replace(asked, planning=Planning(), place=place, jit={**mine.jit, **options})
+        return type(self)(self._asked.fun, asked)
 
     @property
     def tells_health(self) -> bool:

@@ -18,13 +18,14 @@ import jax
 from ..ir.errors import ArgumentError, MemoryWarning, OutOfMemoryError
 from ..ir.graph import Graph
 from ..ir.liveness import Liveness
+from ..ir.spread import spread
 from ..ir.tables import bytes_text
 from ..ir.types import type_of
-from ..passes import default, run_passes
-from ..passes.rematerialise import Planner
+from ..passes.rematerialise import Forms
 from ..runtime.device import live_spec
 from .budget import free_bytes
 from .diagnose import caller_level, caller_line, defined_at
+from .fitted import with_others
 
 if TYPE_CHECKING:
     from .built import Built
@@ -121,7 +122,7 @@ def _suggestion(built: Built, live: Liveness, room: int, options: Options) -> st
     """The budgets that would fit by prediction, or that none does."""
     if len(live.graph.nodes) > LARGEST:
         return "bp.plan(...) tells which memory budgets would fit"
-    plans = _planner(built, options)
+    plans = _forms(built, options)
     least = plans.leanest
     aim = int(MARGIN * min(room, live.peak_bytes))
     aim = aim if least.bytes <= aim else room
@@ -143,10 +144,10 @@ def _budget(size: int) -> str:
     return f'"{size >> 20}MiB"' if size >= 1 << 30 else str(size)
 
 
-def _planner(built: Built, options: Options) -> Planner:
-    """The planner of a program, also where no budget was given."""
+def _forms(built: Built, options: Options) -> Forms:
+    """The plans of a program, also where no budget was given."""
     if built.fitting is not None:
-        return built.fitting.planner
-    passes = options.of(default(jax.local_devices()[0].platform, planned=True))
-    graph = run_passes(built.program.graph, options.adapted(passes))[-1].graph
-    return Planner(graph, live_spec(), built.donated)
+        return built.fitting.forms
+    forms = with_others(built.program, built.forms, options.pipelines[1:])
+    graphs = [spread(stages[-1].graph) for stages in forms]
+    return Forms.of_graphs(graphs, live_spec(), built.donated)

@@ -16,8 +16,8 @@ from ..passes.rematerialise import (
     Choice,
     Choices,
     Decision,
+    Forms,
     Planned,
-    Planner,
     decisions,
     schedule_from,
     step_to,
@@ -119,26 +119,26 @@ class MemoryPlan:
 
 
 def plan_of(
-    planner: Planner, planned: Planned, budget: int | None, peak: int | None, rounds: int
+    forms: Forms, planned: Planned, budget: int | None, peak: int | None, rounds: int
 ) -> MemoryPlan:
     """Describe a planned."""
-    plain = planner.plain
+    plain, start = forms.plain, forms.planners[planned.form].graph
     return MemoryPlan(
         budget,
         planned.bytes,
         peak,
-        planner.floor,
-        planner.gap(planned),
+        forms.floor,
+        forms.gap(planned),
         rounds,
         planned.seconds,
         plain.bytes,
         plain.seconds,
-        tuple(decisions(planner.graph, planned.graph, planner.spec.seconds)),
+        tuple(decisions(start, planned.graph, forms.spec.seconds)),
         planned.live.bytes,
-        digest(planner.graph),
+        digest(forms.graph),
         choices_to(planned.choice),
         str(planned.live),
-        _note(planner.spec, planned),
+        _note(forms.spec, planned),
     )
 
 
@@ -171,6 +171,7 @@ def choices_from(data: Any, depth: int = DEPTH) -> Choices:
             )
             for each in found.stretches
         ),
+        found.form,
     )
 
 
@@ -190,6 +191,7 @@ class _Choices:
 
     bodies: tuple[Any, ...]
     stretches: tuple[_Choice, ...]
+    form: int
 
 
 def choices_to(choices: Choices) -> dict[str, Any]:
@@ -203,4 +205,5 @@ def choices_to(choices: Choices) -> dict[str, Any]:
         }
         for choice in choices.stretches
     ]
-    return {"bodies": list(map(choices_to, choices.bodies)), "stretches": stretches}
+    bodies = list(map(choices_to, choices.bodies))
+    return {"form": choices.form, "bodies": bodies, "stretches": stretches}

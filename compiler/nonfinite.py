@@ -125,7 +125,7 @@ class Guard:
         if not self.planning.active:
             return self._whole
         try:
-            fitting = self.planning.fitting(Dce()(self._whole), self.donated)
+            fitting = self.planning.fitting([Dce()(self._whole)], self.donated)
         except ArgumentError:  # a plan that the user gave is one for the program after all passes
             return self.final()
         return self._whole if fitting is None else fitting.candidate.graph

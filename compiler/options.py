@@ -29,6 +29,7 @@ class Options:
     """Passes and checks, and JAX's own options, `jit`.
 
     With `health`, new names of parameters by their paths, a `Health` is returned as well.
+    `place` is the platform that passes are for and its row in `DEVICES`; of what is here if empty.
     """
 
     jit: Mapping[str, Any]
@@ -39,24 +40,25 @@ class Options:
     health: Mapping[str, str] | None = None
     max_traces: int | None = None
     planning: Planning = field(default_factory=Planning)
+    place: tuple[str, str] | tuple[()] = ()
 
     @property
-    def pipeline(self) -> tuple[Pass, ...]:
-        """The passes; by default what loops do and stack is chosen for speed, or by the planner."""
-        if isinstance(self.passes, tuple):
-            return self.adapted(self.passes)
-        device = jax.local_devices()[0]
-        passes = default(device.platform, planned=self.planning.active)
-        if not self.planning.active:
-            tiny = (Unroll(),) if device.platform == "cpu" else ()
-            passes = (*passes, Restack(row_of(device)), *tiny)
-        return self.adapted(self.of(passes))
+    def pipelines(self) -> tuple[tuple[Pass, ...], ...]:
+        """The passes, then those whose result a planner may start from as well.
 
-    def of(self, usual: Iterable[Pass]) -> tuple[Pass, ...]:
-        """The passes where these are the `usual` ones."""
-        if isinstance(self.passes, Without):
-            return self.passes.of(usual)
-        return tuple(usual) if self.passes is None else self.passes
+        By default what loops do and stack is chosen for speed. A planner may leave them as they
+        are, and decide what waits in memory.
+        """
+        if isinstance(self.passes, tuple):
+            return (self.adapted(self.passes),)
+        platform, row = self.place or place_of(jax.local_devices()[0])
+        tiny = (Unroll(),) if platform == "cpu" else ()
+        usual = (*default(platform), Restack(row), *tiny)
+        ways = (usual, default(platform, planned=True))
+        return tuple(self.adapted(self._of(way)) for way in ways)
+
+    def _of(self, usual: tuple[Pass, ...]) -> tuple[Pass, ...]:
+        return self.passes.of(usual) if isinstance(self.passes, Without) else usual
 
     @property
     def casts(self) -> tuple[Pass, ...]:
@@ -88,6 +90,11 @@ class Options:
     def donated(self, fun: Callable[..., Any]) -> Arguments:
         """Which arguments of `fun` are donated, as if they were static ones."""
         return _named(fun, self.jit["donate_argnums"], self.jit["donate_argnames"])
+
+
+def place_of(device: jax.Device) -> tuple[str, str]:
+    """The platform of a device and its row in `DEVICES`."""
+    return device.platform, row_of(device)
 
 
 def checked_debug(debug: Any) -> bool | str:

@@ -15,14 +15,14 @@ from ..ir.device import DeviceSpec, device_named
 from ..ir.errors import ArgumentError
 from ..ir.spread import spread
 from ..ir.tables import bytes_text, table
-from ..passes import Pass, Restack, default
-from ..passes.rematerialise import Planned, Planner
-from ..runtime.device import live_spec, row_of
+from ..passes.rematerialise import Forms, Planned
+from ..runtime.device import live_spec
 from .budget import parse_bytes
 from .compile import compile
 from .dump import write_bytes
 from .function import CompiledFunction
 from .memory_plan import MemoryPlan, plan_of
+from .options import place_of
 from .program import collection_paused
 
 POINTS = 8  # budgets, where none are given
@@ -185,37 +185,36 @@ def plan(
     }
     given = {key: value for key, value in given.items() if value is not None}
     with collection_paused():
-        usual = default(_platform(device), planned=True)
-        graph, donated = _unplanned(fun, passes, usual, given).joint(args, kwargs)
-        return plans_of(Planner(spread(graph), spec, donated), sizes)
+        graphs, donated = _unplanned(fun, passes, given, _place(device)).forms(args, kwargs)
+        return plans_of(Forms.of_graphs(list(map(spread, graphs)), spec, donated), sizes)
 
 
-def plans_of(planner: Planner, budgets: Sequence[int] | None = None) -> Plans:
+def plans_of(forms: Forms, budgets: Sequence[int] | None = None) -> Plans:
     """Plan for each budget; None asks for a spread of them."""
-    plain, leanest = planner.plain, planner.leanest
+    plain, leanest = forms.plain, forms.leanest
     able: list[tuple[int, Planned]] = []
     unable = []
-    for budget in _spread(planner) if budgets is None else budgets:
-        found = plain if plain.bytes <= budget else planner.fastest(budget)
+    for budget in _spread(forms) if budgets is None else budgets:
+        found = forms.fastest(budget)
         if found is None:
             unable.append(budget)
         else:
             able.append((budget, found))
     return Plans(
-        planner.graph.name,
-        tuple(plan_of(planner, candidate, budget, None, 0) for budget, candidate in able),
+        forms.graph.name,
+        tuple(plan_of(forms, candidate, budget, None, 0) for budget, candidate in able),
         tuple(unable),
         leanest.bytes,
         plain.bytes,
         plain.seconds,
-        planner.spec.memory_bytes,
+        forms.spec.memory_bytes,
         str(leanest.live),
     )
 
 
-def _spread(planner: Planner) -> list[int]:
+def _spread(forms: Forms) -> list[int]:
     """Budgets from the plain peak to the leanest, evenly by ratio; the device's memory too."""
-    least, most, memory = planner.leanest.bytes, planner.plain.bytes, planner.spec.memory_bytes
+    least, most, memory = forms.leanest.bytes, forms.plain.bytes, forms.spec.memory_bytes
     inner = np.geomspace(most, least, POINTS).astype(int).tolist()
     inner[0], inner[-1] = most, least
     return sorted({*inner, memory}, reverse=True)
@@ -235,25 +234,20 @@ def spec_of(device: jax.Device | DeviceSpec | str | None) -> DeviceSpec:
     )
 
 
-def _platform(device: jax.Device | DeviceSpec | str | None) -> str:
-    """The platform of a device: that of this process where it is not known."""
-    if isinstance(device, jax.Device):
-        return str(device.platform)
-    return device if isinstance(device, str) else jax.default_backend()
+def _place(device: jax.Device | DeviceSpec | str | None) -> tuple[str, str]:
+    """The place that passes are for, as `Options` has it: the one that is here if not known."""
+    if isinstance(device, str):
+        return device, device
+    return place_of(device if isinstance(device, jax.Device) else jax.local_devices()[0])
 
 
 def _unplanned(
-    fun: Callable[..., Any], passes: Any, usual: Sequence[Pass], given: dict[str, Any]
+    fun: Callable[..., Any], passes: Any, given: dict[str, Any], place: tuple[str, str]
 ) -> CompiledFunction:
-    """The function under the options given, and its own otherwise, without a budget.
-
-    `usual` are the passes where nobody has chosen others.
-    """
+    """The function under the options given, and its own otherwise, without a budget."""
     try:
-        if isinstance(fun, CompiledFunction):
-            return fun.without_plan(passes, usual, given)
-        lean = (*usual, Restack(row_of(jax.local_devices()[0])))
-        return compile(fun, passes=passes or lean, **given)
+        made = fun if isinstance(fun, CompiledFunction) else compile(fun)
+        return made.without_plan(passes, given, place)
     except ArgumentError:
         raise
     except ValueError as error:  # JAX's, for positions that the function has not

@@ -86,15 +86,15 @@ class Programs:
         donated = self.asked.donated(args, kwargs)
         found = fitted(program, options, donated)
         if options.debug == "strict":
-            forbid(found.stages[-1].graph)
+            forbid(found.forms[0][-1].graph)
         fit = found.search
-        built = Built(program, found.stages, object(), donated, fit, open=fit is not None)
+        built = Built(program, found.forms, object(), donated, fit, open=fit is not None)
         built.steps = found.steps
         return built
 
     def _record(self, built: Built) -> None:
         """Tell the history of a new program."""
-        self.history.record(built.key, built.program, built.passed)
+        self.history.record(built.key, built.program, built.forms)
         if built.fitting is not None:
             self.history.add(built.key, "planning", built.fitting.seconds)
             if built.fitting.recalled:

@@ -68,8 +68,8 @@ DEFAULT: tuple[Pass, ...] = (
 def default(platform: str, *, planned: bool = False) -> tuple[Pass, ...]:
     """Return the passes for a platform such as "cpu" or "gpu"; `DEFAULT` are the CPU's.
 
-    With `planned` it is the planner's choice what waits in memory: results for all steps of a loop
-    can't be made again step by step, so that loops are left as they are.
+    With `planned` loops are left as they are, so that it is the planner's choice what waits in
+    memory: results for all steps of a loop can't be made again step by step.
     """
     out: tuple[type[Any], ...] = () if platform == "cpu" else (Convolutions,)
     out += (Hoist, Defer) if planned else ()

@@ -21,8 +21,7 @@ import jax.numpy as jnp
 
 from ...compiler.compile import compile
 from ...compiler.gradients import value_and_grad
-from ...passes import PLANNED
-from ...passes.rematerialise import Planner
+from ...passes.rematerialise import Forms
 from ...runtime.device import live_spec
 from ..arms import step_of
 from ..measure import ratio
@@ -91,12 +90,12 @@ def arguments(model: Model) -> tuple[Any, ...]:
 
 def planning(model: Model, args: Sequence[Any]) -> float:
     """Return the seconds of a plan for a budget, from the graph on."""
-    graph = compile(step_of(value_and_grad, model.loss), passes=PLANNED).lower(*args).graph
-    donated = frozenset(range(len(jax.tree.leaves(args[0]))))
+    step = compile(step_of(value_and_grad, model.loss), donate_argnums=0)
+    graphs, donated = step.forms(args, {})
     spec = live_spec()
     start = perf_counter()
-    planner = Planner(graph, spec, donated)
-    planner.fastest(max(planner.leanest.bytes, int(BUDGET * planner.plain.bytes)))
+    forms = Forms.of_graphs(graphs, spec, donated)
+    forms.fastest(max(forms.leanest.bytes, int(BUDGET * forms.plain.bytes)))
     return perf_counter() - start
 
 

@@ -51,38 +51,35 @@ def _spread(errors: Sequence[float]) -> str:
 
 def measure(name: str, build: Callable[..., Any], budgets: int) -> Result:
     """Plan, compile, calibrate, plan again and compile again, at each budget."""
-    import jax
     import numpy as np
 
     import backpass as bp
     from backpass.compiler.calibration import Calibration
     from backpass.compiler.memory_plan import plan_of
-    from backpass.passes import PLANNED
-    from backpass.passes.rematerialise import Planned, Planner
+    from backpass.passes.rematerialise import Forms, Planned
     from backpass.runtime.device import live_spec
 
     task = Task.of(build)
     args = (task.params, task.batch, np.float32(RATE))
     step = step_of(bp.value_and_grad, task.model.loss)
-    graph = bp.compile(step, passes=PLANNED).lower(*args).graph
-    donated = range(len(jax.tree.leaves(task.params)))
-    planner = Planner(graph, live_spec(), frozenset(donated))
+    graphs, donated = bp.compile(step, donate_argnums=0).forms(args, {})
+    forms = Forms.of_graphs(graphs, live_spec(), donated)
     peaks: dict[Planned, int] = {}
 
     def peak(planned: Planned) -> int:
         if planned not in peaks:
-            plan = plan_of(planner, planned, None, None, 0)
+            plan = plan_of(forms, planned, None, None, 0)
             found = bp.compile(step, plan=plan, donate_argnums=0).lower(*args).compile().plan
             peaks[planned] = found.measured_bytes
         return peaks[planned]
 
     first: dict[Planned, float] = {}
     second: dict[tuple[Planned, Planned], float] = {}
-    for budget in np.linspace(planner.leanest.bytes, planner.plain.bytes, budgets):
-        planned = planner.fastest(budget)
+    for budget in np.linspace(forms.leanest.bytes, forms.plain.bytes, budgets):
+        planned = forms.fastest(budget)
         first[planned] = planned.bytes / peak(planned) - 1
         calibration = Calibration([(planned, peak(planned))])
-        other = planner.fastest(calibration.predicted(budget))
+        other = forms.fastest(calibration.predicted(budget))
         if other is not None and other is not planned and other.fenced == planned.fenced:
             second[planned, other] = calibration.expected(other) / peak(other) - 1
         note(f"  {budget / 2**20:.1f} MiB: {first[planned]:+.3f}")

@@ -1,6 +1,7 @@
 """Fit a step into memory: what to keep for the backward pass, what to make again, and when."""
 
 from .decisions import Decision, decisions
+from .forms import Forms
 from .frontier import Choice
 from .planner import Choices, Planned, Planner
 from .rematerialise import Rematerialise
@@ -11,6 +12,7 @@ __all__ = [
     "Choice",
     "Choices",
     "Decision",
+    "Forms",
     "Planned",
     "Planner",
     "Rematerialise",

@@ -18,10 +18,14 @@ AIMS = 4  # sums of the parts that are tried for one budget
 
 @dataclass(frozen=True)
 class Choices:
-    """What a planned program is made of: one for each loop's body that is planned and stretch."""
+    """What a planned program is made of: one for each loop's body that is planned and stretch.
+
+    `form` is the position of the form of the program that it starts from; see `Forms`.
+    """
 
     bodies: tuple[Choices, ...]
     stretches: tuple[Choice, ...]
+    form: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,7 @@ class Planned:
     graph: Graph
     live: Liveness
     seconds: float
+    form: int = 0
 
     @property
     def bytes(self) -> int:
@@ -50,16 +55,18 @@ class Planned:
         return Choices(
             tuple(each.choice for each in self.bodies),
             tuple(each.choice for each in self.stretches),
+            self.form,
         )
 
 
 @dataclass
 class Planner:
-    """The plans of one program on one device; `donated` are positions of inputs."""
+    """The plans of one form of a program on one device; `donated` are positions of inputs."""
 
     graph: Graph
     spec: DeviceSpec
     donated: frozenset[int] = frozenset()
+    form: int = 0
     _known: dict[tuple[object, ...], Planned] = field(default_factory=dict)
     _frontiers: dict[tuple[object, ...], tuple[Frontier, ...]] = field(default_factory=dict)
     _regions: dict[int, Liveness] = field(default_factory=dict)
@@ -206,5 +213,5 @@ class Planner:
             if len(parts) > 1:
                 live = liveness(graph, self.donated, fused=True, known=self._regions)
             seconds = sum(each.seconds for each in parts)
-            self._known[key] = Planned(inside, tuple(parts), graph, live, seconds)
+            self._known[key] = Planned(inside, tuple(parts), graph, live, seconds, self.form)
         return self._known[key]

@@ -94,13 +94,13 @@ def test_the_contract(name):
 def test_a_lower_budget_never_leads_to_a_higher_peak():
     """In whatever order budgets come, and whatever XLA makes of the plans."""
     random = np.random.default_rng(0)
-    graph, donated = planned("mlp", 1 << 30).joint(arguments(), {})
+    graphs, donated = planned("mlp", 1 << 30).forms(arguments(), {})
     noise: dict[object, float] = {}
     for trial in range(6):
         options = ("a compiler that nobody has", trial)
         found = {}
         for budget in random.integers(200_000, 900_000, 12).tolist():
-            fitting = Planning(budget, options=options).fitting(graph, donated)
+            fitting = Planning(budget, options=options).fitting(graphs, donated)
             try:
                 while not fitting.settled:
                     candidate = fitting.candidate
@@ -117,10 +117,10 @@ def test_a_lower_budget_never_leads_to_a_higher_peak():
 
 
 def test_plans_with_fences_that_are_too_large_do_not_rule_out_the_program_as_it_is():
-    graph, donated = planned("mlp", 1 << 30).joint(arguments(), {})
-    plain = Planning(1 << 30).fitting(graph, donated).planner.plain.bytes
+    graphs, donated = planned("mlp", 1 << 30).forms(arguments(), {})
+    plain = Planning(1 << 30).fitting(graphs, donated).forms.plain.bytes
     budget = plain * 15 // 16
-    fitting = Planning(budget, options="fences cost memory").fitting(graph, donated)
+    fitting = Planning(budget, options="fences cost memory").fitting(graphs, donated)
     assert fitting.candidate.fenced
     while not fitting.settled:
         scale = 1.3 if fitting.candidate.fenced else 0.9

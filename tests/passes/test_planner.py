@@ -138,7 +138,7 @@ def test_what_devices_have_to_tell_each_other_is_kept(link, sums):
     p = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in shapes.items()}
     places = {name: lies("m") if name == "u" else lies() for name in p}, lies(None, "m")
     step = bp.compile(bp.value_and_grad(loss), in_shardings=places, memory_budget="1GiB")
-    graph, _ = step.joint((p, jax.ShapeDtypeStruct((64, 64), np.float32)), {})
+    (graph,), _ = step.forms((p, jax.ShapeDtypeStruct((64, 64), np.float32)), {})
     planner = Planner(graph, replace(SPEC, link_bytes_per_s=link))
     found = planner.fastest(planner.plain.bytes - 1).graph
     products = [node for node in found.nodes if node.op.name == "dot_general"]

@@ -1,0 +1,110 @@
+"""A plan starts from the program as it is without one, or from one whose loops are as written."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import backpass as bp
+from backpass.compiler.budget import peak_bytes
+from backpass.ir.fingerprint import fingerprint
+from passes.joints import sgd
+
+STEPS, BATCH, WIDTH = 61, 64, 32
+
+
+def recurrent(params, xs):
+    """Its weights' gradients are sums over all steps: as one product, or step by step."""
+
+    def cell(h, x):
+        h = jnp.tanh(x @ params[0] + h @ params[1])
+        return h, h
+
+    _, hs = lax.scan(cell, xs[0], xs)
+    return jnp.mean(hs**2)
+
+
+def arguments():
+    random = np.random.default_rng(0)
+    params = [random.normal(size=(WIDTH, WIDTH)).astype(np.float32) / 9 for _ in range(2)]
+    return params, random.normal(size=(STEPS, BATCH, WIDTH)).astype(np.float32)
+
+
+def peak(compiled):
+    return peak_bytes(compiled.memory_analysis())
+
+
+def planned(budget, **options):
+    step = bp.compile(sgd(recurrent), memory_budget=budget, **options)
+    return step.lower(*arguments()).compile()
+
+
+@pytest.fixture(scope="module")
+def usual():
+    return bp.compile(sgd(recurrent)).lower(*arguments()).compile()
+
+
+@pytest.fixture(scope="module")
+def least():
+    with pytest.raises(bp.BudgetError) as caught:
+        planned(1)
+    return caught.value.minimum_bytes
+
+
+def test_where_the_usual_program_fits_it_is_the_plan(usual):
+    found = planned(peak(usual) + 1000)
+    assert found.plan.choice["form"] == 0
+    assert found.plan.rounds == 1
+    assert peak(found) == peak(usual)
+    assert fingerprint(found.stages[-1].graph) == fingerprint(usual.stages[-1].graph)
+    assert [s.name for s in found.stages] == [*(s.name for s in usual.stages), "rematerialise"]
+
+
+def test_where_it_does_not_loops_are_left_as_they_are(usual, least):
+    found = planned(least)
+    assert peak(found) <= least < 0.8 * peak(usual)
+    assert found.plan.choice["form"] == 1
+    names = [stage.name for stage in found.stages]
+    assert "hoist" not in names and "defer" not in names
+    want = jax.jit(sgd(recurrent, jax.value_and_grad))(*arguments())
+    got = bp.compile(sgd(recurrent), memory_budget=least)(*arguments())
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_lower_budget_has_no_higher_peak_across_forms(usual, least):
+    peaks = [peak(planned(int(b))) for b in np.linspace(peak(usual), least, 6)]
+    assert peaks == sorted(peaks, reverse=True)
+
+
+@pytest.mark.parametrize("part", [0.0, 1.0])
+def test_a_plan_of_either_form_is_saved_and_pinned(part, usual, least, tmp_path):
+    budget = int(least + part * (peak(usual) + 1000 - least))
+    found = planned(budget)
+    found.plan.save(tmp_path / "plan.json")
+    again = bp.MemoryPlan.load(tmp_path / "plan.json")
+    pinned = bp.compile(sgd(recurrent), plan=again).lower(*arguments()).compile()
+    assert pinned.plan.choice == found.plan.choice
+    assert peak(pinned) == peak(found)
+    wrong = replace(again, choice={**again.choice, "form": 7})
+    with pytest.raises(bp.ArgumentError, match="the plan is none of"):
+        bp.compile(sgd(recurrent), plan=wrong).lower(*arguments())
+
+
+def test_a_program_that_passes_leave_alone_has_one_form():
+    def loss(params, xs):
+        return jnp.mean(jnp.tanh(xs[0] @ params[0]) @ params[1])
+
+    graphs, _ = bp.compile(sgd(loss)).forms(arguments(), {})
+    assert len(graphs) == 1
+    assert len(bp.compile(sgd(recurrent)).forms(arguments(), {})[0]) == 2
+    assert len(bp.compile(sgd(recurrent), passes="autodiff,dce").forms(arguments(), {})[0]) == 1
+
+
+def test_what_is_planned_is_the_usual_program_where_it_fits(usual):
+    plans = bp.plan(sgd(recurrent), *arguments(), budgets=["1GiB"])
+    assert plans[0].predicted_bytes == plans.plain_bytes
+    assert plans.plain_bytes == pytest.approx(peak(usual), rel=0.1)
