@@ -78,6 +78,13 @@ class Samples:
     cpu: tuple[float, ...]
 
 
+def pooled(samples: Sequence[Samples]) -> Samples:
+    """The samples of arms that run the same program, as of one: medians of each round."""
+    walls = zip(*(each.wall for each in samples), strict=True)
+    cpus = zip(*(each.cpu for each in samples), strict=True)
+    return Samples(tuple(map(statistics.median, walls)), tuple(map(statistics.median, cpus)))
+
+
 @dataclass(frozen=True)
 class Ratio:
     """Median over rounds of ours / theirs, and the quartiles of these ratios."""

@@ -3,8 +3,9 @@
 Budgets are spread between plain `jax.jit`'s peak and the smallest that is feasible. Peaks are those
 that XLA reports: arguments + outputs + temporaries - donated. Beside `jax` each budget's step is
 compared with the plain one, beside `jax-checkpoint` with the fastest of the plain one and the
-policies that fits the same budget, all in the form in which it works on CPU. `budget` is of plain
-JAX's peak, `within` ours of the budget, `predicted` of ours; `rounds` were compiled.
+policies that fits the same budget, all in the form in which it works on CPU. Programs that are equal
+share their times. `budget` is of plain JAX's peak, `within` ours of the budget, `predicted` of
+ours; `rounds` were compiled.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from ...ir.errors import BudgetError
 from ...runtime.xla import obeyed
 from ..arms import POLICIES, checkpointed, in_turns, ours, stock
-from ..measure import Ratio, Samples, ratio
+from ..measure import Ratio, Samples, pooled, ratio
 from ..models.images import mlp, resnet, unet, vae, vit
 from ..models.model import Model
 from ..models.sequences import gpt, lstm, moe
@@ -73,7 +74,7 @@ def measure(suite: str, case: str, build: Callable[..., Model], setup: Setup) ->
     spread = np.linspace(_peak(plain), least(task), count).astype(int).tolist()
     planned = [ours(task, setup.passes, budget) for budget in spread]
     arms = [plain, *rivals, *planned]
-    times = {id(arm): each for arm, each in zip(arms, in_turns(arms, setup.repeats), strict=True)}
+    times = shared(arms, in_turns(arms, setup.repeats))
     rows = []
     for i, (budget, arm) in enumerate(zip(spread, planned, strict=True), 1):
         name = f"{case} budget {i} of {count}"
@@ -88,6 +89,18 @@ def measure(suite: str, case: str, build: Callable[..., Model], setup: Setup) ->
             told = own | {"rival": rival.removeprefix("jax-checkpoint ")}
             rows.append(Row(suite, name, "jax-checkpoint", ratios, told))
     return rows
+
+
+def shared(arms: Sequence[Arm], samples: Sequence[Samples]) -> dict[int, Samples]:
+    """Times by the arms' ids; of programs that are equal, medians of each round.
+
+    Where their buffers come to lie differs from one to the other, and by it their times.
+    """
+    equal: dict[str, list[Samples]] = {}
+    texts = [arm.program.as_text() for arm in arms]
+    for text, each in zip(texts, samples, strict=True):
+        equal.setdefault(text, []).append(each)
+    return {id(arm): pooled(equal[text]) for arm, text in zip(arms, texts, strict=True)}
 
 
 def _peak(arm: Arm) -> int:

@@ -38,6 +38,12 @@ def test_ratios_are_round_by_round():
     assert measure.ratio([1.0, 4.0], [1.0, 1.0]).low >= 1
 
 
+def test_samples_of_one_program_are_pooled_by_rounds():
+    one, two = measure.Samples((1.0, 8.0), (2.0, 9.0)), measure.Samples((3.0, 2.0), (4.0, 1.0))
+    assert measure.pooled([one, two]) == measure.Samples((2.0, 5.0), (3.0, 5.0))
+    assert measure.pooled([one]) == one
+
+
 def test_arms_take_turns():
     """The first to run changes, each runs as often as it is told to, `before` comes before each."""
     order = []

@@ -1,12 +1,17 @@
 """Each suite at a tiny size: which rows it gives, and what is in them."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from backpass.bench import run as module
 from backpass.bench.arms import POLICIES
+from backpass.bench.measure import Samples
 from backpass.bench.run import run
 from backpass.bench.suites import steps
+from backpass.bench.suites.memory import shared
 from backpass.bench.suites.table import SUITES
+from backpass.bench.task import Arm
 from backpass.ir.errors import ArgumentError
 
 
@@ -47,6 +52,16 @@ def test_memory():
         assert ("rival" in row.figures) == (peer == "jax-checkpoint")
     least = found["mlp budget 3 of 3", "jax"].figures
     assert least["budget_bytes"] < found["mlp budget 1 of 3", "jax"].figures["budget_bytes"]
+
+
+def test_programs_that_are_equal_share_their_times():
+    def arm(text):
+        program = SimpleNamespace(as_text=lambda: text)
+        return Arm("x", lambda: None, lambda rate: (0.0, []), program=program)
+
+    arms, times = [arm("a"), arm("b"), arm("a")], [Samples((t,), (t,)) for t in (1.0, 2.0, 4.0)]
+    found = shared(arms, times)
+    assert [found[id(each)].wall for each in arms] == [(2.5,), (2.0,), (2.5,)]
 
 
 def test_fusion():
