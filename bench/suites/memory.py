@@ -3,9 +3,9 @@
 Budgets are spread between plain `jax.jit`'s peak and the smallest that is feasible. Peaks are those
 that XLA reports: arguments + outputs + temporaries - donated. Beside `jax` each budget's step is
 compared with the plain one, beside `jax-checkpoint` with the fastest of the plain one and the
-policies that fits the same budget, all in the form in which it works on CPU. Programs that are equal
-share their times. `budget` is of plain JAX's peak, `within` ours of the budget, `predicted` of
-ours; `rounds` were compiled.
+policies that fits the same budget, all in the form in which it works on CPU. Programs that are
+equal share their times. `budget` is of plain JAX's peak, `within` ours of the budget, `predicted`
+of ours; `rounds` were compiled.
 """
 
 from __future__ import annotations
