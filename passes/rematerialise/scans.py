@@ -24,6 +24,7 @@ from ...ir.ops import OPS
 from ..cse import stacked_once
 from ..dce import Dce
 from ..rewriter import substituted
+from ..scan import strip_of
 from .joint import Joint
 from .keep import closure, kept, ladder, prices
 from .nested import Kept, Nested
@@ -32,7 +33,6 @@ from .replay import Replay
 from .segments import chain
 
 LEVELS = 64  # of what all pairs stack; where their ladders have more rungs, one for each price
-NEAR = 1.5  # a segment's length that needs no copies of slices may be off by so much
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Scans:
         The carries of all segments and the stacks of one are fewest around the square root.
         """
         middle = self.longest**0.5
-        near = {_near(self.longest, by * middle) for by in (0.5, 1, 2)}
+        near = {strip_of(self.longest, by * middle) for by in (0.5, 1, 2)}
         return [0, *sorted(near - {0})]
 
     def leaner(self, level: int, segment: int = 0) -> Graph:
@@ -119,18 +119,7 @@ class Scans:
         length = pair.forward.length
         if length == self.longest:
             return segment if 1 < segment < length else 0
-        return _near(length, segment * (length / self.longest) ** 0.5) if segment else 0
-
-
-def _near(length: int, target: float) -> int:
-    """A segment of about `target` steps of so many, a divisor if one is near; 0 if too few."""
-    if length < 4:
-        return 0
-    divisors = [n for n in range(2, length // 2 + 1) if length % n == 0]
-    found = min(divisors, key=lambda n: max(n / target, target / n), default=0)
-    if found and max(found / target, target / found) < NEAR:
-        return found
-    return min(max(round(target), 2), length // 2)
+        return strip_of(length, segment * (length / self.longest) ** 0.5) if segment else 0
 
 
 def _late(graph: Graph) -> Graph:
