@@ -70,13 +70,22 @@ def with_others(
     pipelines: Sequence[Sequence[Pass]],
     check: bool = False,
 ) -> tuple[Stages, ...]:
-    """The forms and those of other pipelines, but where these come to what the first does.
-
-    So they do where all that they leave out of it changed nothing.
-    """
-    changes = {new.name for old, new in pairwise(forms[0]) if new.graph is not old.graph}
-    others = [each for each in pipelines if changes - {one.name for one in each}]
+    """The forms and those of other pipelines, but where these come to what the first does."""
+    others = [each for each in pipelines if _differs(forms[0], each)]
     return (*forms, *(program.stages(each, check) for each in others))
+
+
+def _differs(first: Stages, passes: Sequence[Pass]) -> bool:
+    """True where the pass that is added to the `first` ones, or one that is left out, does a thing.
+
+    Up to the pass that is added, both are the same.
+    """
+    known = {stage.name for stage in first}
+    for before, each in zip(first, passes, strict=False):
+        if each.name not in known:
+            return each(before.graph) is not before.graph
+    changes = {new.name for old, new in pairwise(first) if new.graph is not old.graph}
+    return bool(changes - {each.name for each in passes})
 
 
 def _is_enough(found: Fitted) -> bool:

@@ -11,7 +11,17 @@ from typing import Any
 import jax
 
 from ..ir.errors import ArgumentError
-from ..passes import PASSES, Canonicalise, Fuse, Pass, Restack, Unroll, default, parse_pipeline
+from ..passes import (
+    PASSES,
+    Canonicalise,
+    Fuse,
+    Pass,
+    Restack,
+    Unroll,
+    default,
+    parse_pipeline,
+    planned,
+)
 from ..passes.microbatch import Microbatch, with_microbatch
 from ..passes.pipeline import Without
 from ..passes.precision import Autocast, with_precision
@@ -46,16 +56,14 @@ class Options:
     def pipelines(self) -> tuple[tuple[Pass, ...], ...]:
         """The passes, then those whose result a planner may start from as well.
 
-        By default what loops do and stack is chosen for speed. A planner may leave them as they
-        are, and decide what waits in memory.
+        By default what loops do and stack is chosen for speed; see `passes.planned` for others.
         """
         if isinstance(self.passes, tuple):
             return (self.adapted(self.passes),)
         platform, row = self.place or place_of(jax.local_devices()[0])
         tiny = (Unroll(),) if platform == "cpu" else ()
         usual = (*default(platform), Restack(row), *tiny)
-        ways = (usual, default(platform, planned=True))
-        return tuple(self.adapted(self._of(way)) for way in ways)
+        return tuple(self.adapted(self._of(way)) for way in (usual, *planned(platform)))
 
     def _of(self, usual: tuple[Pass, ...]) -> tuple[Pass, ...]:
         return self.passes.of(usual) if isinstance(self.passes, Without) else usual

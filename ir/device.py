@@ -33,6 +33,7 @@ _LIKE: Mapping[str, str] = MappingProxyType(
         for name in names
     }
 )
+_LAUNCHED = frozenset(("dot_general", "conv_general_dilated"))
 _CALLS = frozenset("jit closed_call custom_jvp_call custom_vjp_call remat2 shard_map".split())
 
 
@@ -47,7 +48,8 @@ class DeviceSpec:
     `memory_bytes` of its memory; `flops`, floating-point operations a second in the type that
     models compute in; `bytes_per_s` between memory and cores; `host_bytes_per_s` to host memory;
     `link_bytes_per_s` to other devices, 0 where that is not known: then a tenth of the memory's.
-    `costs` tells by `kind` how many times longer than by the roofline some ops take.
+    `costs` tells by `kind` how many times longer than by the roofline some ops take, and
+    `launch_s` the seconds that a product or convolution takes to begin, on all cores.
     """
 
     memory_bytes: int
@@ -56,6 +58,7 @@ class DeviceSpec:
     host_bytes_per_s: float = 0.0
     costs: Mapping[str, float] = field(default_factory=dict, hash=False)
     link_bytes_per_s: float = 0.0
+    launch_s: float = 0.0
 
     def seconds(self, node: Node) -> float:
         """Time of one node by the roofline: bound by arithmetic or by memory traffic.
@@ -84,7 +87,8 @@ class DeviceSpec:
         if is_fusible(node):
             return cost * work.bytes_written / 2 / self.bytes_per_s
         link = traffic(node).on_link / (self.link_bytes_per_s or self.bytes_per_s / 10)
-        return link + cost * max(work.flops / self.flops, work.bytes / self.bytes_per_s)
+        launch = self.launch_s if name in _LAUNCHED else 0.0
+        return link + launch + cost * max(work.flops / self.flops, work.bytes / self.bytes_per_s)
 
     def total(self, nodes: Sequence[Node]) -> float:
         """Time of nodes in their order.
@@ -177,7 +181,7 @@ _CPU_COSTS: Mapping[str, float] = MappingProxyType(
 # CPU is two cores of a recent server; a live one is measured.
 DEVICES: Mapping[str, DeviceSpec] = MappingProxyType(
     {
-        "cpu": DeviceSpec(16 << 30, 2e11, 1e10, 0.0, _CPU_COSTS),
+        "cpu": DeviceSpec(16 << 30, 2e11, 1e10, 0.0, _CPU_COSTS, launch_s=1.5e-5),
         "a100": DeviceSpec(80 << 30, 3.12e14, 2.0e12, 3.2e10, {}, 3e11),
         "h100": DeviceSpec(80 << 30, 9.89e14, 3.35e12, 6.4e10, {}, 4.5e11),
         "h200": DeviceSpec(141 * 10**9, 9.89e14, 4.8e12, 6.4e10, {}, 4.5e11),

@@ -1,6 +1,7 @@
 """Graph -> Graph, one pass a file or folder."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +12,7 @@ from .cse import Cse
 from .dce import Dce
 from .fold import Fold
 from .fuse import Fuse, Fusion, Fusions
-from .loops import Defer, Hoist, Unroll
+from .loops import Defer, Hoist, Strip, Unroll
 from .microbatch import Microbatch
 from .pipeline import Pass, Stage, parse_pipeline, run_passes
 from .precision import Accumulate, Autocast
@@ -26,6 +27,7 @@ PASSES: Mapping[str, type[Any]] = MappingProxyType(
         for each in (
             Canonicalise,
             Sink,
+            Strip,
             Hoist,
             Defer,
             Roll,
@@ -65,19 +67,35 @@ DEFAULT: tuple[Pass, ...] = (
 )
 
 
-def default(platform: str, *, planned: bool = False) -> tuple[Pass, ...]:
-    """Return the passes for a platform such as "cpu" or "gpu"; `DEFAULT` are the CPU's.
+def default(platform: str) -> tuple[Pass, ...]:
+    """Return the passes for a platform such as "cpu" or "gpu"; `DEFAULT` are the CPU's."""
+    return DEFAULT if platform == "cpu" else _without(DEFAULT, Convolutions)
 
-    With `planned` loops are left as they are, so that it is the planner's choice what waits in
-    memory: results for all steps of a loop can't be made again step by step.
+
+def planned(platform: str) -> tuple[tuple[Pass, ...], ...]:
+    """Return pipelines whose results a planner may start from as well.
+
+    Results for all steps of a loop can't be made again step by step. The first pipeline leaves
+    loops as they are, so that it is the planner's choice what waits in memory; the second does for
+    strips of steps what the usual passes do for loops.
     """
-    out: tuple[type[Any], ...] = () if platform == "cpu" else (Convolutions,)
-    out += (Hoist, Defer) if planned else ()
-    return tuple(each for each in DEFAULT if not isinstance(each, out))
+    usual = default(platform)
+    inside = [_inside(each) for each in usual]
+    at = next(i for i, each in enumerate(usual) if isinstance(each, Hoist))
+    return _without(usual, Hoist, Defer), (*inside[:at], Strip(), *inside[at:])
 
 
-# What the planner gets on a CPU.
-PLANNED = default("cpu", planned=True)
+def _without(passes: Sequence[Pass], *kinds: type[Any]) -> tuple[Pass, ...]:
+    return tuple(each for each in passes if not isinstance(each, kinds))
+
+
+def _inside(each: Pass) -> Pass:
+    """The pass, kept from loops around strips."""
+    return replace(each, innermost=True) if isinstance(each, Hoist | Defer) else each
+
+
+# Of these, that which leaves loops as they are, on a CPU.
+PLANNED = planned("cpu")[0]
 
 __all__ = [
     "DEFAULT",
@@ -104,8 +122,10 @@ __all__ = [
     "Simplify",
     "Sink",
     "Stage",
+    "Strip",
     "Unroll",
     "default",
     "parse_pipeline",
+    "planned",
     "run_passes",
 ]

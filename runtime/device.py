@@ -35,7 +35,7 @@ from .progress import Watch
 
 VARIABLE = "BACKPASS_DEVICE"
 PATIENCE = 1.0  # seconds of silence
-FORMAT = 2  # of the file, and of what its figures mean
+FORMAT = 3  # of the file, and of what its figures mean
 
 
 def live_spec(device: jax.Device | None = None) -> DeviceSpec:
@@ -134,7 +134,7 @@ def _read(path: Path) -> tuple[DeviceSpec, bool] | None:
     except (OSError, ValueError):
         return None
     sound = all(x > 0 for x in (spec.memory_bytes, spec.flops, spec.bytes_per_s))
-    sound &= min(spec.host_bytes_per_s, spec.link_bytes_per_s) >= 0
+    sound &= min(spec.host_bytes_per_s, spec.link_bytes_per_s, spec.launch_s) >= 0
     sound &= all(x > 0 for x in spec.costs.values())
     return (spec, was_busy) if sound else None
 

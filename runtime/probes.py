@@ -26,6 +26,7 @@ from .xla import faster
 ROUNDS = 7  # the first of which warms up
 _LONGEST = 2.0  # seconds of all rounds, on a machine that is busy or slow; two there are always
 _ENOUGH, _LEAST = 0.04, 4  # seconds and runs of one kernel
+CHAIN = 16  # products of one run, so that it is little that JAX takes to call it
 _CPU_MEMORY = 16 << 30  # where the system does not tell
 
 
@@ -46,7 +47,7 @@ def probes(scale: int = 16) -> dict[str, Probe]:
     """The kernels by the names of `DeviceSpec.costs`; `scale` is a factor of every size.
 
     `stream` is a loop over arrays larger than caches. `dot_general` are the three products of a
-    layer, forward and both gradients.
+    layer, forward and both gradients; `launch` are `CHAIN` products of few rows.
     """
     rows, width = 128 * scale, 16 * scale
     flat, small = (64 * scale, 64 * scale), (32 * scale, 32 * scale)
@@ -61,6 +62,9 @@ def probes(scale: int = 16) -> dict[str, Probe]:
             ((rows, 4 * width), (rows, width), (width, 4 * width)),
             0,
             3 * 2 * rows * width * 4 * width,
+        ),
+        "launch": Probe(
+            _chain, ((scale, 8 * scale), (8 * scale, 8 * scale)), 0, CHAIN * 128 * scale**3
         ),
         "dot_general, batched": Probe(
             lambda out, a, b: a @ b,
@@ -114,6 +118,12 @@ def _layer(y: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
     return x @ w + 1e-9 * ((y @ w.T).sum() + (x.T @ y).sum())
 
 
+def _chain(x: jax.Array, w: jax.Array) -> jax.Array:
+    for _ in range(CHAIN):
+        x = x @ w
+    return x
+
+
 def _conv(x: Any, w: Any, layout: Any, padding: int = 1, groups: int = 1) -> jax.Array:
     pads = [(padding, padding)] * 2
     return lax.conv_general_dilated(
@@ -144,10 +154,17 @@ def measure(device: jax.Device, scale: int | None = None) -> DeviceSpec:
     costs = {}
     for name, probe in kernels.items():
         roofline = max(probe.flops / flops, probe.bytes * part / bandwidth)
-        if name not in ("stream", "dot_general"):
+        if name not in ("stream", "dot_general", "launch"):
             costs[name] = _rounded(max(1.0, seconds[name] / roofline))
-    link = _host_bytes_per_s(device)
-    return DeviceSpec(memory_bytes(device), _rounded(flops), _rounded(bandwidth), link, costs)
+    launch = max(0.0, seconds["launch"] - kernels["launch"].flops / flops) / CHAIN
+    return DeviceSpec(
+        memory_bytes(device),
+        _rounded(flops),
+        _rounded(bandwidth),
+        _host_bytes_per_s(device),
+        costs,
+        launch_s=_rounded(launch),
+    )
 
 
 def quickest(kernels: Mapping[str, Probe], dtype: Any, device: jax.Device) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from .defer import Defer
 from .hoist import Hoist
+from .strip import Strip
 from .unroll import Unroll
 
-__all__ = ["Defer", "Hoist", "Unroll"]
+__all__ = ["Defer", "Hoist", "Strip", "Unroll"]

@@ -38,16 +38,20 @@ class Defer(OverScans):
     more at once than when all the forward loop's values wait, most of which `restack` frees. In a
     function that will be differentiated new stacks may take half of what a step makes, as with
     `hoist`. In other loops they may take `room` times what the others do, by default nothing:
-    gradients are accumulated by micro-batches so that there are no such stacks.
+    gradients are accumulated by micro-batches so that there are no such stacks. With `innermost`
+    loops around loops stay as they are.
     """
 
     ratio: float = 1.0
     room: float = 0.0
+    innermost: bool = False
 
     name: ClassVar[str] = "defer"
 
     def offered(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
         """See the class."""
+        if self.innermost and not loop.is_innermost:
+            return None
         kinds = Kinds(loop)
         stacks = Stacks(kinds, self._limit(loop, kinds))
         sums = self._sums(totals(loop, kinds.invariant), loop, stacks)

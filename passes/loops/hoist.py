@@ -36,16 +36,19 @@ class Hoist(OverScans):
     half of what a step makes, as a backward loop has that stacked for it. In other loops they may
     take `room` times what a step is given and leaves in stacks: by default nothing, so that a
     program takes no more memory than without. Runs before autodiff, so that the gradients by `w`
-    are one product as well.
+    are one product as well. With `innermost` loops around loops stay as they are.
     """
 
     ratio: float = 1.0
     room: float = 0.0
+    innermost: bool = False
 
     name: ClassVar[str] = "hoist"
 
     def offered(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
         """See the class."""
+        if self.innermost and not loop.is_innermost:
+            return None
         kinds = Kinds(loop)
         found = self._early(kinds)
         body = prepared(kinds)

@@ -27,6 +27,11 @@ class Loop(Scan):
     differentiated: bool
     notes: list[Fusion] = field(default_factory=list)
 
+    @property
+    def is_innermost(self) -> bool:
+        """True where no loop stands in its body."""
+        return not any(node.op.name in ("scan", "while") for node in self.body.nodes)
+
     def tell(self, what: str, node: Node, nbytes: int, reason: str = "", gain: str = "") -> None:
         """Take note of a match, or of a near miss."""
         self.notes.append(Fusion(what, node.source, node.scope, nbytes, reason, gain))

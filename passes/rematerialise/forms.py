@@ -10,6 +10,8 @@ from ...ir.device import DeviceSpec, clock
 from ...ir.graph import Graph
 from .planner import Choices, Planned, Planner
 
+FEW = 5  # of the leanest plans
+
 
 @dataclass(frozen=True)
 class Forms:
@@ -65,7 +67,7 @@ class Forms:
     def leanest_of_each(self) -> list[Planned]:
         """A few of the lowest predicted peaks."""
         found = (plan for each in self.planners for plan in each.leanest_of_each)
-        return sorted(found, key=lambda each: (each.bytes, each.seconds))
+        return sorted(found, key=lambda each: (each.bytes, each.seconds))[:FEW]
 
     def of(self, choice: Choices) -> Planned:
         """Return the plan for a choice, as from a saved one."""

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from math import inf
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -44,13 +45,15 @@ def ladder(
     """Sets of values of `nodes` to keep, from most to none: less memory for more time.
 
     First those on the hull, by falling prices; between two of them one value after the other is
-    dropped (or taken), the one that frees most bytes for its seconds.
+    dropped (or taken), the one that frees most bytes for its seconds. None takes longer than one
+    that keeps less.
     """
     wanted = list(required)
     network = Network(joint, nodes, wanted, spec.seconds)
     hull = list(dict.fromkeys([*network.hull(prices(spec)), frozenset()]))
     own = {v for node in nodes for v in node.outputs}
 
+    @cache
     def cost(keep: frozenset[Value]) -> tuple[int, float]:
         again, _ = closure(joint, wanted, keep, own)
         return sum(map(joint.bytes, keep)), sum(map(spec.seconds, again))
@@ -58,7 +61,12 @@ def ladder(
     found = hull[:1]
     for goal in hull[1:]:
         found += [*_between(found[-1], goal, joint.order, cost), goal]
-    return list(dict.fromkeys(found))
+    chosen, least = [], inf
+    for keep in reversed(dict.fromkeys(found)):
+        if (seconds := cost(keep)[1]) < least:
+            chosen.append(keep)
+            least = seconds
+    return chosen[::-1]
 
 
 def _between(

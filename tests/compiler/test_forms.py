@@ -1,4 +1,4 @@
-"""A plan starts from the program as it is without one, or from one whose loops are as written."""
+"""A plan starts from the program as it is without one, or from others that need less."""
 
 from dataclasses import replace
 
@@ -108,3 +108,21 @@ def test_what_is_planned_is_the_usual_program_where_it_fits(usual):
     plans = bp.plan(sgd(recurrent), *arguments(), budgets=["1GiB"])
     assert plans[0].predicted_bytes == plans.plain_bytes
     assert plans.plain_bytes == pytest.approx(peak(usual), rel=0.1)
+
+
+def test_between_the_two_are_loops_in_strips(monkeypatch):
+    """Where a step's products are small: less memory than the usual program, quicker than by steps."""
+    monkeypatch.setenv("BACKPASS_DEVICE", "cpu")
+    params, _ = arguments()
+    xs = np.random.default_rng(1).normal(size=(128, 16, WIDTH)).astype(np.float32)
+    step = bp.compile(sgd(recurrent)).lower(params, xs).compile()
+    found = bp.compile(sgd(recurrent), memory_budget=peak(step) * 2 // 3).lower(params, xs)
+    assert found.compile().plan.choice["form"] == 2
+    stages = found.compile().stages
+    assert "strip" in [stage.name for stage in stages]
+    lengths = {n.attrs["length"] for n in stages[-1].graph.walk() if n.op.name == "scan"}
+    assert lengths == {8, 16}
+    want = jax.jit(sgd(recurrent, jax.value_and_grad))(params, xs)
+    got = bp.compile(sgd(recurrent), memory_budget=peak(step) * 2 // 3)(params, xs)
+    for ours, theirs in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)

@@ -19,7 +19,7 @@ import backpass as bp
 from backpass.compiler.budget import peak_bytes
 from backpass.ir.errors import ParseError
 from backpass.ir.parser import parse
-from backpass.passes import DEFAULT, Convolutions, Defer, Fuse, Hoist, Roll
+from backpass.passes import DEFAULT, Convolutions, Defer, Fuse, Hoist, Roll, Strip, planned
 from fuzz.interpret import run_graph, run_jaxpr
 from fuzz.questions import Question, asked
 
@@ -33,11 +33,18 @@ EAGER = {
     "fuse": Fuse(chunk=2, least=1, block=2, scores=1),
     "convolutions": Convolutions(images=99, channels=2, cached=200),
 }
+INSIDE = {
+    **EAGER,
+    "strip": Strip(least=4),
+    "hoist": Hoist(ratio=0, room=1e9, innermost=True),
+    "defer": Defer(ratio=0, room=1e9, innermost=True),
+}
 # Ways that give a graph, which NumPy runs: by which passes.
 PASSES = {
     "bare": "canonicalise,autodiff,dce",
     "pipeline": None,
     "rewrites": tuple(EAGER.get(each.name, each) for each in DEFAULT),
+    "strips": tuple(INSIDE.get(each.name, each) for each in planned("cpu")[1]),
 }
 
 

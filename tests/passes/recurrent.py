@@ -98,7 +98,7 @@ def elman(p, xs, **options):
 
 
 def masked(p, xs):
-    keep = jnp.arange(T)[:, None] < jnp.array([T, 3])
+    keep = jnp.arange(len(xs))[:, None] < jnp.array([len(xs), 3])
 
     def cell(h, given):
         x, on = given

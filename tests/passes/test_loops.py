@@ -386,13 +386,6 @@ def test_gradients_of_parts_of_a_batch_are_not_stacked():
     assert loop.attrs["num_carry"] == len(loop.outputs) == 1
 
 
-def test_a_budget_gets_the_loops_as_they_are():
-    loss = partial(_weighed, lstm)
-    args = parameters(), sequence()
-    names = [s.name for s in bp.compile(loss, memory_budget="1GiB").lower(*args).stages]
-    assert {"hoist", "defer", "unroll"}.isdisjoint(names)
-
-
 def test_random_numbers_are_those_of_the_key():
     """A mask of a key that all steps share is drawn once; one of each step's key in each step."""
 

@@ -195,7 +195,8 @@ def test_a_quick_link_is_used_and_a_slow_one_is_not_worse_than_none(name):
     plans = [planned(name, spec, budgets=budgets) for spec in (QUICK, SLOW, none)]
     quick, slow, alone = ({p.budget_bytes: p.predicted_seconds for p in each} for each in plans)
     assert all(quick[b] <= slow[b] <= alone[b] for b in alone)
-    assert list(quick.values()) == sorted(quick.values())
+    planned_ones = list(quick.values())[1:]  # the first is the program as it is without a plan
+    assert planned_ones == sorted(planned_ones)
     actions = [{d.action for p in each for d in p.decisions} for each in plans]
     assert "offload" in actions[0] and "offload" not in actions[2]
     assert all("nothing is offloaded" in str(p) for p in plans[2])

@@ -67,6 +67,7 @@ def test_default_is_spelled():
     assert {each.name for each in DEFAULT} == PASSES.keys() - {
         "restack",
         "rematerialise",
+        "strip",
         "unroll",
         "autocast",
         "accumulate",

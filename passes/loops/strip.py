@@ -1,0 +1,66 @@
+"""Strip mining: a loop in a loop, so that what is done in one go is done for a strip of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...ir.builder import Builder
+from ...ir.graph import Value
+from ..scan import Strips, like, slices, strip_of
+from .kinds import Kinds
+from .walk import Loop, OverScans
+
+
+@dataclass(frozen=True)
+class Strip(OverScans):
+    """A scan whose steps multiply by the same matrices, as a scan over strips of such steps.
+
+        scan(c, x[n]) { .. }  ->  scan(c, x[n/k, k]) { scan(c, x[k]) { .. } }
+
+    `hoist` and `defer` then do the products of a strip at a time, and the planner decides about
+    strips: what the steps of one leave for the backward pass may be made again with it. There
+    are about as many strips as steps in one; the steps left come after. Only what will be
+    differentiated, of `least` steps or more: else there is nothing to make again.
+    """
+
+    least: int = 64
+
+    name: ClassVar[str] = "strip"
+
+    def offered(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
+        """See the class."""
+        if not (loop.differentiated and loop.length >= self.least):
+            return None
+        if not (loop.is_innermost and _multiplies(loop)):
+            return None
+        each = strip_of(loop.length, loop.length**0.5)
+        if not each:
+            return None
+        strips = Strips(loop, each)
+        loop.tell("loop in strips", loop.node, 0, gain=f"{strips.each} steps of {loop.length} each")
+        consts, carry, xs = loop.parts
+        attrs, inputs = loop.node.attrs, loop.node.inputs
+        heads, tails = strips.cut(b, inputs[xs])
+        sub = b.nested()
+        own = [*like(sub, inputs[: carry.stop]), *slices(sub, heads)]
+        outputs = sub.emit("scan", own, {**attrs, "length": strips.each}, loop.node.regions)
+        body = sub.graph(loop.body.name, own, outputs)
+        given = (*inputs[: carry.stop], *heads)
+        found = b.emit("scan", given, {**attrs, "length": strips.count}, (body,))
+        final = found[: loop.carried]
+        last: Sequence[Value] = ()
+        if strips.left:
+            rest = (*inputs[consts], *final, *tails)
+            last = b.emit("scan", rest, {**attrs, "length": strips.left}, loop.node.regions)
+            final = last[: loop.carried]
+        ys = strips.joined(b, found[loop.carried :], last[loop.carried :])
+        return [*final, *ys]
+
+
+def _multiplies(loop: Loop) -> bool:
+    """True where a step has a product by what is the same in each of them."""
+    fixed = Kinds(loop).invariant
+    products = (node for node in loop.body.nodes if node.op.name == "dot_general")
+    return any(not fixed.isdisjoint(node.inputs) for node in products)
