@@ -12,6 +12,7 @@ import jax
 
 from ..ir.errors import BatchError, BudgetError
 from ..ir.jax_compat import is_part
+from ..ir.verifier import verify
 from ..passes.rematerialise import Planned
 from ..runtime.lower import lowered
 from ..runtime.progress import Watch
@@ -135,6 +136,8 @@ class Binding:
         assert search is not None
         made: dict[Planned, tuple[Any, Any]] = {}
         while True:
+            if self._asked.options.debug:
+                verify(search.candidate.graph)
             jit = self._fresh_jit()
             executable = self._executable(jit, built, args, kwargs)
             made[search.candidate] = jit, executable

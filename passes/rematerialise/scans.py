@@ -216,5 +216,7 @@ def _lean(pair: Pair, spec: DeviceSpec, keep: frozenset[Value], segment: int) ->
     outputs = replay.again()
     inputs = (*f.inputs[f_consts], *scan.inputs[consts], *scan.inputs[carry])
     inputs += (*read, *f.inputs[f_xs], *scan.inputs[xs])
-    body = Graph(scan.name, inputs, tuple(replay.b.nodes), outputs)
+    own = {v: Value(v.type, v.name) for v in inputs}  # or both bodies would have some of these
+    nodes = tuple(substituted(node, own) for node in replay.b.nodes)
+    body = Graph(scan.name, tuple(own.values()), nodes, tuple(own.get(v, v) for v in outputs))
     return Nested(pair, stacked, body, segment)
