@@ -22,7 +22,8 @@ class Strip(OverScans):
     `hoist` and `defer` then do the products of a strip at a time, and the planner decides about
     strips: what the steps of one leave for the backward pass may be made again with it. There
     are about as many strips as steps in one; the steps left come after. Only what will be
-    differentiated, of `least` steps or more: else there is nothing to make again.
+    differentiated, of `least` steps or more: else there is nothing to make again. What a user has
+    unrolled stays as it is.
     """
 
     least: int = 64
@@ -31,12 +32,10 @@ class Strip(OverScans):
 
     def offered(self, b: Builder, loop: Loop) -> Sequence[Value] | None:
         """See the class."""
-        if not (loop.differentiated and loop.length >= self.least):
-            return None
-        if not (loop.is_innermost and _multiplies(loop)):
-            return None
         each = strip_of(loop.length, loop.length**0.5)
-        if not each:
+        if not (loop.differentiated and each and loop.length >= self.least):
+            return None
+        if loop.node.attrs["unroll"] != 1 or not (loop.is_innermost and _multiplies(loop)):
             return None
         strips = Strips(loop, each)
         loop.tell("loop in strips", loop.node, 0, gain=f"{strips.each} steps of {loop.length} each")

@@ -85,7 +85,12 @@ def test_what_gains_nothing_stays():
 
         return lax.scan(lambda c, x: (lax.scan(inner, c, None, 2)[0], None), zeros(), xs)[0]
 
+    def unrolled(p, xs):
+        cell = lambda c, x: (jnp.tanh(c @ p["again"] + x @ p["square"]), None)  # noqa: E731
+        return lax.scan(cell, zeros(), xs, unroll=2)[0]
+
     assert set(scans(traced(elementwise).graph)) == {72}
+    assert set(scans(traced(unrolled).graph)) == {72}
     assert set(scans(traced(lstm, length=60).graph)) == {60}
     assert set(scans(traced(lstm, least=2, length=3).graph)) == {3}
     assert set(scans(bp.compile(lstm, passes=PIPELINE).lower(parameters(), sequence()).graph)) == {
