@@ -32,8 +32,8 @@ class MemoryPlan:
     """The plan of one program. Bytes are peaks: arguments + outputs + temporaries - donated.
 
     `measured_bytes` is XLA's report, after compilation; `baseline_bytes` the prediction without a
-    plan; `gap` how much slower the plan is than the bound on any plan, as a part of the step.
-    `timeline` are the predicted bytes at each node of the final graph; `note` tells of a device
+    plan; `gap` how much slower the plan is than the bound on any of its form, as a part of the
+    step. `timeline` are the predicted bytes at each node of the final graph; `note` tells of a device
     for which offloading is no choice.
     """
 
