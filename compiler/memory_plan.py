@@ -33,8 +33,8 @@ class MemoryPlan:
 
     `measured_bytes` is XLA's report, after compilation; `baseline_bytes` the prediction without a
     plan; `gap` how much slower the plan is than the bound on any of its form, as a part of the
-    step. `timeline` are the predicted bytes at each node of the final graph; `note` tells of a device
-    for which offloading is no choice.
+    step. `timeline` are the predicted bytes at each node of the final graph; `note` tells of a
+    device for which offloading is no choice.
     """
 
     budget_bytes: int | None
