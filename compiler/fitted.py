@@ -14,6 +14,7 @@ from .program import Program
 
 # With `accumulate_steps="auto"` no batch is divided into more parts than this.
 MOST = 64
+LARGE = 5000  # nodes
 
 Stages = tuple[Stage, ...]  # what a pipeline makes of a program
 
@@ -70,7 +71,12 @@ def with_others(
     pipelines: Sequence[Sequence[Pass]],
     check: bool = False,
 ) -> tuple[Stages, ...]:
-    """The forms and those of other pipelines, but where these come to what the first does."""
+    """The forms and those of other pipelines, but where these come to what the first does.
+
+    A large program has none: planners take seconds for each.
+    """
+    if len(forms[0][-1].graph.nodes) > LARGE:
+        return forms
     others = [each for each in pipelines if _differs(forms[0], each)]
     return (*forms, *(program.stages(each, check) for each in others))
 

@@ -14,7 +14,7 @@ def test_main_plans_and_draws(load_example, tmp_path, capsys, layers):
     plans = load_example("llama").main(["--tiny", *layers, "--png", str(path)])
     told = capsys.readouterr().out
     assert plans.fits and len(plans) >= 8
-    assert plans.minimum_bytes < 0.9 * plans.plain_bytes
+    assert plans.minimum_bytes < 0.95 * plans.plain_bytes
     assert "2,623,744 parameters" in told and "no budget" in told
     assert path.read_bytes()[:8] == PNG
 
