@@ -41,6 +41,7 @@ def scans(graph):
 @pytest.mark.parametrize("names", batches(PROGRAMS, 7).values(), ids=batches(PROGRAMS, 7))
 def test_values_and_gradients(names):
     """Of two strips of two steps, and a step that is left."""
+
     def all_of(grad):
         return lambda p, xs: {name: both(PROGRAMS[name], grad)(p, xs) for name in names}
 
