@@ -123,7 +123,7 @@ class Fitting:
             return False
         tried = self.measured[-1:] if self.given else self.measured
         able = [(c, p) for c, p in tried if self.budget is None or p <= self.budget]
-        best = min(able, key=lambda pair: (pair[0].seconds, pair[0].bytes), default=None)
+        best = min(able, key=lambda pair: self._rank(pair[0]), default=None)
         if self.budget is not None and not self.given:
             higher = self.known.above(best[1] if best else 0, self.budget)
             if higher is not None:
@@ -155,13 +155,18 @@ class Fitting:
         None when that is no faster than one that fits, or when there have been enough.
         """
         tried = {id(c) for c, _ in self.measured}
-        seconds = min((c.seconds for c, p in self.measured if p <= budget), default=inf)
+        fits = min((self._rank(c) for c, p in self.measured if p <= budget), default=None)
         if len(self.measured) < ROUNDS:
             for found in self._promising(budget):
-                if found.seconds < seconds * (1 - WORTH) and id(found) not in tried:
+                gains = fits is None or self._rank(found, WORTH) < fits
+                if gains and id(found) not in tried:
                     return found
         last = [c for c in self.forms.leanest_of_each if id(c) not in tried]
-        return None if seconds < inf or not last else last[0]
+        return None if fits or not last else last[0]
+
+    def _rank(self, planned: Planned, margin: float = 0.0) -> tuple[bool, float, int]:
+        """Order of what fits: the program as it is without a plan, then the fastest first."""
+        return planned is not self.forms.plain, planned.seconds * (1 + margin), planned.bytes
 
     def _promising(self, budget: int) -> Iterator[Planned]:
         """The program as it is in each form and the fastest other plan, where they should fit."""

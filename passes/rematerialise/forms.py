@@ -48,11 +48,16 @@ class Forms:
 
     @cached_property
     def plains(self) -> list[Planned]:
-        """Each form as it is, the fastest first."""
-        return sorted((each.plain for each in self.planners), key=lambda each: each.seconds)
+        """Each form as it is: the program without a plan, then the fastest first."""
+        first, *others = (each.plain for each in self.planners)
+        return [first, *sorted(others, key=lambda each: each.seconds)]
 
     def fastest(self, budget: float) -> Planned | None:
-        """Return the fastest plan whose predicted peak is within `budget`, or None."""
+        """Return the fastest plan whose predicted peak is within `budget`, or None.
+
+        Where the program fits as it is, that is the plan: what its passes did was chosen by
+        measurements, which predictions do not overrule.
+        """
         if self.plain.bytes <= budget:
             return self.plain
         found = filter(None, (each.fastest(budget) for each in self.planners))

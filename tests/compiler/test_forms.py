@@ -98,6 +98,21 @@ def test_a_plan_of_either_form_is_saved_and_pinned(part, usual, least, tmp_path)
         bp.compile(sgd(recurrent), plan=wrong).lower(*arguments())
 
 
+def test_what_measurements_chose_is_not_overruled_by_predictions(monkeypatch):
+    """Where products take long, loops that stack less are predicted to; so are others that fit."""
+    slow = replace(DEVICES["cpu"], flops=2e10)
+    monkeypatch.setattr("backpass.compiler.budget.live_spec", lambda: slow)
+    given = arguments()
+    step = bp.compile(sgd(stack), memory_budget="1GiB").lower(*given)
+    found = step.compile()
+    graphs, donated = bp.compile(sgd(stack)).forms(given, {})
+    first, other = Forms.of_graphs(graphs, slow, donated).planners
+    assert other.plain.seconds < first.plain.seconds
+    assert found.plan.choice["form"] == 0 and found.plan.rounds == 1
+    usual = bp.compile(sgd(stack)).lower(*given).graph
+    assert fingerprint(found.stages[-1].graph) == fingerprint(usual)
+
+
 def test_a_program_that_passes_leave_alone_has_one_form():
     def loss(params, xs):
         return jnp.mean(jnp.tanh(xs[0] @ params[0]) @ params[1])
