@@ -15,7 +15,6 @@ import jax
 from ..ir.errors import ArgumentError, BudgetError, GraphError
 from ..ir.fingerprint import digest
 from ..ir.graph import Graph
-from ..ir.spread import spread
 from ..ir.tables import bytes_text
 from ..ir.verifier import verify
 from ..passes.rematerialise import Choices, Forms, Planned
@@ -223,8 +222,8 @@ class Planning:
         if not self.active:
             return None
         start = perf_counter()
-        graphs = [spread(graph) for graph in graphs]  # sizes are those of one device
-        forms, graph = Forms.of_graphs(graphs, live_spec(), donated), graphs[0]
+        forms = Forms.of_graphs(graphs, live_spec(), donated)
+        graph = forms.graph
         if self.pinned is None:
             aim = self.budget or 0
             known = settled(graph, donated, self.options)

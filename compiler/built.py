@@ -9,11 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..ir.errors import BudgetError
+from ..ir.graph import Graph
 from ..ir.liveness import Liveness, liveness
 from ..passes import Stage
 from .budget import Fitting
+from .fitted import Stages, forms_of, graphs_of
 from .memory_plan import MemoryPlan
 from .nonfinite import Guard
+from .options import Options
 from .program import Program
 
 
@@ -41,7 +44,7 @@ class Built:
     """
 
     program: Program
-    forms: tuple[tuple[Stage, ...], ...]
+    forms: tuple[Stages, ...]
     key: object
     donated: frozenset[int]
     fitting: Fitting | None = None
@@ -65,13 +68,19 @@ class Built:
                 self.holder = before
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> Stages:
         """The stages, that of the plan last."""
         if self.fitting is None:
             return self.forms[0]
         candidate = self.fitting.candidate
         planned = Stage("rematerialise", candidate.graph, self.fitting.seconds)
         return (*self.forms[candidate.form], planned)
+
+    def graphs(self, options: Options) -> list[Graph]:
+        """What a planner may start from, also where no plan was asked for."""
+        if self.fitting is not None:
+            return graphs_of(self.forms)
+        return graphs_of(forms_of(self.program, options, self.forms[0]))
 
     @property
     def plan(self) -> MemoryPlan | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ..ir.errors import ArgumentError, BatchError
+from ..ir.graph import Graph
 from ..passes import Pass, Stage
 from .budget import Fitting
 from .options import Options
@@ -51,13 +52,9 @@ def fitted(program: Program, options: Options, donated: Collection[int], least: 
 
 def _in(program: Program, options: Options, donated: Collection[int], steps: int | None) -> Fitted:
     chosen = replace(options, accumulate_steps=steps)
-    first, *others = chosen.pipelines
-    check = bool(options.debug)
-    forms: tuple[Stages, ...] = (program.stages(first, check),)
-    if options.planning.active:
-        forms = with_others(program, forms, others, check)
+    forms = forms_of(program, chosen) if options.planning.active else (stages_of(program, chosen),)
     try:
-        search = options.planning.fitting([stages[-1].graph for stages in forms], donated)
+        search = options.planning.fitting(graphs_of(forms), donated)
         return Fitted(steps, forms, search)
     except ArgumentError:  # of a plan for another number of parts
         if not isinstance(options.accumulate_steps, str) or 2 * (steps or 1) > MOST:
@@ -65,20 +62,27 @@ def _in(program: Program, options: Options, donated: Collection[int], steps: int
         return _in(program, options, donated, 2 * (steps or 1))
 
 
-def with_others(
-    program: Program,
-    forms: tuple[Stages, ...],
-    pipelines: Sequence[Sequence[Pass]],
-    check: bool = False,
-) -> tuple[Stages, ...]:
-    """The forms and those of other pipelines, but where these come to what the first does.
+def stages_of(program: Program, options: Options) -> Stages:
+    """What the passes make of a program."""
+    return program.stages(options.pipelines[0], bool(options.debug))
 
-    A large program has none: planners take seconds for each.
+
+def forms_of(program: Program, options: Options, known: Stages | None = None) -> tuple[Stages, ...]:
+    """What the passes make of a program, where that is not `known`, and what others make of it.
+
+    Those that come to the same as the first are left out. A large program has none: planners take
+    seconds for each.
     """
-    if len(forms[0][-1].graph.nodes) > LARGE:
-        return forms
-    others = [each for each in pipelines if _differs(forms[0], each)]
-    return (*forms, *(program.stages(each, check) for each in others))
+    first = known or stages_of(program, options)
+    if len(first[-1].graph.nodes) > LARGE:
+        return (first,)
+    others = [each for each in options.pipelines[1:] if _differs(first, each)]
+    return (first, *(program.stages(each, bool(options.debug)) for each in others))
+
+
+def graphs_of(forms: Sequence[Stages]) -> list[Graph]:
+    """The graphs that a planner may start from."""
+    return [stages[-1].graph for stages in forms]
 
 
 def _differs(first: Stages, passes: Sequence[Pass]) -> bool:

@@ -20,7 +20,6 @@ from .budget import Planning
 from .built import Built, Unplaced, Unsettled, Unweighed
 from .diagnose import defined_at, explain_failure, is_exhausted
 from .explain import Explanation, History
-from .fitted import with_others
 from .headroom import out_of_memory
 from .nonfinite import Guard
 from .options import Options, pipeline_of
@@ -157,8 +156,7 @@ class CompiledFunction:
         if (there := self._at(args, kwargs)) is not self:
             return there.forms(args, kwargs)
         built = self._programs.of(args, kwargs)
-        found = with_others(built.program, built.forms[:1], self._asked.options.pipelines[1:])
-        return [stages[-1].graph for stages in found], built.donated
+        return built.graphs(self._asked.options), built.donated
 
     def without_plan(
         self, passes: Any, options: dict[str, Any], place: tuple[str, str]

@@ -18,14 +18,12 @@ import jax
 from ..ir.errors import ArgumentError, MemoryWarning, OutOfMemoryError
 from ..ir.graph import Graph
 from ..ir.liveness import Liveness
-from ..ir.spread import spread
 from ..ir.tables import bytes_text
 from ..ir.types import type_of
 from ..passes.rematerialise import Forms
 from ..runtime.device import live_spec
 from .budget import free_bytes
 from .diagnose import caller_level, caller_line, defined_at
-from .fitted import with_others
 
 if TYPE_CHECKING:
     from .built import Built
@@ -148,6 +146,4 @@ def _forms(built: Built, options: Options) -> Forms:
     """The plans of a program, also where no budget was given."""
     if built.fitting is not None:
         return built.fitting.forms
-    forms = with_others(built.program, built.forms, options.pipelines[1:])
-    graphs = [spread(stages[-1].graph) for stages in forms]
-    return Forms.of_graphs(graphs, live_spec(), built.donated)
+    return Forms.of_graphs(built.graphs(options), live_spec(), built.donated)

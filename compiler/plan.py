@@ -13,7 +13,6 @@ import numpy as np
 
 from ..ir.device import DeviceSpec, device_named
 from ..ir.errors import ArgumentError
-from ..ir.spread import spread
 from ..ir.tables import bytes_text, table
 from ..passes.rematerialise import Forms, Planned
 from ..runtime.device import live_spec
@@ -186,7 +185,7 @@ def plan(
     given = {key: value for key, value in given.items() if value is not None}
     with collection_paused():
         graphs, donated = _unplanned(fun, passes, given, _place(device)).forms(args, kwargs)
-        return plans_of(Forms.of_graphs(list(map(spread, graphs)), spec, donated), sizes)
+        return plans_of(Forms.of_graphs(graphs, spec, donated), sizes)
 
 
 def plans_of(forms: Forms, budgets: Sequence[int] | None = None) -> Plans:

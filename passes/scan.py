@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..ir.builder import Builder
 from ..ir.graph import Graph, Node, Value
 
 NEAR = 1.5  # a strip's length that needs no copies of slices may be off by so much
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What steps leave for others: their xs, and stacks of values or of carries.
+
+    `left` is that of the steps that follow strips of them.
+    """
+
+    xs: Sequence[Value]
+    stacks: Sequence[Value]
+    left: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,15 @@ class Scan:
         """What a step is given of the xs, and what it leaves in the ys."""
         return (*self.body.inputs[self.parts[2]], *self.body.outputs[self.carried :])
 
+    def steps(
+        self, b: Builder, inputs: Sequence[Value], length: int, stacked: Sequence[Value] = ()
+    ) -> tuple[Sequence[Value], Kept]:
+        """Emit so many steps, which also stack other values of the body; gives the outputs too."""
+        body = replace(self.body, outputs=(*self.body.outputs, *stacked))
+        found = b.emit("scan", inputs, {**self.node.attrs, "length": length}, (body,))
+        count = len(self.body.outputs)
+        return found[:count], Kept(inputs[self.parts[2]], found[count:])
+
 
 def strip_of(length: int, target: float) -> int:
     """A strip of about `target` steps of so many, a divisor if one is near; 0 if too few."""
@@ -76,6 +98,37 @@ class Strips:
     def reverse(self) -> bool:
         """True when the scan begins at the end, so that the steps left come first in its xs."""
         return bool(self.scan.node.attrs["reverse"])
+
+    @property
+    def around(self) -> dict[str, Any]:
+        """Attributes of the scan over strips; what a user has unrolled are steps."""
+        return {**self.scan.node.attrs, "length": self.count, "unroll": 1}
+
+    def emit(
+        self, b: Builder, inputs: Sequence[Value], stacked: Sequence[Value] | None = None
+    ) -> tuple[Sequence[Value], Kept]:
+        """Emit the scan as one over strips; gives its outputs and what it keeps.
+
+        Where the steps left are to stack values, each strip keeps the carry that it starts from.
+        """
+        scan = self.scan
+        consts, carry, xs = scan.parts
+        heads, tails = self.cut(b, inputs[xs])
+        sub = b.nested()
+        own = [*like(sub, inputs[: carry.stop]), *slices(sub, heads)]
+        outputs, _ = scan.steps(sub, own, self.each)
+        starts = () if stacked is None else own[carry]
+        body = sub.graph(scan.body.name, own, (*outputs, *starts))
+        found = b.emit("scan", (*inputs[: carry.stop], *heads), self.around, (body,))
+        final: Sequence[Value] = found[: scan.carried]
+        last: Sequence[Value] = ()
+        left = None
+        if self.left:
+            rest = (*inputs[consts], *final, *tails)
+            last, left = scan.steps(b, rest, self.left, stacked or ())
+            final = last[: scan.carried]
+        ys = self.joined(b, found[scan.carried : len(outputs)], last[scan.carried :])
+        return (*final, *ys), Kept(heads, found[len(outputs) :], left)
 
     def cut(self, b: Builder, xs: Sequence[Value]) -> tuple[list[Value], list[Value]]:
         """`[n, ...]` in strips, `[n // each, each, ...]`, and the steps left."""

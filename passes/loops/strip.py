@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ...ir.builder import Builder
 from ...ir.graph import Value
-from ..scan import Strips, like, slices, strip_of
+from ..scan import Strips, strip_of
 from .kinds import Kinds
 from .walk import Loop, OverScans
 
@@ -39,23 +39,8 @@ class Strip(OverScans):
             return None
         strips = Strips(loop, each)
         loop.tell("loop in strips", loop.node, 0, gain=f"{strips.each} steps of {loop.length} each")
-        consts, carry, xs = loop.parts
-        attrs, inputs = loop.node.attrs, loop.node.inputs
-        heads, tails = strips.cut(b, inputs[xs])
-        sub = b.nested()
-        own = [*like(sub, inputs[: carry.stop]), *slices(sub, heads)]
-        outputs = sub.emit("scan", own, {**attrs, "length": strips.each}, loop.node.regions)
-        body = sub.graph(loop.body.name, own, outputs)
-        given = (*inputs[: carry.stop], *heads)
-        found = b.emit("scan", given, {**attrs, "length": strips.count}, (body,))
-        final = found[: loop.carried]
-        last: Sequence[Value] = ()
-        if strips.left:
-            rest = (*inputs[consts], *final, *tails)
-            last = b.emit("scan", rest, {**attrs, "length": strips.left}, loop.node.regions)
-            final = last[: loop.carried]
-        ys = strips.joined(b, found[loop.carried :], last[loop.carried :])
-        return [*final, *ys]
+        outputs, _ = strips.emit(b, loop.node.inputs)
+        return outputs
 
 
 def _multiplies(loop: Loop) -> bool:

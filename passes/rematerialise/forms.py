@@ -8,6 +8,7 @@ from functools import cached_property
 
 from ...ir.device import DeviceSpec, clock
 from ...ir.graph import Graph
+from ...ir.spread import spread
 from .planner import Choices, Planned, Planner
 
 FEW = 5  # of the leanest plans
@@ -27,9 +28,13 @@ class Forms:
     def of_graphs(
         cls, graphs: Sequence[Graph], spec: DeviceSpec, donated: Collection[int] = ()
     ) -> Forms:
-        """Return the forms of a program on a device; `donated` are positions of inputs."""
+        """Return the forms of a program on a device; `donated` are positions of inputs.
+
+        Sizes are those of one device, where values are divided among several.
+        """
         known, given = clock(spec), frozenset(donated)
-        return cls(tuple(Planner(g, known, given, form) for form, g in enumerate(graphs)))
+        mine = map(spread, graphs)
+        return cls(tuple(Planner(graph, known, given, form) for form, graph in enumerate(mine)))
 
     @property
     def graph(self) -> Graph:

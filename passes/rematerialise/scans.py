@@ -24,10 +24,10 @@ from ...ir.ops import OPS
 from ..cse import stacked_once
 from ..dce import Dce
 from ..rewriter import substituted
-from ..scan import strip_of
+from ..scan import Kept, strip_of
 from .joint import Joint
 from .keep import closure, kept, ladder, prices
-from .nested import Kept, Nested
+from .nested import Nested
 from .pairs import Pair, pairs
 from .replay import Replay
 from .segments import chain

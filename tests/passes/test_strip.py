@@ -94,7 +94,9 @@ def test_what_gains_nothing_stays():
         return lax.scan(lambda c, x: (lax.scan(inner, c, None, 2)[0], None), zeros(), xs)[0]
 
     def unrolled(p, xs):
-        cell = lambda c, x: (jnp.tanh(c @ p["again"] + x @ p["square"]), None)  # noqa: E731
+        def cell(c, x):
+            return jnp.tanh(c @ p["again"] + x @ p["square"]), None
+
         return lax.scan(cell, zeros(), xs, unroll=2)[0]
 
     assert set(scans(traced(elementwise).graph)) == {72}
