@@ -1,7 +1,8 @@
 """XLA told to hurry: the programs of tests are small and many, and compiling them takes the time.
 
-Machine code is not optimised, so that programs run slower. What XLA makes of them before, its
-fusions, buffers and report of memory, is the same. A test that reads that text wants
+Machine code is not optimised, and is made in one piece: pieces are for idle cores, and here a
+worker has one. Programs run slower. What XLA makes of them before, its fusions, buffers and report
+of memory, is the same. A test that reads that text wants
 `compiler_options={"xla_cpu_use_fusion_emitters": True}`, as users have it.
 """
 
@@ -11,7 +12,7 @@ from importlib.metadata import version
 import jax
 
 # XLA reads these at its first computation. Programs for many devices run on eight pretended ones.
-FLAGS = ["--xla_force_host_platform_device_count=8"]
+FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_cpu_parallel_codegen_split_count=1"]
 if version("jaxlib").startswith("0.10."):  # later ones have no other emitters
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 
