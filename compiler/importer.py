@@ -7,6 +7,7 @@ parameters for its own use is dropped, so that attrs print and compare.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -122,17 +123,19 @@ class Importer:
         return self._regions[key][1]
 
     def _custom(self, eqn: Any, depth: int) -> tuple[Op, Mapping[str, Any], tuple[Graph, ...]]:
-        """Import a custom rule with its function, or leave it to be imported when it is needed."""
+        """Import a custom rule with its function, or leave it to be imported when it is needed.
+
+        So it is with one that raises: nobody may ever ask for the derivative.
+        """
         call = self.region(eqn.params["call_jaxpr"], depth)
         name = jax_compat.custom_name(eqn.params)
-        if depth >= RULE_DEPTH or eqn.params["symbolic_zeros"]:
-            read = partial(
-                _read_rule, name, depth + 1, jax_compat.is_library(eqn.params["call_jaxpr"])
-            )
-            later = with_rule(eqn.primitive.name, Later(eqn, depth + 1, read))
-            return later, {"name": name}, (call,)
-        regions = (call, *self._rules(eqn, name, call, depth))
-        return OPS[eqn.primitive.name], {"name": name}, regions
+        if depth < RULE_DEPTH and not eqn.params["symbolic_zeros"]:
+            with suppress(Exception):
+                regions = (call, *self._rules(eqn, name, call, depth))
+                return OPS[eqn.primitive.name], {"name": name}, regions
+        library = jax_compat.is_library(eqn.params["call_jaxpr"])
+        later = Later(eqn, depth + 1, partial(_read_rule, name, depth + 1, library))
+        return with_rule(eqn.primitive.name, later), {"name": name}, (call,)
 
     def _rules(self, eqn: Any, name: str, call: Graph, depth: int) -> tuple[Graph, ...]:
         """Import the rule; for JAX's own functions once for all calls with an equal body."""

@@ -281,3 +281,40 @@ NO_VALUE = {
 def test_a_cotangent_without_a_value_is_an_error(name):
     with pytest.raises(jax.errors.TracerBoolConversionError):
         NO_VALUE[name]()
+
+
+@jax.custom_jvp
+def flat(x):
+    return jnp.floor(x)
+
+
+@flat.defjvp
+def _no_slope(primals, tangents):
+    raise NotImplementedError("floors have no slope")
+
+
+@jax.custom_vjp
+def flat_too(x):
+    return jnp.floor(x)
+
+
+def _no_cotangent(residuals, ct):
+    raise NotImplementedError("floors have no slope")
+
+
+flat_too.defvjp(lambda x: (jnp.floor(x), None), _no_cotangent)
+
+
+@pytest.mark.parametrize("fun", [flat, flat_too])
+def test_a_rule_that_raises_does_so_where_a_derivative_asks_for_it(fun):
+    x, y = jnp.float32(1.5), jnp.float32(2.5)
+
+    def loss(x, y):
+        return fun(y) * x**2
+
+    assert bp.compile(fun)(y) == 2.0
+    assert bp.compile(bp.grad(loss))(x, y) == bp.grad(loss)(x, y) == jax.grad(loss)(x, y)
+    for step in (bp.grad(loss, 1), bp.compile(bp.grad(loss, 1)), jax.grad(bp.compile(loss), 1)):
+        for _ in range(2):  # a rule that raised is not spoiled
+            with pytest.raises(NotImplementedError, match="no slope"):
+                step(x, y)
