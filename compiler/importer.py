@@ -7,7 +7,6 @@ parameters for its own use is dropped, so that attrs print and compare.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from ..ir.ops.foreign import by_derivation, foreign
 from ..ir.spec import spec_of
 from ..ir.types import ArrayType, type_of
 from .custom_rules import Later, jvp_rule, vjp_rule
+from .diagnose import CONCRETE
 from .fallback import derive
 from .python_call import refuse_to_differentiate
 
@@ -125,14 +125,19 @@ class Importer:
     def _custom(self, eqn: Any, depth: int) -> tuple[Op, Mapping[str, Any], tuple[Graph, ...]]:
         """Import a custom rule with its function, or leave it to be imported when it is needed.
 
-        So it is with one that raises: nobody may ever ask for the derivative.
+        So it is with one that raises, as nobody may ever ask for the derivative; but where it asks
+        for a value, the function may be recorded in place of staged.
         """
         call = self.region(eqn.params["call_jaxpr"], depth)
         name = jax_compat.custom_name(eqn.params)
         if depth < RULE_DEPTH and not eqn.params["symbolic_zeros"]:
-            with suppress(Exception):
+            try:
                 regions = (call, *self._rules(eqn, name, call, depth))
                 return OPS[eqn.primitive.name], {"name": name}, regions
+            except CONCRETE:
+                raise
+            except Exception:  # it is raised again where a derivative asks
+                pass
         library = jax_compat.is_library(eqn.params["call_jaxpr"])
         later = Later(eqn, depth + 1, partial(_read_rule, name, depth + 1, library))
         return with_rule(eqn.primitive.name, later), {"name": name}, (call,)
