@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import backpass as bp
+from backpass.passes import DEFAULT, Fuse
 from models.networks import TABLE
 
 B, D = 8, 6
@@ -381,3 +382,24 @@ def test_parts_that_can_not_be_are_no_way_to_fit():
 def test_a_number_of_steps_that_is_none(steps):
     with pytest.raises(bp.ArgumentError, match="accumulate_steps"):
         bp.compile(regularised, accumulate_steps=steps)
+
+
+@pytest.mark.parametrize("rows, chunk, size", [(24, 3, 3), (28, 4, 1), (28, 5, 7)])
+def test_a_loss_by_rows_takes_rows_of_one_part_at_a_time(rows, chunk, size):
+    """As many of a part's as divide it, or all of them where these would be few."""
+    labels = np.arange(rows) % 40
+    args = array(3, D, 40), array(4, rows, D)
+
+    def loss(w, x):
+        logs = nn.log_softmax(x @ w)
+        return -jnp.take_along_axis(logs, labels[:, None], axis=1).mean()
+
+    fuse = Fuse(chunk=chunk, least=1)
+    passes = [fuse if isinstance(each, Fuse) else each for each in DEFAULT]
+    ours = bp.compile(trained(loss, bp.value_and_grad), passes=passes, accumulate_steps=4)
+    graph = ours.lower(*args).graph
+    made = {v.shape for n in graph.walk() for v in n.outputs}
+    assert {shape[0] for shape in made if shape[1:] == (40,)} == {size, D}  # the gradient has D
+    found, expected = ours(*args), jax.jit(trained(loss, jax.value_and_grad))(*args)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)

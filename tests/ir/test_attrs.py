@@ -18,6 +18,7 @@ from backpass import ParseError
 from backpass.ir import OPS, ArrayType, Graph, Value, parse
 from backpass.ir.attrs import ENUMS, POLICIES, RECORDS
 from backpass.ir.graph import Node, same_attr
+from backpass.ir.types import dtype_from_name, dtype_name, key_implementation
 
 F32 = np.dtype("float32")
 
@@ -250,3 +251,10 @@ def test_huge_arrays_are_not_even_looked_at():
     huge = np.broadcast_to(np.float32(0), (1 << 40,))
     text = str(graph_with(value=huge))
     assert "f32[1099511627776], 4398046511104 bytes: over the limit of the resources" in text
+
+
+@pytest.mark.parametrize("name", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_a_dtype_of_keys_tells_their_generator(name):
+    dtype = jax.random.key(0, impl=name).dtype
+    assert key_implementation(dtype) == name
+    assert dtype_from_name(dtype_name(dtype)) == dtype

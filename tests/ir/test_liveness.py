@@ -135,6 +135,12 @@ def test_table():
     assert text.split("\n")[-1].startswith("peak, at ")
 
 
+def test_a_graph_without_nodes_has_its_peak_where_it_returns():
+    rows = str(liveness(parse("backpass.ir 1\ngraph f(%0: f32[256]) {\n  return %0\n}\n")))
+    made = [line.split("  ")[0].strip() for line in rows.splitlines()[2:]]
+    assert made[:2] == ["an argument", "return"] and made[-1] == "peak, at return"
+
+
 def test_table_by_line():
     """The leaves of an argument are one row, and so are the values of a line."""
     inputs = "%0: f32[256] args[0]['a'], %1: f32[256] args[0]['b'], %2: f32[512] batch"

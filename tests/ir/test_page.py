@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 import backpass as bp
-from backpass.ir import OPS, ArrayType, Builder, Graph, Node, Origin, Value
+from backpass.ir import OPS, ArrayType, Builder, Graph, Node, Origin, Value, parse
 from backpass.ir.device import DEVICES
 from backpass.ir.liveness import liveness
 from backpass.ir.page import Shown, write_page
@@ -175,6 +175,22 @@ def test_notebook_summary_has_no_script(lowered):
         assert "<svg" in text and "<script" not in text
     assert "<img" not in hostile_graph()._repr_html_()
     assert "0" in Graph("empty", (), (), ())._repr_html_()
+
+
+def test_notebook_shows_what_is_live_at_each_position():
+    text = """
+      %1: f32[8] = concatenate(%0, %0) {dimension=0}
+      %2: f32[16] = concatenate(%1, %1) {dimension=0}
+      %3: f32[] = reduce_sum(%2) {axes=(0)}
+      %4: f32[] = sin(%3)
+      return %4
+    """
+    graph = parse(f"backpass.ir 1\ngraph f(%0: f32[4]) {{\n{text}\n}}\n")
+    live = liveness(graph, fused=True).bytes
+    assert len(set(live)) > 2
+    heights = [float(h) for h in re.findall(r'<rect[^>]* height="([0-9.]+)"', graph._repr_html_())]
+    tallest = max(heights) / max(live)
+    assert heights == pytest.approx([tallest * size for size in live], abs=0.1)
 
 
 # What a browser makes of it

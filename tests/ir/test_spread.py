@@ -152,3 +152,17 @@ def test_collectives_of_a_map_have_a_price():
     slow, fast = (bp.DeviceSpec(1 << 30, 1e12, 1e12, link_bytes_per_s=x) for x in (1e6, 1e12))
     (node,) = graph.nodes
     assert slow.seconds(node) - fast.seconds(node) == pytest.approx(5 * part / 1e6, rel=1e-3)
+
+
+def test_whole_slices_of_a_gather_lie_as_they_did():
+    """What is picked along a dimension lies in one piece; the dimensions beside it stay divided."""
+    on = mesh()
+    x = jax.ShapeDtypeStruct((8, 16, 32), np.float32, sharding=NamedSharding(on, P("d", None, "m")))
+    rows = np.array([3, 1, 1])
+
+    def picked(x):
+        return jnp.take(x, rows, axis=1), x[rows]
+
+    along, across = bp.compile(picked).trace(x).graph.outputs
+    assert str(along.type) == "f32[8/d:2,3,32/m:4]"
+    assert str(across.type) == "f32[3,16,32/m:4]"

@@ -177,6 +177,12 @@ def test_the_error_shows_the_place():
     assert len(lines) == 6
 
 
+def test_an_argument_that_stands_twice_is_told_of_the_graph():
+    graph = sound()
+    with pytest.raises(GraphError, match=f"at graph {graph.name}; this is a bug"):
+        verify(replace(graph, inputs=graph.inputs + graph.inputs))
+
+
 def test_many_nodes_may_share_a_region():
     node = parse(TEXTS["loop"]).nodes[2]
     again = replace(node, outputs=(Value(node.output.type),))

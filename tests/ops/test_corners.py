@@ -302,3 +302,16 @@ def test_the_table_is_walked() -> None:
     assert len(FIRST) > 90
     assert len(TURNED) > 40
     assert all(is_inexact(np.asarray(case.args[i]).dtype) for case in FIRST for i in case.active)
+
+
+def test_eigenvalues_have_a_second_derivative_without_a_word_about_vectors():
+    """The first one asks for vectors, whose derivative the program need not vouch for then."""
+    x = np.array([[1.0, 0.3, 0.1], [0.2, 2.0, 0.4], [0.5, 0.1, 4.0]])
+
+    def cubes(t, vouched):
+        sides = {"compute_left_eigenvectors": True, "compute_right_eigenvectors": False}
+        values, _ = jax.lax.linalg.eig(x + t * x.T, **sides, enable_eigvec_derivs=vouched)
+        return jnp.sum(values.real**3)
+
+    ours = bp.grad(bp.grad(cubes))(0.1, False)
+    np.testing.assert_allclose(ours, jax.grad(jax.grad(cubes))(0.1, True), rtol=1e-8)

@@ -116,6 +116,23 @@ def test_a_while_counts_its_trips(n):
     assert counts.tolist() == [[0, 0, 0, n]]
 
 
+def test_a_parameter_that_a_loop_only_reads_has_its_name():
+    """It is a constant of the loop, beside which others are carried."""
+
+    def step(w, xs):
+        def body(carried, x):
+            g = bp.grad(loss)(w, x)
+            a, b, c = carried
+            return (a + jnp.sum(g), b * 2, c - 1), g[0]
+
+        return jax.lax.scan(body, (0.0, 1.0, 2.0), xs)
+
+    rows, norms, _ = seen(step, W, X)
+    assert [row.name for row in rows] == ["args[0]"]
+    squares = [norm(jax.grad(loss)(W, x)) ** 2 for x in X]
+    np.testing.assert_allclose(norms[0, 0], np.sqrt(np.mean(squares)), rtol=1e-5)
+
+
 def test_a_scan_of_no_trips_tells_no_gradient():
     _, norms, counts = seen(trained, W, X[:0])
     assert counts.tolist() == [[0, 0, 0, 0]] and norms[0, 0] == 0
