@@ -1,7 +1,7 @@
 """jaxpr -> Graph: each equation becomes a node, with its line and scope.
 
-Sub-jaxprs become regions, imported once for each jaxpr object. What JAX adds to an equation's
-parameters for its own use is dropped, so that attrs print and compare.
+Sub-jaxprs become regions, imported once for each jaxpr object. What becomes of an equation's
+parameters is told by the tables of `parameters.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,14 +28,17 @@ from ..ir.types import ArrayType, type_of
 from .custom_rules import Later, jvp_rule, vjp_rule
 from .diagnose import CONCRETE
 from .fallback import derive
+from .parameters import FROM_TYPES, NORMALISE, OPENED, Open, plain
 from .python_call import refuse_to_differentiate
-
-Regions = tuple[Any, ...]
-Normalise = Callable[[Mapping[str, Any]], tuple[dict[str, Any], Regions]]
 
 # A custom rule often calls the very function that it belongs to. Rules inside rules are imported
 # down to this depth, which serves derivatives of this order; deeper ones when they are asked for.
 RULE_DEPTH = 3
+
+_CUSTOM: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "custom_jvp_call": jvp_rule,
+    "custom_vjp_call": vjp_rule,
+}
 
 
 class Importer:
@@ -95,7 +98,7 @@ class Importer:
             label, jaxpr = opened
             body = self.graph(jaxpr, "expanded", depth=depth, library=True)
             return OPS["jit"], {"name": label}, (body,)
-        normalise = _NORMALISE.get(name)
+        normalise = NORMALISE.get(name)
         if name == "scatter" and params["update_jaxpr"] is not None:  # scatter_apply's function
             return foreign(eqn.primitive, False, _rule_of(name)), dict(params), ()
         if normalise is not None:
@@ -108,8 +111,8 @@ class Importer:
         op = OPS.get(name) or foreign(eqn.primitive, bool(eqn.effects), _rule_of(name))
         if op.foreign:
             return op, dict(params), ()
-        attrs = _plain(params, jax_compat.IMPLIED.get(name, {}))
-        return op, attrs | {key: of(eqn) for key, of in _FROM_TYPES.get(name, {}).items()}, ()
+        attrs = plain(params, jax_compat.IMPLIED.get(name, {}))
+        return op, attrs | {key: of(eqn) for key, of in FROM_TYPES.get(name, {}).items()}, ()
 
     def region(self, body: Any, depth: int = 0) -> Graph:
         """Import a sub-jaxpr once; a graph passes through."""
@@ -293,19 +296,9 @@ def import_open(
     They may be tracers of an outer trace, which a graph must not hold.
     """
     constvars, consts, invars, eqns, outvars = jax_compat.jaxpr_parts(jaxpr)
-    opened = _Open((), (), (*constvars, *invars), eqns, outvars)
+    opened = Open((), (), (*constvars, *invars), eqns, outvars)
     labels = [*([None] * len(constvars)), *names]
     return Importer().graph(opened, name, labels), list(consts)
-
-
-class _Open(NamedTuple):
-    """The parts of a jaxpr, its constants turned into inputs."""
-
-    constvars: tuple[Any, ...]
-    consts: tuple[Any, ...]
-    invars: tuple[Any, ...]
-    eqns: Sequence[Any]
-    outvars: Sequence[Any]
 
 
 def _operand(var: Any, env: Mapping[Any, Value]) -> Value:
@@ -345,138 +338,3 @@ def _of_program(graph: Graph) -> tuple[Op, Mapping[str, Any], tuple[Graph, ...]]
         if (node.inputs, node.outputs) == (graph.inputs, graph.outputs):
             return node.op, node.attrs, node.regions
     return OPS["jit"], {"name": graph.name}, (graph,)
-
-
-def _plain(params: Mapping[str, Any], implied: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters without those that have their usual value, NumPy integers made Python's."""
-    return {
-        key: _plain_value(value)
-        for key, value in params.items()
-        if not (key in implied and value is implied[key])
-    }
-
-
-def _places(eqn: Any) -> int:
-    """Return the number of places that an `all_to_all` splits a dimension between."""
-    axis = eqn.params["split_axis"]
-    before, after = (var.aval.shape[axis] for var in (eqn.invars[0], eqn.outvars[0]))
-    return before // after if after else 1
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, np.integer):
-        return int(value)
-    if type(value) is tuple:
-        return tuple(map(_plain_value, value))
-    return value
-
-
-def _keeping(*keys: str, bodies: Sequence[str]) -> Normalise:
-    """Keep the parameters `keys`; import the jaxprs under `bodies` as regions."""
-
-    def normalise(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-        return {key: params[key] for key in keys}, tuple(params[body] for body in bodies)
-
-    return normalise
-
-
-def _scan(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-    consts, carry = jax_compat.scan_layout(params)
-    kept = {key: params[key] for key in ("length", "reverse", "unroll")}
-    return {"num_consts": consts, "num_carry": carry, **kept}, (params["jaxpr"],)
-
-
-def _cond(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-    platforms = params.get("branches_platforms")
-    return {"platforms": platforms} if platforms else {}, tuple(params["branches"])
-
-
-def _reduce(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-    return {"dimensions": _plain_value(tuple(params["dimensions"]))}, (params["jaxpr"],)
-
-
-def _reduce_window(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-    jaxpr = params["jaxpr"]
-    body = _Open(jaxpr.constvars, params["consts"], jaxpr.invars, jaxpr.eqns, jaxpr.outvars)
-    return _plain({k: v for k, v in params.items() if k not in ("jaxpr", "consts")}, {}), (body,)
-
-
-def _linear_call(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-    """The transpose ignores what the function alone closes over."""
-    held = params["num_callee_consts"]
-    closed, consts = params["transpose_thunk"]()
-    constvars, _, invars, eqns, outvars = jax_compat.jaxpr_parts(closed)
-    own, rest = invars[: len(consts)], invars[len(consts) :]
-    unused = jax_compat.jaxpr_parts(params["callee"])[2][:held]
-    back = _Open((*constvars, *own), tuple(consts), (*unused, *rest), eqns, outvars)
-    return {"residuals": held + params["num_res"]}, (params["callee"], back)
-
-
-def _shard_map(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-    kept = {key: params[key] for key in ("mesh", "in_specs", "out_specs", "check_vma")}
-    return {**kept, "manual_axes": jax_compat.newly_manual(params)}, (params["jaxpr"],)
-
-
-def _linear_solve(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-    names = ("matvec", "vecmat", "solve", "transpose_solve")
-    lengths = tuple(int(getattr(params["const_lengths"], name)) for name in names)
-    bodies = tuple(getattr(params["jaxprs"], name) for name in names)
-    return {"const_lengths": lengths}, tuple(body for body in bodies if body is not None)
-
-
-def _select_by_name(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-    return _plain({**params, "select_prim": params["select_prim"].name}, {}), ()
-
-
-def _scatter(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
-    return {k: v for k, v in params.items() if not k.startswith("update_")}, ()
-
-
-def _expanded(eqn: Any) -> tuple[str, Any] | None:
-    if not jax_compat.expands(eqn):
-        return None
-    return type(eqn.params["_prim"]).__name__, jax_compat.expanded(eqn)
-
-
-def _remat_opt(eqn: Any) -> tuple[str, Any]:
-    """The forward part of a `custom_vjp` with `optimize_remat`, whose residuals XLA may drop."""
-    return "optimize_remat", eqn.params["fwd_jaxpr"]
-
-
-# Calls that are replaced by what they call: `(name, jaxpr)`, or None to leave one as it is.
-OPENED: dict[str, Callable[[Any], tuple[str, Any] | None]] = {
-    "call_hi_primitive": _expanded,
-    "remat_opt": _remat_opt,
-}
-
-# Attributes that JAX's rules read off the types of the operands, and ours cannot.
-_FROM_TYPES: dict[str, dict[str, Callable[[Any], Any]]] = {
-    "all_to_all": {"axis_size": _places},
-    "reshard": {"src_sharding": lambda eqn: eqn.invars[0].aval.sharding},
-}
-
-_CUSTOM: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "custom_jvp_call": jvp_rule,
-    "custom_vjp_call": vjp_rule,
-}
-
-_NORMALISE: dict[str, Normalise] = {
-    "jit": _keeping("name", bodies=["jaxpr"]),
-    "closed_call": _keeping(bodies=["call_jaxpr"]),
-    "eval_jaxpr": _keeping(bodies=["call_jaxpr"]),
-    "remat2": _keeping("prevent_cse", "policy", bodies=["jaxpr"]),
-    "scan": _scan,
-    "while": _keeping("cond_nconsts", "body_nconsts", bodies=["cond_jaxpr", "body_jaxpr"]),
-    "cond": _cond,
-    "reduce": _reduce,
-    "reduce_window": _reduce_window,
-    "linear_call": _linear_call,
-    "shard_map": _shard_map,
-    "custom_linear_solve": _linear_solve,
-    "select_and_scatter_add": _select_by_name,
-    "select_and_gather_add": _select_by_name,
-    **dict.fromkeys(
-        ("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"),
-        _scatter,
-    ),
-}

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from functools import cache
 
-from backpass.compiler.importer import FOREIGN, OPENED
+from backpass.compiler.importer import FOREIGN
+from backpass.compiler.parameters import OPENED
 from backpass.ir.op import no_gradient
 from backpass.ir.ops import OPS
 
