@@ -43,7 +43,7 @@ class Outcome:
 
 
 class Covering:
-    """Which tests run which lines: those of the file's own name first, then the fastest."""
+    """Which tests run which lines: those with a word of the file's name first, then the fastest."""
 
     def __init__(self, data: Path, times: Path) -> None:
         """Read a coverage file with a context for each test, and pytest's times of them."""
@@ -69,11 +69,11 @@ class Covering:
                 return []
             contexts = {each for found in lines.values() for each in found if each}
         tests = {context.rpartition("|")[0] for context in contexts}
-        own = {mutant.path.stem, mutant.path.parent.name}
+        own = {*mutant.path.stem.split("_"), mutant.path.parent.name}
 
         def order(test: str) -> tuple[bool, float, str]:
             stem = Path(test.partition("::")[0]).stem.removeprefix("test_")
-            return stem not in own, self._seconds.get(test, 1e9), test
+            return own.isdisjoint(stem.split("_")), self._seconds.get(test, 1e9), test
 
         return sorted(tests, key=order)[:most]
 
