@@ -99,10 +99,9 @@ class Strips:
         """True when the scan begins at the end, so that the steps left come first in its xs."""
         return bool(self.scan.node.attrs["reverse"])
 
-    @property
-    def around(self) -> dict[str, Any]:
-        """Attributes of the scan over strips; what a user has unrolled are steps."""
-        return {**self.scan.node.attrs, "length": self.count, "unroll": 1}
+    def around(self, scan: Scan) -> dict[str, Any]:
+        """Attributes of a scan over strips of so many steps; what a user has unrolled are steps."""
+        return {**scan.node.attrs, "length": self.count, "unroll": 1}
 
     def emit(
         self, b: Builder, inputs: Sequence[Value], stacked: Sequence[Value] | None = None
@@ -119,7 +118,7 @@ class Strips:
         outputs, _ = scan.steps(sub, own, self.each)
         starts = () if stacked is None else own[carry]
         body = sub.graph(scan.body.name, own, (*outputs, *starts))
-        found = b.emit("scan", (*inputs[: carry.stop], *heads), self.around, (body,))
+        found = b.emit("scan", (*inputs[: carry.stop], *heads), self.around(scan), (body,))
         final: Sequence[Value] = found[: scan.carried]
         last: Sequence[Value] = ()
         left = None

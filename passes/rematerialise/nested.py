@@ -56,12 +56,7 @@ class Nested:
         _, again = self.pair.forward.steps(sub, given, self.segment, self.stacked)
         outputs = self._backward(sub, (*own, again.stacks, f_xs, b_xs), self.segment)
         body = sub.graph(scan.body.name, _flat((*own, start, f_xs, b_xs)), outputs)
-        attrs = {
-            **scan.node.attrs,
-            "num_consts": len(fixed) + len(inputs[consts]),
-            "length": self._strips.count,
-            "unroll": 1,
-        }
+        attrs = {**self._strips.around(scan), "num_consts": len(fixed) + len(inputs[consts])}
         found = b.emit("scan", _flat((*parts, *sliced)), attrs, (body,))
         final, ys = found[: scan.carried], found[scan.carried :]
         return (*final, *self._strips.joined(b, ys, last[scan.carried :]))
