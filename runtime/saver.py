@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 import os
 import re
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ from ..ir.errors import ArgumentError, SaveError
 from .leaves import describe, fetch, flatten, is_stored, start_fetching
 from .lock import Lock
 from .restore import about_of, name_of, orbax, restore
+
+# A save needs new threads until it is whole, and these Pythons start none once a program ends, not
+# even in the hook below (python/cpython#113964): there `save` waits, so that no save is lost.
+_WAITS = (3, 12, 0) <= sys.version_info < (3, 12, 2)
 
 
 class Saver:
@@ -109,6 +114,8 @@ class Saver:
         with self._told(f"save step {step}"):
             self._manager().save(step, args=self._ocp.args.Composite(**args), force=True)
         self._known = step
+        if _WAITS:
+            self.wait()
         return True
 
     def restore(self, like: Any, *, step: int | None = None) -> tuple[int, Any] | None:
