@@ -28,10 +28,10 @@ class Convolutions:
     | gradient of filters | a product | up to `images`, half as many of few channels |
     | gradient of 1x1 filters | a product | always |
 
-    Gradients of filters are summed over parts of the batch that take `cached` bytes. Runs after
-    autodiff, on forward and backward convolutions alike; docs/graph-forms.md has what was measured.
-    Zeros of a block's other groups and of padding are multiplied too, so that an infinity may reach
-    its neighbours as a NaN.
+    Gradients of filters are summed over parts of the batch that take `cached` bytes at most. Runs
+    after autodiff, on forward and backward convolutions alike; docs/graph-forms.md has what was
+    measured. Zeros of a block's other groups and of padding are multiplied too, so that an infinity
+    may reach its neighbours as a NaN.
     """
 
     taps: int = 64

@@ -13,15 +13,18 @@ from .window import BATCH, FEATURES, Window, in_parts, positions, shifted
 def summed(b: Builder, w: Window, size: int) -> Value:
     """Sum the products of parts of the batch whose operands take about `size` bytes.
 
-    So that they stay in the cache, and are never all there. What this convolution contracts, its
-    features, is the images' batch; its own batch is the images' channels.
+    So that they stay in the cache, and are never all there. Copies are made in a loop of two parts
+    at least: outside of one XLA may make them as soon as the images are there, in the forward pass,
+    and keep them until the cotangents are. What this convolution contracts, its features, is the
+    images' batch; its own batch is the images' channels.
     """
     plain = set(w.node.attrs["rhs_dilation"]) == {1}
     both = plain and len(w.taps) == 2 and 1 not in w.places
     product, copies = (rows_and_columns, max(w.places)) if both else (patches, prod(w.places))
     x, g = w.images(b, FEATURES, BATCH), w.kernel(b, 1, *range(2, 2 + len(w.taps)), 0)
     nbytes = copies * (x.type.nbytes + (g.type.nbytes if both else 0))
-    total = in_parts(b, partial(product, w=w), x, g, nbytes / size)
+    parts = nbytes / size if prod(w.places) == 1 else max(2, nbytes / size)
+    total = in_parts(b, partial(product, w=w), x, g, parts)
     return w.output(b, total, total.ndim - 2, total.ndim - 1)
 
 
