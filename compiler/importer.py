@@ -23,6 +23,7 @@ from ..ir.op import Differentiator, Op, Pullback
 from ..ir.ops import OPS
 from ..ir.ops.custom import with_rule
 from ..ir.ops.foreign import by_derivation, foreign
+from ..ir.phases import outermost
 from ..ir.spec import spec_of
 from ..ir.types import ArrayType, type_of
 from .custom_rules import Later, jvp_rule, vjp_rule
@@ -63,6 +64,7 @@ class Importer:
         constvars, consts, invars, eqns, outvars = jax_compat.jaxpr_parts(jaxpr)
         env: dict[Any, Value] = {}
         nodes: list[Node] = []
+        last: set[Node] = set()
         for var, const in zip(constvars, consts, strict=True):
             nodes.append(_constant(const, type_of(var)))
             env[var] = nodes[-1].output
@@ -73,9 +75,12 @@ class Importer:
         for eqn in eqns:
             node = self._node(eqn, env, depth, library)
             parts = _IN_STEPS[node.op.name](node) if node.op.name in _IN_STEPS else (node,)
-            nodes += (*parts[:-1], *_constrained(parts[-1]))
+            parts = (*parts[:-1], *_constrained(parts[-1]))
+            nodes += parts
+            if node.phase == "backward" and _transposed_last(eqn.source_info):
+                last.update(parts)
         outputs = tuple(_operand(var, env) for var in outvars)
-        return Graph(name, inputs, tuple(nodes), outputs)
+        return Graph(name, inputs, outermost(nodes, last), outputs)
 
     def _node(self, eqn: Any, env: dict[Any, Value], depth: int, library: bool) -> Node:
         op, attrs, regions = self._translate(eqn, depth)
@@ -257,6 +262,12 @@ def _origin(info: Any, library: bool) -> tuple[Origin, Phase]:
     stack = str(info.name_stack)
     phase: Phase = "backward" if "transpose(" in stack else "forward"
     return Origin(None, plain_scope(stack), None if library else info.traceback), phase
+
+
+def _transposed_last(info: Any) -> bool:
+    """True for the backward pass of an outermost gradient: `transpose(jvp(f))` in JAX's words."""
+    stack = str(info.name_stack)
+    return stack.index("transpose(") < (stack + "jvp(").index("jvp(")
 
 
 def _read(jaxpr: Any, name: str) -> Graph:

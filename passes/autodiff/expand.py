@@ -9,6 +9,7 @@ from typing import ClassVar
 from ...ir.builder import Builder
 from ...ir.graph import Graph, Node, Value
 from ...ir.ops import OPS
+from ...ir.phases import as_forward
 from ..rewriter import substituted
 from .reverse import Reverse
 
@@ -51,7 +52,8 @@ def _expand(graph: Graph, *, outermost: bool, within: bool) -> Graph:
         inputs = [env.get(value, value) for value in node.inputs]
         start = len(b.nodes)
         if asks:
-            outputs = _gradients(b, node, regions[0], inputs, Reverse(outermost))
+            function = regions[0] if within else as_forward(regions[0])
+            outputs = _gradients(b, node, function, inputs, Reverse(outermost))
             env.update(zip(node.outputs, outputs, strict=True))
         else:
             same = all(new is old for new, old in zip(regions, node.regions, strict=True))

@@ -115,14 +115,15 @@ def _rests(joint: Joint, cuts: Sequence[int], long: Collection[Value]) -> list[l
 
     Where that is not known, as in a step that JAX has differentiated, it is the first in which a
     forward value that they read has its last forward use. None comes before what it reads: the
-    rest runs from the last segment to the first.
+    rest runs from the last segment to the first. What reads nothing of all this, such as a kernel
+    that is turned or made wider, comes where it is first read.
     """
     home = {
         joint.root.get(value, value): bisect_left(cuts, i)
         for i, node in enumerate(joint.forward)
         for value in (*node.inputs, *node.outputs)
     }
-    found: list[list[Node]] = [[] for _ in range(len(cuts) + 1)]
+    place: dict[Node, int] = {}
     where: dict[Value, int] = {}
     for node in joint.rest:
         bounds = [where[v] for v in node.inputs if v in where]
@@ -131,7 +132,14 @@ def _rests(joint: Joint, cuts: Sequence[int], long: Collection[Value]) -> list[l
         else:
             roots = (joint.root[v] for v in node.inputs if v in joint.root)
             bounds += [home[v] for v in roots if joint.bytes(v) and v not in long]
-        at = min(bounds, default=len(cuts))
-        found[at].append(node)
-        where.update(dict.fromkeys(node.outputs, at))
+        if bounds:
+            place[node] = min(bounds)
+            where.update(dict.fromkeys(node.outputs, place[node]))
+    first: dict[Value, int] = {}
+    for node in reversed(joint.rest):
+        at = place.setdefault(node, max((first.get(v, 0) for v in node.outputs), default=0))
+        first.update((v, max(at, first.get(v, 0))) for v in node.inputs)
+    found: list[list[Node]] = [[] for _ in range(len(cuts) + 1)]
+    for node in joint.rest:
+        found[place[node]].append(node)
     return found

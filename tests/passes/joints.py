@@ -187,4 +187,14 @@ def adversaries(value_and_grad=bp.value_and_grad):
     return step
 
 
-STEPS = {f.__name__: f for f in (accumulated, unrolled, several, adversaries)}
+def penalised(value_and_grad=bp.value_and_grad):
+    """The gradient of what holds a gradient, which is forward for the outer one."""
+
+    def loss(params, x):
+        _, slopes = jax.vmap(value_and_grad(lambda row: mlp(params, row)))(x)
+        return mlp(params, x) + (slopes**2).mean()
+
+    return sgd(loss, value_and_grad)
+
+
+STEPS = {f.__name__: f for f in (accumulated, unrolled, several, adversaries, penalised)}

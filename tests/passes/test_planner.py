@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import backpass as bp
 from backpass import ir
@@ -16,10 +17,11 @@ from backpass.passes.rematerialise import Planner
 from backpass.passes.rematerialise.decisions import decisions
 from backpass.passes.rematerialise.sites import bodies, joined, stretches
 from fuzz.interpret import run_graph
-from passes.joints import STEPS, joint, parameters, rows
+from passes.joints import STEPS, joint, mlp, parameters, rows, sgd
 
 SPEC = DEVICES["cpu"]
 LAYERS, WIDTH, BATCH = 6, 16, 512
+NUMBERS = ("NWC", "WIO", "NWC")
 GRADIENTS = {"bp": bp.value_and_grad, "jax": jax.value_and_grad}
 both = pytest.mark.parametrize("by", GRADIENTS)
 each = pytest.mark.parametrize("name", STEPS)
@@ -54,6 +56,37 @@ def test_each_gradient_is_a_stretch(by):
         phases = [node.phase for node in part.nodes if node.op.name == "dot_general"]
         assert phases == sorted(phases, reverse=True)
         assert sum(node.op.name == "tanh" for node in part.nodes) == LAYERS
+
+
+@pytest.mark.parametrize("inner", GRADIENTS)
+@both
+def test_the_outermost_gradient_decides_what_is_forward(by, inner):
+    def penalty(params, x):
+        _, slopes = jax.vmap(GRADIENTS[inner](lambda row: mlp(params, row)))(x)
+        return (slopes**2).sum()
+
+    graph = joint(sgd(jax.jit(penalty), GRADIENTS[by]), *arguments())
+    products = [node.phase for node in graph.nodes if node.op.name == "dot_general"]
+    assert products == sorted(products, reverse=True)
+    assert products.count("forward") == 2 * LAYERS
+    assert len(stretches(graph)) == 1
+
+
+@both
+def test_what_reads_parameters_alone_is_made_where_it_is_read(by):
+    """Kernels made wider for each tap, in the backward pass of depthwise convolutions."""
+
+    def loss(params, x):
+        for w, m in params:
+            x = lax.conv_general_dilated(x, w, (1,), "SAME", None, None, NUMBERS, WIDTH)
+            x = jnp.tanh(x @ m)
+        return (x**2).mean()
+
+    layer = [np.ones(shape, np.float32) for shape in ((9, 1, WIDTH), (WIDTH, WIDTH))]
+    step = bp.compile(GRADIENTS[by](loss), memory_budget="1GiB")
+    (graph,), _ = step.forms(([layer] * LAYERS, np.ones((4, 256, WIDTH), np.float32)), {})
+    planner = Planner(graph, SPEC)
+    assert planner.leanest.bytes < 0.6 * planner.plain.bytes
 
 
 @both
