@@ -56,9 +56,26 @@ def _canonical(b: Builder, node: Node, made: Mapping[Value, Node]) -> Sequence[V
         return collapse_dot(b, node)
     if node.op.name == "conv_general_dilated":
         return product_of_patches(b, node)
+    if node.op.name == "unstack":
+        return slices_of(b, node)
     if node.op.name in SCALED:
         return late_broadcast(b, node, made)
     return None
+
+
+def slices_of(b: Builder, node: Node) -> Sequence[Value]:
+    """unstack(x)  ->  x[0], x[1], ..
+
+    As of a loop over an array, which JAX 0.10 traces as slices and later ones as one operation:
+    each slice may be made where it is read.
+    """
+    (x,), axis = node.inputs, node.attrs["axis"]
+    starts, ends = [0] * x.ndim, list(x.shape)
+    found = []
+    for i, output in enumerate(node.outputs):
+        starts[axis], ends[axis] = i, i + 1
+        found.append(b.reshape(b.slice(x, starts, ends), output.shape))
+    return found
 
 
 def late_broadcast(b: Builder, node: Node, made: Mapping[Value, Node]) -> Sequence[Value] | None:

@@ -222,7 +222,8 @@ def corpus(folder: Path, names: Sequence[str] = _NETWORKS) -> dict[str, list[byt
     texts = [path.read_bytes() for path in sorted((HERE.parent / "ir" / "texts").iterdir())]
     for name in names:
         loss, args = networks.TABLE[name]
-        lowered = bp.compile(bp.value_and_grad(loss)).lower(*args)
+        with jax.enable_x64(True):  # the networks' arrays are float64
+            lowered = bp.compile(bp.value_and_grad(loss)).lower(*args)
         texts += [str(lowered.stages[0].graph).encode(), str(lowered.graph).encode()]
     found["graph"] = [text for text in texts if len(text) < 1 << 15]
     plans = _plans()

@@ -29,6 +29,20 @@ CASES = {
         return %7
         """,
     ),
+    "array by its parts": (
+        "%0: f32[8,2,3]",
+        """
+        %1: f32[8,3], %2: f32[8,3] = unstack(%0) {axis=1}
+        return %1, %2
+        """,
+        """
+        %1: f32[8,1,3] = slice(%0) {start_indices=(0,0,0), limit_indices=(8,1,3), strides=None}
+        %2: f32[8,3] = reshape(%1) {new_sizes=(8,3)}
+        %3: f32[8,1,3] = slice(%0) {start_indices=(0,1,0), limit_indices=(8,2,3), strides=None}
+        %4: f32[8,3] = reshape(%3) {new_sizes=(8,3)}
+        return %2, %4
+        """,
+    ),
     "number times a product": (
         "%0: f32[8,2], %1: f32[2,8]",
         """
