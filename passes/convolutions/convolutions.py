@@ -25,7 +25,8 @@ class Convolutions:
     | depthwise | a sum of shifted inputs | up to `taps` taps |
     | its gradient of filters | a sum for each tap | up to `taps` taps |
     | grouped, or its gradient | dense ones of `channels` or more | up to `bundles` of them |
-    | gradient of filters | a product | up to `images`, half as many of few channels |
+    | gradient of filters | a product | up to `images`, half as many of few channels, |
+    | | | a fourth and three taps in one dimension |
     | gradient of 1x1 filters | a product | always |
 
     Gradients of filters are summed over parts of the batch that take `cached` bytes at most. Runs
@@ -71,10 +72,16 @@ class Convolutions:
     def _product(self, b: Builder, w: Window) -> Value | None:
         if max(w.groups) > 1 or not w.correlates:
             return None
-        thin = min(w.batch, w.filters) < self.channels // 2
-        if w.features > self.images // (1 + thin) and prod(w.places) > 1:
+        if prod(w.places) > 1 and w.features > self._most_images(w):
             return None
         return products.summed(b, w, self.cached)
+
+    def _most_images(self, w: Window) -> int:
+        """Up to how many images a product is faster than a convolution: few along a line."""
+        if sum(size > 1 for size in w.taps) == 1:
+            return self.images // 4 if prod(w.places) <= 3 else 0
+        thin = min(w.batch, w.filters) < self.channels // 2
+        return self.images // (1 + thin)
 
 
 def _for(form: Callable[[Builder, Window], Value | None]) -> Rule:
