@@ -73,21 +73,22 @@ class Importer:
             env[var] = Value(_typed(var), label)
         inputs = tuple(env[var] for var in invars)
         for eqn in eqns:
-            node = self._node(eqn, env, depth, library)
+            stack = str(eqn.source_info.name_stack)
+            node = self._node(eqn, stack, env, depth, library)
             parts = _IN_STEPS[node.op.name](node) if node.op.name in _IN_STEPS else (node,)
             parts = (*parts[:-1], *_constrained(parts[-1]))
             nodes += parts
-            if node.phase == "backward" and _transposed_last(eqn.source_info):
+            if "transpose(" in stack.partition("jvp(")[0]:  # of no function's own gradient
                 last.update(parts)
         outputs = tuple(_operand(var, env) for var in outvars)
         return Graph(name, inputs, outermost(nodes, last), outputs)
 
-    def _node(self, eqn: Any, env: dict[Any, Value], depth: int, library: bool) -> Node:
+    def _node(self, eqn: Any, stack: str, env: dict[Any, Value], depth: int, library: bool) -> Node:
         op, attrs, regions = self._translate(eqn, depth)
         inputs = tuple(_operand(var, env) for var in eqn.invars)
         outputs = tuple(Value(_typed(var)) for var in eqn.outvars)
         env.update(zip(eqn.outvars, outputs, strict=True))
-        origin, phase = _origin(eqn.source_info, library)
+        origin, phase = _origin(stack, None if library else eqn.source_info.traceback)
         return Node(op, inputs, outputs, attrs, regions, origin, phase)
 
     def _translate(self, eqn: Any, depth: int) -> tuple[Op, Mapping[str, Any], tuple[Graph, ...]]:
@@ -257,17 +258,10 @@ _IN_STEPS: Mapping[str, Callable[[Node], tuple[Node, ...]]] = {
 }
 
 
-def _origin(info: Any, library: bool) -> tuple[Origin, Phase]:
+def _origin(stack: str, traceback: Any) -> tuple[Origin, Phase]:
     """One fresh origin for each equation; the phase is read from JAX's own name stack."""
-    stack = str(info.name_stack)
     phase: Phase = "backward" if "transpose(" in stack else "forward"
-    return Origin(None, plain_scope(stack), None if library else info.traceback), phase
-
-
-def _transposed_last(info: Any) -> bool:
-    """True for the backward pass of an outermost gradient: `transpose(jvp(f))` in JAX's words."""
-    stack = str(info.name_stack)
-    return stack.index("transpose(") < (stack + "jvp(").index("jvp(")
+    return Origin(None, plain_scope(stack), traceback), phase
 
 
 def _read(jaxpr: Any, name: str) -> Graph:

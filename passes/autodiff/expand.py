@@ -52,8 +52,7 @@ def _expand(graph: Graph, *, outermost: bool, within: bool) -> Graph:
         inputs = [env.get(value, value) for value in node.inputs]
         start = len(b.nodes)
         if asks:
-            function = regions[0] if within else as_forward(regions[0])
-            outputs = _gradients(b, node, function, inputs, Reverse(outermost))
+            outputs = _gradients(b, node, regions[0], inputs, Reverse(outermost))
             env.update(zip(node.outputs, outputs, strict=True))
         else:
             same = all(new is old for new, old in zip(regions, node.regions, strict=True))
@@ -72,7 +71,7 @@ def _gradients(
     wrt = set(node.attrs["wrt"])
     active = [i in wrt for i in range(len(inputs))]
     b.origin, b.phase = node.origin, "forward"
-    outputs, pullback = reverse.inline(b, function, inputs, active)
+    outputs, pullback = reverse.inline(b, as_forward(function), inputs, active)
     b.phase = "backward"
     seed = b.ones(outputs[0])
     cts = pullback(b, [seed, *([None] * (len(outputs) - 1))])

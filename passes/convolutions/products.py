@@ -23,7 +23,7 @@ def summed(b: Builder, w: Window, size: int) -> Value:
     product, copies = (rows_and_columns, max(w.places)) if both else (patches, prod(w.places))
     x, g = w.images(b, FEATURES, BATCH), w.kernel(b, 1, *range(2, 2 + len(w.taps)), 0)
     nbytes = copies * (x.type.nbytes + (g.type.nbytes if both else 0))
-    parts = nbytes / size if prod(w.places) == 1 else max(2, nbytes / size)
+    parts = max(2 if copies > 1 else 1, nbytes / size)
     total = in_parts(b, partial(product, w=w), x, g, parts)
     return w.output(b, total, total.ndim - 2, total.ndim - 1)
 

@@ -187,14 +187,20 @@ def adversaries(value_and_grad=bp.value_and_grad):
     return step
 
 
-def penalised(value_and_grad=bp.value_and_grad):
-    """The gradient of what holds a gradient, which is forward for the outer one."""
+def slope(value_and_grad):
+    """A loss that is made of gradients by the data."""
 
     def loss(params, x):
         _, slopes = jax.vmap(value_and_grad(lambda row: mlp(params, row)))(x)
-        return mlp(params, x) + (slopes**2).mean()
+        return (slopes**2).mean()
 
-    return sgd(loss, value_and_grad)
+    return loss
+
+
+def penalised(value_and_grad=bp.value_and_grad):
+    """The gradient of what holds a gradient, which is forward for the outer one."""
+    penalty = slope(value_and_grad)
+    return sgd(lambda params, x: mlp(params, x) + penalty(params, x), value_and_grad)
 
 
 STEPS = {f.__name__: f for f in (accumulated, unrolled, several, adversaries, penalised)}
