@@ -17,14 +17,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...ir.records import read
 
 SLOTS = 512
-_ALL = np.arange(SLOTS + 1)
 
 
 @dataclass(frozen=True)
@@ -92,15 +91,44 @@ class Held:
     stages: tuple[tuple[int, ...], ...]
 
 
+class _Options(NamedTuple):
+    """The options of a segment that are best for some memory: in seconds and slots."""
+
+    seconds: tuple[float, ...]
+    held: tuple[int, ...]
+    needs: tuple[int, ...]
+    numbers: tuple[int, ...]
+
+
 @dataclass
 class Schedules:
-    """The fastest schedule of a chain for every memory up to `most` bytes, all at once."""
+    """The fastest schedule of a chain for every memory up to `most` bytes, all at once.
+
+    Stretches of equal links, by what `_names` calls them, are solved once: `_seconds` has a row
+    for each with its extra time for every number of slots, `_after` the same by the slots there
+    were before its entry was kept.
+    """
 
     links: Sequence[Link]
     most: int
-    _known: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    _moved: dict[int, np.ndarray] = field(default_factory=dict)
-    _best: dict[int, tuple[np.ndarray, ...]] = field(default_factory=dict)
+    _seconds: np.ndarray = field(init=False, repr=False)
+    _after: np.ndarray = field(init=False, repr=False)
+    _known_options: dict[tuple[int, bool], _Options] = field(default_factory=dict, repr=False)
+    _known_choices: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._seconds, self._after = np.full((2, self._names.max() + 1, SLOTS + 1), np.inf)
+        solved = set()
+        for s in reversed(range(len(self.links))):
+            entry = self._slots(self.links[s].entry)
+            for t in range(s, len(self.links)):
+                name = self._names[s, t]
+                if name not in solved:
+                    solved.add(name)
+                    best = self._seconds[name]
+                    for offered in self._offers(s, t):
+                        np.minimum(best, offered.min(0), out=best)
+                    self._after[name, entry:] = best[: max(0, SLOTS + 1 - entry)]
 
     @cached_property
     def unit(self) -> int:
@@ -108,33 +136,33 @@ class Schedules:
         return max(1, -(-self.most // SLOTS))
 
     @cached_property
-    def _names(self) -> list[list[int]]:
-        """A number for each stretch, by its start and its length less one: equal ones have one.
+    def _names(self) -> np.ndarray:
+        """A number for each stretch, by its first and last link: equal ones have one.
 
         The stretch that ends the chain is told from others, as its first run costs nothing.
         """
         numbers: dict[Link, int] = {}
         kinds = [numbers.setdefault(link, len(numbers)) for link in self.links]
         known: dict[tuple[int, int, bool], int] = {}
-        found: list[list[int]] = []
-        for s in range(len(kinds)):
-            name, row = -1, []
-            for t in range(s, len(kinds)):
-                name = known.setdefault((name, kinds[t], False), len(known))
-                row.append(name)
-            found.append([*row[:-1], known.setdefault((row[-1], -1, True), len(known))])
+        end = len(kinds) - 1
+        found = np.zeros((end + 1, end + 1), int)
+        for s in range(end + 1):
+            name = -1
+            for t in range(s, end):
+                name = found[s, t] = known.setdefault((name, kinds[t], False), len(known))
+            found[s, end] = known.setdefault((name, kinds[end], True), len(known))
         return found
 
     def seconds(self, slots: int) -> float:
         """Extra time of the best schedule within so many slots; inf where there is none."""
-        return float(self._table(0, len(self.links) - 1)[0][slots])
+        return float(self._seconds[self._names[0, -1], slots])
 
     def step(self, slots: int) -> Step:
         """Return the best schedule within so many slots."""
         return self._step(0, len(self.links) - 1, slots)
 
     def _step(self, s: int, t: int, slots: int) -> Step:
-        choice = int(self._table(s, t)[1][slots])
+        choice = int(self._choices(s, t)[slots])
         if s == t:
             return Last(s, choice)
         if choice < 0:
@@ -148,98 +176,77 @@ class Schedules:
     def _slots(self, size: int) -> int:
         return -(-size // self.unit)
 
-    def _table(self, s: int, t: int) -> tuple[np.ndarray, np.ndarray]:
-        """Extra seconds, and the choice that gives them, for every number of slots."""
-        key = self._names[s][t - s]
-        if key not in self._known:
-            first = t == len(self.links) - 1
-            self._known[key] = self._leaf(s, first) if s == t else self._inner(s, t, first)
-        return self._known[key]
+    def _choices(self, s: int, t: int) -> np.ndarray:
+        """What gives the best seconds, for every number of slots.
 
-    def _after_entry(self, k: int, t: int) -> np.ndarray:
-        """Seconds of the stretch from `k` to `t`, by the slots before its entry is kept."""
-        key = self._names[k][t - k]
-        if key not in self._moved:
-            table, _ = self._table(k, t)
-            self._moved[key] = _shifted(table, self._slots(self.links[k].entry))
-        return self._moved[key]
+        The option to keep, as its complement where more segments follow, or how many to pass.
+        """
+        name = self._names[s, t]
+        if name not in self._known_choices:
+            kept, *dropped = self._offers(s, t)
+            numbers = np.array(self._options(s, t).numbers)
+            found = numbers[kept.argmin(0)]
+            for rows in dropped:
+                found = np.where(kept.min(0) <= rows.min(0), ~found, rows.argmin(0) + 1)
+            self._known_choices[name] = found
+        return self._known_choices[name]
 
-    def _leaf(self, s: int, first: bool) -> tuple[np.ndarray, np.ndarray]:
-        best, choice = _empty()
-        options = list(enumerate(self.links[s].options))
-        for i, option in options if first else options[-1:]:
-            _offer(best, choice, i, option.seconds, self._slots(option.bytes + option.working))
-        return best, choice
+    def _offers(self, s: int, t: int) -> list[np.ndarray]:
+        """Extra seconds of a stretch by slots: rows for what to keep, rows for where to drop."""
+        return [self._kept(s, t)] if s == t else [self._kept(s, t), self._dropped(s, t)]
 
-    def _inner(self, s: int, t: int, first: bool) -> tuple[np.ndarray, np.ndarray]:
-        kept = self._kept(s, t, first)
-        dropped = self._dropped(s, t, first)
-        keep, drop = kept.argmin(0), dropped.argmin(0)
-        seconds, others = kept[keep, _ALL], dropped[drop, _ALL]
-        choice = np.where(seconds <= others, ~self._options(s)[-1][keep], drop + 1)
-        return np.minimum(seconds, others), choice
+    def _first(self, t: int) -> bool:
+        """True where the stretch is on the way to the end of the chain for the first time."""
+        return t == len(self.links) - 1
 
-    def _kept(self, s: int, t: int, first: bool) -> np.ndarray:
-        """Extra seconds with each option of segment `s`, by slots."""
-        held, needs, seconds, _ = self._options(s)
-        rest = self._table(s + 1, t)[0]
-        left = _ALL - held[:, None] - self._slots(self.links[s + 1].entry)
-        found = np.where(left < 0, np.inf, rest[np.maximum(left, 0)])
-        found += seconds[:, None] + (0.0 if first else self.links[s].seconds)
-        found[needs[:, None] > _ALL] = np.inf
+    def _kept(self, s: int, t: int) -> np.ndarray:
+        """Extra seconds with each option of segment `s`."""
+        options, more = self._options(s, t), 0.0
+        rest = np.zeros(SLOTS + 1)
+        if s < t:
+            rest = self._after[self._names[s + 1, t]]
+            more = 0.0 if self._first(t) else self.links[s].seconds
+        found = np.full((len(options.numbers), SLOTS + 1), np.inf)
+        rows = zip(found, options.held, options.needs, options.seconds, strict=True)
+        for row, held, needs, seconds in rows:
+            if (start := max(held, needs)) <= SLOTS:
+                row[start:] = rest[start - held : SLOTS + 1 - held] + (seconds + more)
         return found
 
-    def _options(self, s: int) -> tuple[np.ndarray, ...]:
-        """Slots held and needed, seconds and numbers of the options that are best for some."""
-        key = self._names[s][0]
-        if key not in self._best:
-            rows = [
-                (option.seconds, self._slots(option.bytes), self._slots(total), i)
-                for i, option in enumerate(self.links[s].options)
-                for total in [option.bytes + option.working]
+    def _dropped(self, s: int, t: int) -> np.ndarray:
+        """Extra seconds with a run from `s` to each later segment, of which the entry is kept."""
+        found: np.ndarray = self._after[self._names[s + 1 : t + 1, t]]
+        found += self._seconds[self._names[s, s:t]]
+        seconds, working = self._runs
+        if not self._first(t):
+            found += np.cumsum(seconds[s:t])[:, None]
+        needs = np.maximum.accumulate(working[s:t])
+        few = np.arange(min(needs[-1], SLOTS + 1))
+        found[:, : len(few)][few < needs[:, None]] = np.inf
+        return found
+
+    @cached_property
+    def _runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Seconds and working slots of each segment's forward run."""
+        working = [self._slots(each.working) for each in self.links]
+        return np.array([each.seconds for each in self.links]), np.array(working)
+
+    def _options(self, s: int, t: int) -> _Options:
+        """What segment `s` may keep; by itself, where it has run before, nothing."""
+        alone = s == t and not self._first(t)
+        key = self._names[s, s], alone
+        if key not in self._known_options:
+            offered = list(enumerate(self.links[s].options))
+            sizes = [
+                (o.seconds, self._slots(o.bytes), self._slots(o.bytes + o.working), i)
+                for i, o in (offered[-1:] if alone else offered)
             ]
             best: list[tuple[float, int, int, int]] = []
-            for row in sorted(rows):
+            for row in sorted(sizes):
                 if not any(held <= row[1] and needs <= row[2] for _, held, needs, _ in best):
                     best.append(row)
-            seconds, held, needs, numbers = zip(*best, strict=True)
-            self._best[key] = tuple(map(np.array, (held, needs, seconds, numbers)))
-        return self._best[key]
-
-    def _dropped(self, s: int, t: int, first: bool) -> np.ndarray:
-        """Extra seconds with a run from `s` to each later segment, of which the entry is kept."""
-        passed, ends = self.links[s:t], range(s + 1, t + 1)
-        found = np.concatenate([self._after_entry(k, t) for k in ends])
-        found += np.concatenate([self._table(s, k - 1)[0] for k in ends])
-        found = found.reshape(-1, SLOTS + 1)
-        if not first:
-            found += np.cumsum([each.seconds for each in passed])[:, None]
-        needs = np.maximum.accumulate([self._slots(each.working) for each in passed])
-        found[needs[:, None] > _ALL] = np.inf
-        return found
-
-
-def _empty() -> tuple[np.ndarray, np.ndarray]:
-    return np.full(SLOTS + 1, np.inf), np.zeros(SLOTS + 1, np.int16)
-
-
-def _shifted(table: np.ndarray, by: int) -> np.ndarray:
-    """What is left after `by` slots are taken."""
-    found = np.full_like(table, np.inf)
-    if by < len(table):
-        found[by:] = table[: len(table) - by]
-    return found
-
-
-def _offer(
-    best: np.ndarray, choice: np.ndarray, mark: int, seconds: float | np.ndarray, need: int
-) -> None:
-    """Take `seconds` where they are less than the best so far and `need` slots are there."""
-    offered = np.broadcast_to(seconds, best.shape)
-    better = offered < best
-    better[: min(need, len(best))] = False
-    best[better] = offered[better]
-    choice[better] = mark
+            self._known_options[key] = _Options(*zip(*best, strict=True))
+        return self._known_options[key]
 
 
 def step_to(step: Step | Held) -> list[Any]:
