@@ -74,7 +74,8 @@ class ArrayType:
     """The type of a value: `dtype[shape]`, a star when weak, and the memory that it is in.
 
     `spec` tells how it lies on a mesh of devices, or is empty. It is no part of what is computed:
-    types that differ in it alone are equal.
+    types that differ in it alone are equal. `nbytes` are those of one device's memory, as XLA lays
+    the array out, none for one on the host; sub-byte types are packed by XLA, not here.
     """
 
     shape: tuple[int, ...]
@@ -82,6 +83,12 @@ class ArrayType:
     weak: bool = False
     host: bool = False
     spec: Spec = field(default=(), compare=False)
+    nbytes: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Count the bytes once: a planner asks for them millions of times."""
+        size = 0 if self.host else math.prod(self.local) * int(self.dtype.itemsize)
+        object.__setattr__(self, "nbytes", size)
 
     def __str__(self) -> str:
         """Text form, for instance `f32[8,16]`."""
@@ -101,15 +108,6 @@ class ArrayType:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of one device's memory, as XLA lays the array out; none for one on the host.
-
-        Sub-byte types are packed by XLA, not here.
-        """
-        size = math.prod(self.local) if self.spec else self.size
-        return 0 if self.host else size * int(self.dtype.itemsize)
 
     @property
     def local(self) -> tuple[int, ...]:

@@ -215,7 +215,12 @@ class Treatment:
     @cached_property
     def chain(self) -> Chain:
         """Its segments."""
-        return chain(self.joint, self.frontier.clock.seconds)
+        return chain(self.joint, self.times.__getitem__)
+
+    @cached_property
+    def times(self) -> dict[Node, float]:
+        """Seconds of each forward node."""
+        return {node: self.frontier.clock.seconds(node) for node in self.joint.forward}
 
     @cached_property
     def kinds(self) -> list[Hashable]:
@@ -344,17 +349,18 @@ class Treatment:
 
     def _link(self, segment: Segment, sets: Sequence[Collection[Value]]) -> Link:
         """The segment in numbers."""
-        joint, spec, long = self.joint, self.frontier.clock, self.chain.long
+        joint, long, seconds = self.joint, self.chain.long, self.times.__getitem__
+        wanted = joint.reads(segment.rest)
         options = []
         for keep in sets:
             have = {*keep, *segment.entry, *long}
-            again, _ = closure(joint, joint.reads(segment.rest), have)
+            again, _ = closure(joint, wanted, have)
             size = sum(joint.bytes(v) for v in keep)
             working = _peak(joint, [*again, *segment.rest], have)
-            options.append(Option(size, sum(map(spec.seconds, again)), working))
+            options.append(Option(size, sum(map(seconds, again)), working))
         return Link(
             sum(joint.bytes(v) for v in segment.entry),
-            sum(map(spec.seconds, segment.forward)),
+            sum(map(seconds, segment.forward)),
             _peak(joint, segment.forward, {*segment.entry, *long}),
             tuple(options),
         )
@@ -362,7 +368,7 @@ class Treatment:
 
 def _peak(joint: Joint, nodes: Sequence[Node], have: Collection[Value]) -> int:
     """Bytes at the peak of what `nodes` make and read; what is in `have` is counted elsewhere."""
-    last = {joint.root.get(v, v): i for i, node in enumerate(nodes) for v in node.inputs}
+    last = {v: i for i, node in enumerate(nodes) for v in joint.roots[node]}
     own = {v for node in nodes for v in node.outputs}
     live = {
         v: v.type.nbytes
@@ -371,13 +377,12 @@ def _peak(joint: Joint, nodes: Sequence[Node], have: Collection[Value]) -> int:
     }
     total = peak = sum(live.values())
     for i, node in enumerate(nodes):
-        for value in node.outputs:
-            shares = joint.root.get(value, value) is not value
-            if value in last and value not in have and joint.bytes(value) and not shares:
-                live[value] = value.type.nbytes
-                total += value.type.nbytes
+        for value, size in joint.buffers[node]:
+            if value in last and value not in have:
+                live[value] = size
+                total += size
         peak = max(peak, total)
-        for value in {joint.root.get(v, v) for v in node.inputs}:
+        for value in joint.roots[node]:
             if last[value] == i:
                 total -= live.pop(value, 0)
     return peak

@@ -59,6 +59,26 @@ class Joint:
         return found
 
     @cached_property
+    def buffers(self) -> dict[Node, tuple[tuple[Value, int], ...]]:
+        """For each node the values it makes that have a buffer of their own, with their bytes."""
+        return {
+            node: tuple(
+                (v, size)
+                for v in node.outputs
+                if self.root.get(v, v) is v and (size := self.bytes(v))
+            )
+            for node in (*self.forward, *self.rest)
+        }
+
+    @cached_property
+    def roots(self) -> dict[Node, tuple[Value, ...]]:
+        """For each node the values whose buffers it reads, each once."""
+        return {
+            node: tuple(dict.fromkeys(self.root.get(v, v) for v in node.inputs))
+            for node in (*self.forward, *self.rest)
+        }
+
+    @cached_property
     def once(self) -> frozenset[Value]:
         """Values of nodes that must not run twice, such as a stateful draw: always kept."""
         return frozenset(v for node in self.forward if runs_once(node) for v in node.outputs)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from math import inf
 
 import numpy as np
@@ -48,48 +48,76 @@ def ladder(
     dropped (or taken), the one that frees most bytes for its seconds. None takes longer than one
     that keeps less.
     """
-    wanted = list(required)
-    network = Network(joint, nodes, wanted, spec.seconds)
+    stretch = _Stretch(joint, nodes, list(required), {n: spec.seconds(n) for n in nodes})
+    network = Network(joint, nodes, stretch.wanted, stretch.times.__getitem__)
     hull = list(dict.fromkeys([*network.hull(prices(spec)), frozenset()]))
-    own = {v for node in nodes for v in node.outputs}
-
-    @cache
-    def cost(keep: frozenset[Value]) -> tuple[int, float]:
-        again, _ = closure(joint, wanted, keep, own)
-        return sum(map(joint.bytes, keep)), sum(map(spec.seconds, again))
-
     found = hull[:1]
     for goal in hull[1:]:
-        found += [*_between(found[-1], goal, joint.order, cost), goal]
+        found += [*stretch.between(found[-1], goal), goal]
     chosen, least = [], inf
     for keep in reversed(dict.fromkeys(found)):
-        if (seconds := cost(keep)[1]) < least:
+        if (seconds := stretch.seconds(keep)) < least:
             chosen.append(keep)
             least = seconds
     return chosen[::-1]
 
 
-def _between(
-    start: frozenset[Value],
-    goal: frozenset[Value],
-    order: Mapping[Value, int],
-    cost: Callable[[frozenset[Value]], tuple[int, float]],
-) -> Iterator[frozenset[Value]]:
-    """Sets on the way from one to the other, each smaller than the one before."""
-    least, _ = cost(goal)
-    now, (size, seconds) = start, cost(start)
-    for _ in range(MOVES):
-        moves = []
-        for value in sorted(now ^ goal, key=order.__getitem__):
-            other = now ^ {value}
-            other_size, other_seconds = cost(other)
-            if least < other_size < size:
-                moves.append(((other_seconds - seconds) / (size - other_size), other_size, other))
-        if not moves:
-            return
-        _, size, now = min(moves, key=lambda move: move[:2])
-        seconds = cost(now)[1]
-        yield now
+@dataclass(frozen=True)
+class _Stretch:
+    """Forward nodes with their times, and what is wanted of them: kept, or made again."""
+
+    joint: Joint
+    nodes: Sequence[Node]
+    wanted: Sequence[Value]
+    times: Mapping[Node, float]
+
+    @cached_property
+    def own(self) -> set[Value]:
+        """What the nodes make."""
+        return {v for node in self.nodes for v in node.outputs}
+
+    def again(self, keep: Collection[Value]) -> list[Node]:
+        """The nodes that run again."""
+        return closure(self.joint, self.wanted, keep, self.own)[0]
+
+    def seconds(self, keep: Collection[Value]) -> float:
+        """Time to make again what is not kept."""
+        return sum(map(self.times.__getitem__, self.again(keep)))
+
+    def bytes(self, keep: Collection[Value]) -> int:
+        """Memory of what is kept."""
+        return sum(map(self.joint.bytes, keep))
+
+    def between(self, now: frozenset[Value], goal: frozenset[Value]) -> Iterator[frozenset[Value]]:
+        """Sets on the way from one to the other, each smaller than the one before."""
+        least, size = self.bytes(goal), self.bytes(now)
+        for _ in range(MOVES):
+            moves = []
+            for value, more in self._changed(now, goal).items():
+                other = size + self.joint.bytes(value) * (-1 if value in now else 1)
+                if least < other < size:
+                    moves.append((more / (size - other), other, value))
+            if not moves:
+                return
+            _, size, value = min(moves, key=lambda move: move[:2])
+            now ^= {value}
+            yield now
+
+    def _changed(self, now: frozenset[Value], goal: frozenset[Value]) -> dict[Value, float]:
+        """How many more seconds it takes with each value that one set has and the other has not."""
+        again = set(self.again(now))
+        read = {v for node in again for v in node.inputs}.union(self.wanted)
+        there = {*now, *(v for node in again for v in node.outputs)}
+        found = {}
+        for value in sorted(now ^ goal, key=self.joint.order.__getitem__):
+            if value not in now:
+                found[value] = self.seconds(now | {value}) - self.seconds(now)
+                continue
+            there.discard(value)
+            made, _ = closure(self.joint, read & {value}, there, self.own)
+            there.add(value)
+            found[value] = sum(self.times[node] for node in made if node not in again)
+        return found
 
 
 def closure(
