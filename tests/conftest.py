@@ -2,8 +2,10 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 from hypothesis import settings
 
@@ -36,6 +38,14 @@ class PlainCheckout:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PlainCheckout())
+
+
+@pytest.fixture(autouse=True)
+def as_it_was() -> Iterator[None]:
+    """A test that turns doubles on turns them off again."""
+    before = jax.config.jax_enable_x64
+    yield
+    assert jax.config.jax_enable_x64 == before, "the test leaves jax_enable_x64 to those after it"
 
 
 @pytest.fixture(autouse=True)
