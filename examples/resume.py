@@ -85,9 +85,9 @@ def train(options: argparse.Namespace) -> None:
         with log.open("a") as lines:
             for step in range(start, options.steps):
                 state, loss = train_step(state, step, *batch_of(step, options.seed))
-                saver.save(step + 1, state)
                 lines.write(f"{step + 1} {float(loss).hex()}\n")
-                lines.flush()
+                lines.flush()  # before the save, from which a run that is killed now goes on
+                saver.save(step + 1, state)
     print(f"loss         {float(loss) if start < options.steps else 'as before'}")
     print(f"losses       {log}")
 
