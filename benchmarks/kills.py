@@ -133,8 +133,8 @@ def measure(kills: int, steps: int, every: int, seed: int) -> Outcome:
 
 
 def check_begin(at: int, reached: int, every: int) -> None:
-    """The last save but one of those that were begun is whole."""
-    begun = reached - reached % every
+    """The last save but one of those begun is whole; a loss is written before its save."""
+    begun = (reached - 1) // every * every
     assert at >= begun - every, f"went on at step {at}, though step {reached} was done"
 
 
