@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the tables; 1 where a row failed or has become worse."""
     old = None if options.compare is None else read(options.compare)
     if options.program:
-        fix_allocator(options.default_allocator)
+        light = all(SUITES[name].light for name in options.suites or SUITES if name in SUITES)
+        fix_allocator(options.default_allocator or light)
     report = run_suites(
         options.suites,
         against=parts(options.against),

@@ -147,14 +147,7 @@ def _roots(tensors: Sequence[Tensor], seeds: Sequence[Any]) -> list[tuple[Edge, 
 def _seed(x: Tensor, seed: Any) -> Any:
     """The cotangent to begin with."""
     if seed is None:
-        if x.value.size != 1:
-            raise AutogradError(
-                f"backward without gradient= wants a tensor of one element, got "
-                f"{list(x.shape)}\n  reduce it with .sum() or .mean(), or give its cotangent"
-            )
-        if is_complex(x.dtype):
-            raise AutogradError("backward without gradient= wants a real tensor, got a complex one")
-        return _one(x.shape, x.dtype)
+        return _one(x.value)
     if not isinstance(seed, Tensor | jax.Array):
         raise TypeError(f"gradient wants a tensor or None, got {type(seed).__name__}")
     if tuple(seed.shape) != x.shape:
@@ -175,12 +168,19 @@ def _seed(x: Tensor, seed: Any) -> Any:
 _ones: dict[Any, Any] = {}
 
 
-def _one(shape: tuple[int, ...], dtype: Any) -> Any:
-    """A cached array of ones."""
-    key = shape, dtype
+def _one(x: Any) -> Any:
+    """A cached array of ones for an array of one real element."""
+    key = x.shape, x.dtype
     if key not in _ones:
+        if x.size != 1:
+            raise AutogradError(
+                f"backward without gradient= wants a tensor of one element, got "
+                f"{list(x.shape)}\n  reduce it with .sum() or .mean(), or give its cotangent"
+            )
+        if is_complex(x.dtype):
+            raise AutogradError("backward without gradient= wants a real tensor, got a complex one")
         with jax.ensure_compile_time_eval():  # no tracer, whoever asks first
-            _ones[key] = jnp.ones(shape, dtype)
+            _ones[key] = jnp.ones(*key)
     return _ones[key]
 
 

@@ -215,8 +215,8 @@ def _saved(x: Any, args: Sequence[Any], many: Sequence[Any], results: Sequence[A
         raise AutogradError("a tensor that was made in inference_mode can't be saved for backward")
     for old, new in zip(many, results, strict=True):
         if x is old and isinstance(new, Tensor) and new._node is not None:
-            return SavedInput(new, None, new._index)
-    return SavedInput(x, x._edge())
+            return SavedInput(new.value, new._storage, None, new._index)
+    return SavedInput(x.value, x._storage, x._edge())
 
 
 def once_differentiable(fun: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,8 +22,8 @@ from ..compiler.diagnose import CONCRETE
 from ..compiler.state import watching
 from ..ir.errors import AutogradError
 from ..ir.types import is_inexact
+from . import anomaly
 from .amp import casting
-from .anomaly import trace_of
 from .modes import mode
 from .node import Edge, Node, OpNode, SavedInput
 from .rule import Operation, Saved
@@ -82,7 +82,7 @@ def apply(fun: Callable[..., Any], args: Sequence[Any]) -> Any:
             del _known[next(iter(_known))]
         known = _known[key] = Operation(_name(fun), _AS_PYTORCH.get(fun, fun), active)
     try:
-        found = known(*arrays)
+        found = known.run(*arrays)
     except CONCRETE:
         return _at_once(fun, args, arrays, active)
     if not active:
@@ -98,35 +98,37 @@ def _recorded(out: Any, saved: Saved, args: Sequence[Any], arrays: Sequence[Any]
     rule = saved.rule
     edges = [args[i]._edge() for i in rule.active]
     node = OpNode(rule, edges)
-    node.trace = trace_of()
-    leaves, tree = ([out], None) if isinstance(out, jax.Array) else jax.tree.flatten(out)
-    place = {i: k for k, i in enumerate(rule.seeded)}
+    if anomaly.state.on:
+        node.trace = anomaly.trace_of()
+    leaves, tree = ((out,), None) if isinstance(out, jax.Array) else jax.tree.flatten(out)
+    place = rule.place
     results = [
         Tensor._of(leaf, node, place[i]) if i in place else Tensor(leaf)
         for i, leaf in enumerate(leaves)
     ]
-    kept = [_input(args[i], arrays[i], rule.name, i in rule.active) for i in rule.inputs]
-    kept += [SavedInput(results[i], None, place.get(i)) for i in rule.outputs]
-    kept += [SavedInput(Tensor(x), None) for x in saved.hidden]
-    node.saved = tuple(kept)
+    history = dict(zip(rule.active, edges, strict=True))
+    kept = [_input(args[i], arrays[i], rule.name, history.get(i)) for i in rule.inputs]
+    for i in rule.outputs:
+        kept.append(SavedInput(leaves[i], results[i]._storage, None, place.get(i)))
+    node.saved = (*kept, *map(SavedInput, saved.hidden))
     if watching.owner is not None:
         node.replay, node.results = arrays, tuple(map(weakref.ref, results))
     if rule.hidden:
         every = enumerate(zip(args, arrays, strict=True))
-        node.whole = tuple(_input(x, a, rule.name, i in rule.active) for i, (x, a) in every)
+        node.whole = tuple([_input(x, array, rule.name, history.get(i)) for i, (x, array) in every])
     return results[0] if tree is None else jax.tree.unflatten(tree, results)
 
 
-def _input(x: Any, array: Any, name: str, active: bool) -> SavedInput:
-    """An operand to be saved, its history too where it is differentiated by."""
+def _input(x: Any, array: Any, name: str, edge: Edge | None) -> SavedInput:
+    """An operand to be saved; with its history where it is differentiated by."""
     if not isinstance(x, Tensor):
-        return SavedInput(Tensor(array), None)
+        return SavedInput(array)
     if x._inference:
         raise AutogradError(
             f"{name} would save a tensor that was made in inference_mode\n"
             "  clone it outside of inference_mode first, or make it under no_grad"
         )
-    return SavedInput(x, x._edge() if active else None)
+    return SavedInput(array, x._storage, edge)
 
 
 class _PullbackNode(Node):

@@ -46,15 +46,16 @@ class Watch:
         self._steps = 0
         self._reached: set[Tensor] = set()
 
-    def check(self, groups: Groups) -> None:
-        """Look at the gradients that a step of these groups is about to use."""
+    def check(self, groups: Groups) -> list[Storage]:
+        """Look at the gradients that a step of these groups is about to use, and return them."""
         used = _gradients(groups)
         if not used:
-            return self._tell(
+            self._tell(
                 "no gradient",
                 "step() found no gradient and moves nothing: there was no backward since "
                 "zero_grad()\n  call loss.backward() between zero_grad() and step()",
             )
+            return used
         spent = [s for s in used if s.spent >= 0]
         if len(spent) == len(used) and all(s.spent == s.version for s in used):
             self._tell(
@@ -71,11 +72,7 @@ class Watch:
             )
         if "never" not in self._told:
             self._look_for_idle(groups)
-
-    def note(self, groups: Groups) -> None:
-        """Mark the gradients as used."""
-        for storage in _gradients(groups):
-            storage.spent = storage.version
+        return used
 
     def _look_for_idle(self, groups: Groups) -> None:
         params = [p for group in groups for p in group["params"]]

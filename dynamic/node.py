@@ -20,12 +20,14 @@ import jax.numpy as jnp
 from ..ir.errors import AutogradError
 from .modes import mode, no_grad
 from .rule import Rule
+from .storage import Storage
 
 if TYPE_CHECKING:
     from .tensor import Tensor
 
 numbers = itertools.count()
 Edge = tuple[Any, int]
+_NOBODYS = Storage(None)
 
 
 class Handle:
@@ -142,24 +144,33 @@ class AccumulateGrad:
 
 
 class SavedInput:
-    """A tensor that backward will read: its array, and the version that it had.
+    """An array that backward will read, and the version that its storage had.
 
-    `output` is its number among the node's own outputs; of an input, `edge` is its history.
+    `output` is its number among the node's own outputs; of an input, `edge` is its history. What no
+    tensor holds has no storage that could change.
     """
 
     __slots__ = ("edge", "held", "output", "storage", "unpack", "version")
 
-    def __init__(self, tensor: Tensor, edge: Edge | None, output: int | None = None) -> None:
+    def __init__(
+        self,
+        array: Any,
+        storage: Storage = _NOBODYS,
+        edge: Edge | None = None,
+        output: int | None = None,
+    ) -> None:
         """Noted when the operation runs."""
-        self.held: Any = tensor.value
+        self.held = array
         self.unpack: Callable[..., Any] | None = None
-        self.storage = tensor._storage
-        self.version = tensor._storage.version
+        self.storage = storage
+        self.version = storage.version
         self.edge, self.output = edge, output
-        if mode.packing and isinstance(self.held, jax.Array):
+        if mode.packing and isinstance(array, jax.Array):
+            from .tensor import Tensor
+
             pack, self.unpack = mode.packing[-1]
             with no_grad():
-                self.held = pack(tensor.detach())
+                self.held = pack(Tensor(array))
 
     @property
     def array(self) -> Any:
@@ -203,7 +214,7 @@ class OpNode(Node):
     def checked(self) -> tuple[SavedInput, ...]:
         """What was saved. Raises `AutogradError` when it is gone or has been changed."""
         if self.saved is None:
-            if not self.rule.saves:
+            if not self.rule.reads:
                 return ()
             raise AutogradError(
                 f"backward of {self.rule.name} a second time: what it saved was freed by the "

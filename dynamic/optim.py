@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ..compiler.state import watching
 from ..ir.errors import ArgumentError
+from ..runtime.xla import Jitted
 from .capture import Capture
 from .mistakes import Watch
 from .modes import enable_grad
 from .nn.module import zero_grads
 from .storage import Storage
 from .tensor import Tensor
+from .whole import KNOWN, Program, awaited
 
 try:
     import optax
@@ -75,10 +79,11 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        self._watch.check(self.param_groups)
+        used = self._watch.check(self.param_groups)
         for group in self.param_groups:
             self._move(group)
-        self._watch.note(self.param_groups)
+        for storage in used:
+            storage.spent = storage.version
         return loss
 
     def _program(self, group: Mapping[str, Any]) -> Any:
@@ -97,12 +102,15 @@ class Optimizer:
             return
         capture = watching.owner
         lr = capture.number(group, "lr") if isinstance(capture, Capture) else group["lr"]
-        states = [self.state[p].read() for p in moved]
-        grads = [p._grad.value for p in moved]
-        new, states = self._program(group).run([p.value for p in moved], grads, states, lr)
-        for p, x, state in zip(moved, new, states, strict=True):
+        update = self._program(group)
+        states = [self.state[p].read() for p in moved] if update.keeps else None
+        values = [p.value for p in moved]
+        grads = [p._grad for p in moved]
+        new, states = update(values, grads, states, lr)
+        for p, x in zip(moved, new, strict=True):
             p._put(x)
-            if jax.tree.leaves(state):
+        if update.keeps:
+            for p, state in zip(moved, states, strict=True):
                 self.state[p].write(state)
 
     def storages(self) -> list[Storage]:
@@ -138,20 +146,62 @@ class Optimizer:
 
 
 class _Update:
-    """One group's move, compiled."""
+    """One group's move, compiled; with the backward walk before it, where that has waited.
+
+    `keeps` is False where states hold no arrays, as is seen at the first call: later ones may do
+    without.
+    """
 
     def __init__(self, transformation: optax.GradientTransformation) -> None:
-        self.init = transformation.init
+        self.init, self._update = transformation.init, transformation.update
+        self.keeps = True
+        self._alone = jax.jit(self._move)
+        self._rate: tuple[Any, Any] = None, None  # the last number under which setting, its array
+        self._after: dict[tuple[Program, tuple[int, ...]], Any] = {}
 
-        def run(values: Sequence[Any], grads: Any, states: Any, lr: Any) -> tuple[Any, Any]:
-            new, after = [], []
-            for x, g, state in zip(values, grads, states, strict=True):
-                direction, later = transformation.update(g, state, x)
-                new.append((x - lr * direction).astype(x.dtype))
-                after.append(later)
-            return new, after
+    def __call__(
+        self, values: Sequence[Any], grads: Sequence[Any], states: Sequence[Any] | None, lr: Any
+    ) -> tuple[Any, Any]:
+        """New values and states; `grads` are tensors."""
+        if type(lr) is float:
+            lr = self._array(lr)
+        self.keeps = self.keeps and bool(jax.tree.leaves(states))
+        storages = [g._storage for g in grads]
+        walk = awaited(storages)
+        if walk is None:
+            return self._alone(values, [g.value for g in grads], states, lr)  # type: ignore[no-any-return]
+        key = walk.program, tuple([s.at for s in storages])
+        if key not in self._after:
+            if len(self._after) >= KNOWN:
+                del self._after[next(iter(self._after))]
+            self._after[key] = Jitted(partial(self._walk_and_move, *key))
+        new, states, found = self._after[key](walk.saved, walk.seeds, values, states, lr)
+        walk.arrive(found)
+        return new, states
 
-        self.run = jax.jit(run)
+    def _array(self, lr: float) -> Any:
+        """A rate as an array, which a program takes in less time; as weak a type as a number."""
+        key = lr, jax.config.jax_enable_x64  # type: ignore[attr-defined]
+        if self._rate[0] != key:
+            with jax.ensure_compile_time_eval():
+                self._rate = key, jnp.asarray(lr)
+        return self._rate[1]
+
+    def _move(self, values: Any, grads: Any, states: Any, lr: Any) -> tuple[Any, Any]:
+        new, after = [], []
+        if states is None:
+            states = [self.init(x) for x in values]
+        for x, g, state in zip(values, grads, states, strict=True):
+            direction, later = self._update(g, state, x)
+            new.append((x - lr * direction).astype(x.dtype))
+            after.append(later)
+        return new, (after if jax.tree.leaves(after) else None)
+
+    def _walk_and_move(
+        self, program: Program, places: Any, saved: Any, seeds: Any, values: Any, *rest: Any
+    ) -> tuple[Any, Any, Any]:
+        found = program.walk(saved, seeds, [None] * program.count)
+        return *self._move(values, [found[i] for i in places], *rest), found
 
 
 def _decayed(group: Mapping[str, Any], *parts: Any) -> optax.GradientTransformation:

@@ -12,7 +12,7 @@ forward program.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -53,9 +53,14 @@ class Rule:
     arity: int
 
     @property
-    def saves(self) -> bool:
-        """True when backward reads anything but cotangents."""
-        return bool(self.inputs or self.outputs or self.hidden)
+    def reads(self) -> int:
+        """How many arrays backward reads besides cotangents."""
+        return len(self.inputs) + len(self.outputs) + self.hidden
+
+    @cached_property
+    def place(self) -> dict[int, int]:
+        """For each seeded output its number among them."""
+        return {i: k for k, i in enumerate(self.seeded)}
 
     def apply(self, saved: Sequence[Any], cts: Sequence[Any]) -> list[Any]:
         """Cotangents of the active inputs, from those of the seeded outputs; None is zero."""
@@ -102,17 +107,17 @@ class Rule:
         return backward
 
 
-@dataclass(frozen=True, eq=False)
 class Saved:
     """The hidden results of an operation, and its rule; a pytree."""
 
-    rule: Rule
-    hidden: tuple[Any, ...]
+    __slots__ = ("hidden", "rule")
+
+    def __init__(self, rule: Rule, hidden: tuple[Any, ...]) -> None:
+        """Of arrays or tracers."""
+        self.rule, self.hidden = rule, hidden
 
 
-jax.tree_util.register_pytree_node(
-    Saved, lambda saved: (saved.hidden, saved.rule), lambda rule, hidden: Saved(rule, hidden)
-)
+jax.tree_util.register_pytree_node(Saved, lambda saved: (saved.hidden, saved.rule), Saved)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,16 +131,11 @@ class Operation:
     name: str
     fun: Callable[..., Any]
     active: tuple[int, ...] = ()
-    _program: Callable[..., Any] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        """Compiled at the first call of each shape."""
-        program = Jitted(self._forward if self.active else self.fun)
-        object.__setattr__(self, "_program", program)
-
-    def __call__(self, *arrays: Any) -> Any:
-        """The function's result; with active arrays, `(result, Saved)`."""
-        return self._program(*arrays)
+    @cached_property
+    def run(self) -> Callable[..., Any]:
+        """The function's result; with active arrays, `(result, Saved)`. Compiled for each shape."""
+        return Jitted(self._forward if self.active else self.fun)
 
     def _forward(self, *arrays: Any) -> tuple[Any, Saved]:
         """Staged once for each choice of shapes."""

@@ -13,6 +13,7 @@ from ..compiler.state import Stateful, watching
 
 if TYPE_CHECKING:
     from .tensor import Tensor
+    from .whole import Walk
 
 
 class Storage:
@@ -43,6 +44,42 @@ class Storage:
             meet(self)
         self.array = array
         self.version += 1
+
+
+class Awaited(Storage):
+    """A gradient that nobody has looked at: result `at` of a `walk` that has not run.
+
+    Whoever asks for the array runs it; an optimiser's step may run it as a part of its own program.
+    """
+
+    __slots__ = ("at", "walk")
+
+    def __init__(self, walk: Walk, at: int) -> None:
+        """At version 0."""
+        self.walk: Walk | None = walk
+        self.at = at
+        self.version = 0
+        self.spent = -1
+        self.owner = None
+
+    @property
+    def array(self) -> Any:
+        """What it holds; the walk runs now, if it has not."""
+        if self.walk is not None:
+            self.array = self.walk.results()[self.at]
+        return _array.__get__(self)
+
+    @array.setter
+    def array(self, array: Any) -> None:
+        self.walk = None
+        _array.__set__(self, array)
+
+    def __reduce__(self) -> Any:
+        """A copy is a plain storage."""
+        return Storage, (self.array,), (None, {"version": self.version, "spent": self.spent})
+
+
+_array: Any = Storage.__dict__["array"]  # the slot behind the property
 
 
 def meet(state: Storage | Tensor, grad: str = "") -> None:

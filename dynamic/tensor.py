@@ -8,6 +8,8 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -286,9 +288,7 @@ class Tensor:
         """Of an integer."""
         return operator.index(self.value)
 
-    def __hash__(self) -> int:
-        """By identity."""
-        return id(self)
+    __hash__ = object.__hash__  # by identity
 
     def __iter__(self) -> Any:
         """Along the first axis."""
@@ -329,10 +329,8 @@ class Tensor:
             AutogradError: nothing was recorded, what was saved is gone or was changed, or
                 `gradient` does not fit.
         """
-        from .autograd import backward
-
         seeds = None if gradient is None else (gradient,)
-        backward(self, seeds, retain_graph, create_graph, inputs)
+        _autograd().backward(self, seeds, retain_graph, create_graph, inputs)
 
     def register_hook(self, hook: Callable[..., Any]) -> Handle:
         """Call `hook(grad)` when the gradient of this tensor is there; it may return another."""
@@ -449,6 +447,14 @@ class Tensor:
                 for step in view.steps:
                     array = apply(step, (array,)).value
         view.array, view.version = array, self._storage.version
+
+
+@cache
+def _autograd() -> ModuleType:
+    """What walks graphs of tensors; an import at each call would take as long as an operation."""
+    from . import autograd
+
+    return autograd
 
 
 def accumulate_into(leaf: Tensor, ct: Any, record: bool) -> None:

@@ -1,33 +1,55 @@
-"""A backward walk as one program: for a graph of a structure that was walked before."""
+"""A backward walk as one program: for a graph of a structure that was walked before.
+
+A small one waits until somebody asks for a gradient. If that is an optimiser, the walk and the
+step are one program: at such sizes a call costs more than what it computes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import jax
+
+from ..compiler.state import watching
+from ..ir.jax_compat import is_part
 from ..runtime.xla import Jitted
 from . import anomaly
 from .node import Edge, Node, OpNode
+from .storage import Awaited, Storage
 from .tensor import Tensor
 
 LONGEST = 1024  # nodes of a graph that one program may walk
+LIGHT = 1 << 20  # bytes that a walk which waits may keep from being freed
 KNOWN = 1024  # structures that are remembered; the oldest is forgotten first
 
 
 @dataclass(eq=False)
-class _Program:
-    """A backward walk over nodes of such rules and edges, compiled."""
+class Program:
+    """A backward walk over nodes of such rules and edges, compiled.
+
+    When it has run, `waits` are the leaves that it gives a gradient, if it is light enough to wait.
+    """
 
     steps: tuple[tuple[Any, tuple[tuple[int, int] | None, ...]], ...]
     roots: tuple[tuple[int, int], ...]
     count: int  # of leaves
+    waits: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        self.run = Jitted(self._walk)
+        self.run = Jitted(self.walk)
 
-    def _walk(self, saved: Sequence[Any], seeds: Sequence[Any], grads: Sequence[Any]) -> list[Any]:
+    def note(self, saved: Sequence[Any], found: Sequence[Any]) -> None:
+        """See what there is to know, when leaves that had no gradient were given some."""
+        if self.waits is None:
+            light = sum(getattr(x, "nbytes", 0) for x in saved) <= LIGHT
+            self.waits = tuple(i for i, x in enumerate(found) if light and x is not None)
+
+    def walk(self, saved: Sequence[Any], seeds: Sequence[Any], grads: Sequence[Any]) -> list[Any]:
         """New `.grad`s of the leaves; `grads` are their present ones, or None."""
+        left = iter(saved)
         cts: dict[tuple[int, int], Any] = {}
 
         def add(edge: tuple[int, int], ct: Any) -> None:
@@ -35,7 +57,8 @@ class _Program:
 
         for edge, seed in zip(self.roots, seeds, strict=True):
             add(edge, seed)
-        for i, ((rule, edges), arrays) in enumerate(zip(self.steps, saved, strict=True)):
+        for i, (rule, edges) in enumerate(self.steps):
+            arrays = list(islice(left, rule.reads))
             given = [cts.pop((i, k), None) for k in range(len(rule.seeded))]
             if all(ct is None for ct in given):
                 continue
@@ -49,7 +72,37 @@ class _Program:
         ]
 
 
-_seen: dict[Hashable, _Program | None] = {}
+@dataclass(eq=False)
+class Walk:
+    """One walk that has not run: what it reads. `found` are the leaves' gradients afterwards."""
+
+    program: Program
+    saved: Sequence[Any]
+    seeds: Sequence[Any]
+    found: Sequence[Any] | None = None
+
+    def results(self) -> Sequence[Any]:
+        """Gradients of the leaves; never a tracer's, whoever asks first."""
+        if self.found is None:
+            with jax.ensure_compile_time_eval():
+                none = [None] * self.program.count
+                self.arrive(self.program.run(self.saved, self.seeds, none))
+        return self.found  # type: ignore[return-value]
+
+    def arrive(self, found: Sequence[Any]) -> None:
+        """The gradients are there."""
+        self.found, self.saved, self.seeds = found, (), ()
+
+
+def awaited(storages: Sequence[Storage]) -> Walk | None:
+    """Return the walk that has not run and of which these are all the results, or None."""
+    walk = getattr(storages[0], "walk", None)
+    if walk is None or walk.found is not None or len(storages) != len(walk.program.waits):
+        return None
+    return walk if all([getattr(s, "walk", None) is walk for s in storages]) else None
+
+
+_seen: dict[Hashable, Program | None] = {}
 
 
 def is_plain(nodes: Sequence[Node]) -> bool:
@@ -88,12 +141,23 @@ def program_of(
         return None
     program = _seen[key]
     if program is None:
-        program = _seen[key] = _Program(steps, starts, len(leaves))
+        program = _seen[key] = Program(steps, starts, len(leaves))
 
     def walk(nodes: Sequence[Node], seeds: Sequence[Any]) -> None:
-        saved = [node.arrays() for node in nodes]  # type: ignore[attr-defined]
+        saved: list[Any] = []
+        for node in nodes:
+            saved += node.arrays()  # type: ignore[attr-defined]
         before = [leaf._grad for leaf in leaves]
+        first = all([g is None for g in before])
+        if first and program.waits and _may_wait():
+            walk = Walk(program, saved, seeds)
+            for at in program.waits:
+                leaves[at]._grad = grad = Tensor(None)
+                grad._storage = Awaited(walk, at)
+            return
         found = program.run(saved, seeds, [None if g is None else g.value for g in before])
+        if first:
+            program.note(saved, found)
         for leaf, summed, new in zip(leaves, before, found, strict=True):
             if summed is not None:
                 summed._put(new)
@@ -101,3 +165,9 @@ def program_of(
                 leaf._grad = Tensor(new)
 
     return walk
+
+
+def _may_wait() -> bool:
+    """True where no one traces, nor wants to see at once what comes out."""
+    watched = watching.owner is not None or jax.config.jax_debug_nans  # type: ignore[attr-defined]
+    return not watched and not is_part()

@@ -102,7 +102,7 @@ def current_trace() -> Any:
 
 def is_part() -> bool:
     """Return whether JAX is tracing a program, of which what is called now becomes a part."""
-    return current_trace() is not _core.eval_trace
+    return _core.trace_ctx.trace is not _core.eval_trace
 
 
 # Manual mesh axes, inside `jax.shard_map`

@@ -18,7 +18,7 @@ class Suite:
     """What is measured: cases of a size by name, and rows of a case.
 
     `ratios` and `figures` are the columns of its table, `repeats` the rounds unless others are
-    asked for, `peers` those that it knows.
+    asked for, `peers` those that it knows. A `light` one moves no large arrays.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Suite:
     repeats: int
     cases: Callable[[str], Mapping[str, Any]]
     measure: Callable[[str, str, Any, Setup], list[Row]]
+    light: bool = False
 
 
 SUITES: Mapping[str, Suite] = {
@@ -73,6 +74,7 @@ SUITES: Mapping[str, Suite] = {
             60,
             contrast.cases,
             contrast.measure,
+            light=True,
         ),
         Suite(
             "compile",
@@ -93,6 +95,7 @@ SUITES: Mapping[str, Suite] = {
             100,
             dispatch.cases,
             dispatch.measure,
+            light=True,
         ),
     )
 }
