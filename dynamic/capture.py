@@ -26,6 +26,7 @@ from ..compiler.state import watched
 from .labels import names_of
 from .storage import Storage
 from .tensor import Tensor
+from .whole import hurry
 
 
 @dataclass(eq=False)
@@ -191,6 +192,7 @@ class _Variant:
         return given, kept, numbers, arguments.arrays
 
     def __call__(self, arguments: _Arguments) -> Any:
+        hurry()
         found = self.compiled(*self.inputs(arguments))
         (out, given, grads, changed, got), *health = (
             found if self.compiled.tells_health else (found,)

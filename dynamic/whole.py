@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
+from weakref import WeakSet
 
 import jax
 
@@ -81,6 +82,9 @@ class Walk:
     seeds: Sequence[Any]
     found: Sequence[Any] | None = None
 
+    def __post_init__(self) -> None:
+        _waiting.add(self)
+
     def results(self) -> Sequence[Any]:
         """Gradients of the leaves; never a tracer's, whoever asks first."""
         if self.found is None:
@@ -92,6 +96,16 @@ class Walk:
     def arrive(self, found: Sequence[Any]) -> None:
         """The gradients are there."""
         self.found, self.saved, self.seeds = found, (), ()
+        _waiting.discard(self)
+
+
+_waiting: WeakSet[Walk] = WeakSet()
+
+
+def hurry() -> None:
+    """Run every walk that waits: arrays that it reads may be about to be given away."""
+    for walk in tuple(_waiting):
+        walk.results()
 
 
 def awaited(storages: Sequence[Storage]) -> Walk | None:

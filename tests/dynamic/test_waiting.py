@@ -143,6 +143,24 @@ def test_a_compiled_step_reads_them():
     close([total(3.0).value, *arrays(params)], [3 * wanted[0], *wanted])
 
 
+def test_a_compiled_step_gives_away_what_they_read():
+    p = leaves()[0]
+    for _ in range(3):
+        p.grad = None
+        (p**3).sum().backward()
+    before = p.value
+    wanted = 3 * before**2
+
+    @bp.compile
+    def shrink():
+        with dyn.no_grad():
+            p.mul_(0.5)
+
+    shrink()
+    assert before.is_deleted()
+    close(arrays([p]), [wanted])
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies(copied):
     params = walked(leaves())
