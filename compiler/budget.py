@@ -160,7 +160,9 @@ class Fitting:
                 gains = fits is None or self._rank(found, WORTH) < fits
                 if gains and id(found) not in tried:
                     return found
-        last = [c for c in self.forms.leanest_of_each if id(c) not in tried]
+        least = min(p for _, p in self.measured)
+        leaner = [c for c in self.forms.plains if c.bytes < least]  # where XLA heeds no fence
+        last = [c for c in (*self.forms.leanest_of_each, *leaner) if id(c) not in tried]
         return None if fits or not last else last[0]
 
     def _rank(self, planned: Planned, margin: float = 0.0) -> tuple[bool, float, int]:

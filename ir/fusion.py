@@ -6,7 +6,7 @@ do it again costs little and its result need not exist. Everything else is a ker
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from .cost import VIEWS
 from .graph import Graph, Literal, Node, Value
@@ -22,6 +22,7 @@ FUSIBLE = MOVES | {op.name for op in (*elementwise.OPS, *special.OPS)}
 REDUCTIONS = frozenset(
     "reduce reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split()
 )
+FARTHEST = 64  # ops for an element that are worth their place in the loops of all readers
 CALLS = frozenset("jit closed_call custom_jvp_call custom_vjp_call".split())
 
 
@@ -32,11 +33,35 @@ def is_fusible(node: Node) -> bool:
     return node.op.name in FUSIBLE
 
 
-def free_values(inputs: Iterable[Value], nodes: Iterable[Node]) -> set[Value]:
+def landmarks(nodes: Sequence[Node]) -> set[Node]:
+    """Fusible nodes that are so far from anything in memory that their results had better be there.
+
+    Counted are the ops for an element, again for each reader on the way, as XLA writes them into
+    each loop. What a kernel reads or makes is in memory.
+    """
+    there = {v for node in nodes if not is_fusible(node) for v in node.inputs}
+    for node in reversed(nodes):
+        if node.op.name in VIEWS and not there.isdisjoint(node.outputs):
+            there.update(node.inputs)
+    ops: dict[Value, int] = {}
+    found = set()
+    for node in nodes:
+        if is_fusible(node) and there.isdisjoint(node.outputs):
+            count = (node.op.name not in MOVES) + sum(ops.get(v, 0) for v in node.inputs)
+            if count > FARTHEST:
+                found.add(node)
+                count = 0
+            ops.update(dict.fromkeys(node.outputs, count))
+    return found
+
+
+def free_values(inputs: Iterable[Value], nodes: Sequence[Node]) -> set[Value]:
     """The inputs, and what fusible ops make of them and of constants: never worth keeping."""
     found = set(inputs)
+    far = landmarks(nodes)
     for node in nodes:
-        if is_fusible(node) and all(isinstance(v, Literal) or v in found for v in node.inputs):
+        known = all(isinstance(v, Literal) or v in found for v in node.inputs)
+        if known and is_fusible(node) and node not in far:
             found.update(node.outputs)
     return found
 

@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from ...ir.fusion import is_fusible
+from ...ir.fusion import is_fusible, landmarks
 from ...ir.graph import Node, Value
 from .joint import Joint
 
@@ -77,7 +77,8 @@ def _long(joint: Joint, crossing: Sequence[dict[Value, int]]) -> frozenset[Value
 def _cuts(joint: Joint, local: Sequence[dict[Value, int]]) -> list[int]:
     """Narrow places first, one between any two kernels, of values that no other cut shares."""
     total = [sum(values.values()) for values in local]
-    kernels = [i for i, node in enumerate(joint.forward) if not is_fusible(node)]
+    far = landmarks(joint.forward)
+    kernels = [i for i, n in enumerate(joint.forward) if n in far or not is_fusible(n)]
     chosen: list[int] = []
     taken: set[int] = set()
     for i in sorted(range(len(local) - 1), key=lambda i: (total[i], i)):

@@ -1,0 +1,75 @@
+"""What takes no memory of its own, and what had better have some."""
+
+import jax
+import jax.numpy as jnp
+
+import backpass as bp
+from backpass.ir.fusion import FARTHEST, free_values, landmarks
+
+X = jnp.ones((8, 8))
+
+
+def graph(fun, *args):
+    return bp.compile(fun, passes=()).trace(*(args or (X,))).graph
+
+
+def chain(steps, read):
+    def fun(x):
+        for _ in range(steps):
+            x = read(x)
+        return x
+
+    return graph(fun)
+
+
+def test_a_chain_with_one_reader_each_is_as_long_as_its_ops():
+    nodes = chain(2 * FARTHEST + 10, jnp.sin).nodes
+    assert [i for i, node in enumerate(nodes) if node in landmarks(nodes)] == [64, 129]
+
+
+def test_every_reader_counts_what_it_would_make_again():
+    """Neighbours in four directions: ops grow by a factor of five with each step."""
+
+    def step(x):
+        sides = [jnp.roll(x, by, axis) for axis in (0, 1) for by in (1, -1)]
+        return x + sum(sides)
+
+    nodes = chain(6, step).nodes
+    found = landmarks(nodes)
+    assert found and all(node.op.name == "add" for node in found)
+    free = free_values(graph(step).inputs, nodes)
+    assert all(v not in free for node in found for v in node.outputs)
+
+
+def test_what_a_kernel_makes_or_reads_is_in_memory():
+    def product(x):
+        return jnp.sin(x) @ X
+
+    def summed(x):
+        return jnp.sin(x) + x.reshape(64).sum()
+
+    for read in (product, summed):
+        assert not landmarks(chain(200, read).nodes)
+
+
+def test_what_is_made_of_inputs_is_free_as_far_as_the_first_landmark():
+    whole = chain(FARTHEST + 2, jnp.cos)
+    free = free_values(whole.inputs, whole.nodes)
+    assert [v in free for node in whole.nodes for v in node.outputs] == [True] * FARTHEST + [
+        False,
+        False,
+    ]
+
+
+def test_no_layer_is_that_long():
+    def layer(p, x):
+        x = x + jax.nn.gelu(x @ p)
+        x = (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return jax.nn.softmax(x @ p) * jax.nn.silu(x)
+
+    def loss(p, x):
+        for _ in range(8):
+            x = x + layer(p, x)
+        return jnp.sum(x**2)
+
+    assert not landmarks(graph(loss, X, X).nodes)
