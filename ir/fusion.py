@@ -47,12 +47,19 @@ def landmarks(nodes: Sequence[Node]) -> set[Node]:
     found = set()
     for node in nodes:
         if is_fusible(node) and there.isdisjoint(node.outputs):
-            count = (node.op.name not in MOVES) + sum(ops.get(v, 0) for v in node.inputs)
+            count = _ops(node) + sum(ops.get(v, 0) for v in node.inputs)
             if count > FARTHEST:
                 found.add(node)
                 count = 0
             ops.update(dict.fromkeys(node.outputs, count))
     return found
+
+
+def _ops(node: Node) -> int:
+    """How many ops a fusible node is for an element; one that moves data is none."""
+    if node.op.name in CALLS:
+        return sum(map(_ops, node.regions[0].nodes))
+    return int(node.op.name not in MOVES)
 
 
 def free_values(inputs: Iterable[Value], nodes: Sequence[Node]) -> set[Value]:

@@ -156,6 +156,17 @@ def test_plans_with_fences_that_are_too_large_do_not_rule_out_the_program_as_it_
     assert len(fitting.measured) == 2
 
 
+def test_where_no_fence_holds_the_program_as_it_is_tells_the_smallest_budget():
+    graphs, donated = planned("mlp", 1 << 30).forms(arguments(), {})
+    fitting = Planning(1, options="no fence holds").fitting(graphs, donated)
+    plain = min(each.bytes for each in fitting.forms.plains)
+    with pytest.raises(bp.BudgetError) as caught:
+        while not fitting.settled:
+            candidate = fitting.candidate
+            fitting.measure(2 * plain if candidate.fenced else candidate.bytes)
+    assert caught.value.minimum_bytes == plain
+
+
 def copied(tree):
     return jax.tree.map(jnp.array, tree)
 

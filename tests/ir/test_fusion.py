@@ -27,6 +27,10 @@ def test_a_chain_with_one_reader_each_is_as_long_as_its_ops():
     assert [i for i, node in enumerate(nodes) if node in landmarks(nodes)] == [64, 129]
 
 
+def test_to_move_elements_is_no_work():
+    assert not landmarks(chain(3 * FARTHEST, lambda x: jnp.flip(x, 0).T[::-1]).nodes)
+
+
 def test_every_reader_counts_what_it_would_make_again():
     """Neighbours in four directions: ops grow by a factor of five with each step."""
 
