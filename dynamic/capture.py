@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -137,8 +138,9 @@ class _Arguments:
         numbered = jax.tree.unflatten(self.tree, range(len(self.leaves)))
         return [path_text(path) for path, _ in jax.tree.leaves_with_path(numbered)]
 
-    @property
+    @cached_property
     def arrays(self) -> list[Any]:
+        """The leaves' arrays, as they are when first asked for."""
         return [x.value if _is_tensor(x) else x for x in self.leaves]
 
     def filled(self, arrays: Sequence[Any]) -> tuple[Any, list[Any]]:
@@ -186,7 +188,7 @@ class _Variant:
     def inputs(self, arguments: _Arguments) -> tuple[Any, ...]:
         """What the program is called with."""
         kept = [s.array for s in self.kept]
-        seen = {id(x) for x in jax.tree.leaves(kept)} | {id(x) for x in arguments.arrays}
+        seen = {*map(id, jax.tree.leaves(kept)), *map(id, arguments.arrays)}
         given = jax.tree.map(lambda x: _alone(x, seen), [s.array for s in self.given])
         numbers = [holder[name] for holder, name in self.capture.numbers.values()]
         return given, kept, numbers, arguments.arrays

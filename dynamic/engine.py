@@ -22,7 +22,7 @@ from .modes import enable_grad, no_grad
 from .node import Edge, Node, OpNode
 from .staged import by_gradients
 from .tensor import Tensor, accumulate_into
-from .whole import is_plain, program_of
+from .whole import is_plain, walked
 
 
 def run_backward(
@@ -47,13 +47,10 @@ def run_backward(
             if not retain:
                 _release(nodes)
             return {}
-    elif not record and captured is None and is_plain(nodes):
-        program = program_of(nodes, roots)
-        if program is not None:
-            program(nodes, [ct for _, ct in roots])
-            if not retain:
-                _release(nodes)
-            return {}
+    elif not record and captured is None and is_plain(nodes) and walked(nodes, roots):
+        if not retain:
+            _release(nodes)
+        return {}
     walk = _Walk(nodes, record, captured, accumulate)
     with enable_grad() if record else no_grad():
         return walk(roots, retain)

@@ -6,7 +6,7 @@ step are one program: at such sizes a call costs more than what it computes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,6 +22,9 @@ from .node import Edge, Node, OpNode
 from .storage import Awaited, Storage
 from .tensor import Tensor
 
+Places = tuple[tuple[int, int], ...]
+Steps = tuple[tuple[Any, tuple[tuple[int, int] | None, ...]], ...]
+
 LONGEST = 1024  # nodes of a graph that one program may walk
 LIGHT = 1 << 20  # bytes that a walk which waits may keep from being freed
 KNOWN = 1024  # structures that are remembered; the oldest is forgotten first
@@ -34,8 +37,8 @@ class Program:
     When it has run, `waits` are the leaves that it gives a gradient, if it is light enough to wait.
     """
 
-    steps: tuple[tuple[Any, tuple[tuple[int, int] | None, ...]], ...]
-    roots: tuple[tuple[int, int], ...]
+    steps: Steps
+    roots: Places
     count: int  # of leaves
     waits: tuple[int, ...] | None = None
 
@@ -126,27 +129,62 @@ def is_plain(nodes: Sequence[Node]) -> bool:
     return all(type(node) is OpNode and node.hooks is None for node in nodes)
 
 
-def program_of(
-    nodes: Sequence[Node], roots: Sequence[tuple[Edge, Any]]
-) -> Callable[[Sequence[Node], Sequence[Any]], None] | None:
-    """Return what walks such a graph, or None when it is the first of its structure."""
+def walked(nodes: Sequence[Node], roots: Sequence[tuple[Edge, Any]]) -> bool:
+    """Walk a graph as one program; False at the first of its structure, and for leaves with hooks."""
+    steps, starts, leaves = _structure(nodes, [edge for edge, _ in roots])
+    if any([leaf._hooks or leaf._after for leaf in leaves]):
+        return False
+    program = _program(steps, starts, len(leaves))
+    if program is None:
+        return False
+    seeds = [ct for _, ct in roots]
+    saved: list[Any] = []
+    for node in nodes:
+        saved += node.arrays()  # type: ignore[attr-defined]
+    before = [leaf._grad for leaf in leaves]
+    first = all([g is None for g in before])
+    if first and program.waits and _may_wait():
+        walk = Walk(program, saved, seeds)
+        for at in program.waits:
+            leaves[at]._grad = grad = Tensor(None)
+            grad._storage = Awaited(walk, at)
+        return True
+    found = program.run(saved, seeds, [None if g is None else g.value for g in before])
+    if first:
+        program.note(saved, found)
+    for leaf, summed, new in zip(leaves, before, found, strict=True):
+        if summed is not None:
+            summed._put(new)
+        elif new is not None:
+            leaf._grad = Tensor(new)
+    return True
+
+
+def _structure(nodes: Sequence[Node], starts: Sequence[Edge]) -> tuple[Steps, Places, list[Tensor]]:
+    """Rules and edges by number, and the leaves, which have the numbers below 0."""
     place: dict[Any, int] = {node: i for i, node in enumerate(nodes)}
     leaves: list[Tensor] = []
 
-    def number(edge: Edge) -> tuple[int, int]:
-        source, k = edge
-        if source not in place:
-            place[source] = -1 - len(leaves)
-            leaves.append(source)
-        return place[source], k
+    def numbered(edges: Sequence[Edge | None]) -> tuple[tuple[int, int] | None, ...]:
+        found: list[tuple[int, int] | None] = []
+        for edge in edges:
+            if edge is None:
+                found.append(None)
+                continue
+            source, k = edge
+            at = place.get(source)
+            if at is None:
+                at = place[source] = -1 - len(leaves)
+                leaves.append(source)
+            found.append((at, k))
+        return tuple(found)
 
-    steps = tuple(
-        (node.rule, tuple([None if edge is None else number(edge) for edge in node.edges]))  # type: ignore[attr-defined]
-        for node in nodes
-    )
-    starts = tuple([number(edge) for edge, _ in roots])
-    if any(leaf._hooks or leaf._after for leaf in leaves):
-        return None
+    steps = tuple([(node.rule, numbered(node.edges)) for node in nodes])  # type: ignore[attr-defined]
+    return steps, numbered(starts), leaves  # type: ignore[return-value]
+
+
+def _program(steps: Steps, starts: Places, count: int) -> Program | None:
+    """The program of a structure, or None when it is met for the first time."""
     key = steps, starts
     if key not in _seen:
         if len(_seen) >= KNOWN:
@@ -155,30 +193,8 @@ def program_of(
         return None
     program = _seen[key]
     if program is None:
-        program = _seen[key] = Program(steps, starts, len(leaves))
-
-    def walk(nodes: Sequence[Node], seeds: Sequence[Any]) -> None:
-        saved: list[Any] = []
-        for node in nodes:
-            saved += node.arrays()  # type: ignore[attr-defined]
-        before = [leaf._grad for leaf in leaves]
-        first = all([g is None for g in before])
-        if first and program.waits and _may_wait():
-            walk = Walk(program, saved, seeds)
-            for at in program.waits:
-                leaves[at]._grad = grad = Tensor(None)
-                grad._storage = Awaited(walk, at)
-            return
-        found = program.run(saved, seeds, [None if g is None else g.value for g in before])
-        if first:
-            program.note(saved, found)
-        for leaf, summed, new in zip(leaves, before, found, strict=True):
-            if summed is not None:
-                summed._put(new)
-            elif new is not None:
-                leaf._grad = Tensor(new)
-
-    return walk
+        program = _seen[key] = Program(steps, starts, count)
+    return program
 
 
 def _may_wait() -> bool:
