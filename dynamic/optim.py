@@ -168,14 +168,15 @@ class _Update:
         self.keeps = self.keeps and bool(jax.tree.leaves(states))
         storages = [g._storage for g in grads]
         walk = awaited(storages)
-        if walk is None:
+        reads = None if walk is None else walk.reads
+        if walk is None or reads is None:
             return self._alone(values, [g.value for g in grads], states, lr)  # type: ignore[no-any-return]
         key = walk.program, tuple([s.at for s in storages])
         if key not in self._after:
             if len(self._after) >= KNOWN:
                 del self._after[next(iter(self._after))]
             self._after[key] = Jitted(partial(self._walk_and_move, *key))
-        new, states, found = self._after[key](walk.saved, walk.seeds, values, states, lr)
+        new, states, found = self._after[key](*reads, values, states, lr)
         walk.arrive(found)
         return new, states
 

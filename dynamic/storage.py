@@ -65,14 +65,15 @@ class Awaited(Storage):
     @property
     def array(self) -> Any:
         """What it holds; the walk runs now, if it has not."""
-        if self.walk is not None:
-            self.array = self.walk.results()[self.at]
+        walk = self.walk  # that another thread may take away
+        if walk is not None:
+            self.array = walk.results()[self.at]
         return _array.__get__(self)
 
     @array.setter
     def array(self, array: Any) -> None:
-        self.walk = None
         _array.__set__(self, array)
+        self.walk = None
 
     def __reduce__(self) -> Any:
         """A copy is a plain storage."""

@@ -78,11 +78,13 @@ class Program:
 
 @dataclass(eq=False)
 class Walk:
-    """One walk that has not run: what it reads. `found` are the leaves' gradients afterwards."""
+    """One walk that waits, with what it `reads`: saved arrays, and seeds.
+
+    Afterwards `found` are the leaves' gradients, and then `reads` is None.
+    """
 
     program: Program
-    saved: Sequence[Any]
-    seeds: Sequence[Any]
+    reads: tuple[Sequence[Any], Sequence[Any]] | None
     found: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -90,15 +92,17 @@ class Walk:
 
     def results(self) -> Sequence[Any]:
         """Gradients of the leaves; never a tracer's, whoever asks first."""
+        reads = self.reads  # before another thread that asks has them
         if self.found is None:
+            assert reads is not None
             with jax.ensure_compile_time_eval():
-                none = [None] * self.program.count
-                self.arrive(self.program.run(self.saved, self.seeds, none))
+                self.arrive(self.program.run(*reads, [None] * self.program.count))
         return self.found  # type: ignore[return-value]
 
     def arrive(self, found: Sequence[Any]) -> None:
         """The gradients are there."""
-        self.found, self.saved, self.seeds = found, (), ()
+        self.found = found
+        self.reads = None
         _waiting.discard(self)
 
 
@@ -130,7 +134,7 @@ def is_plain(nodes: Sequence[Node]) -> bool:
 
 
 def walked(nodes: Sequence[Node], roots: Sequence[tuple[Edge, Any]]) -> bool:
-    """Walk a graph as one program; False at the first of its structure, and for leaves with hooks."""
+    """Walk a graph as one program; False at the first of its structure, or with hooks."""
     steps, starts, leaves = _structure(nodes, [edge for edge, _ in roots])
     if any([leaf._hooks or leaf._after for leaf in leaves]):
         return False
@@ -144,7 +148,7 @@ def walked(nodes: Sequence[Node], roots: Sequence[tuple[Edge, Any]]) -> bool:
     before = [leaf._grad for leaf in leaves]
     first = all([g is None for g in before])
     if first and program.waits and _may_wait():
-        walk = Walk(program, saved, seeds)
+        walk = Walk(program, (saved, seeds))
         for at in program.waits:
             leaves[at]._grad = grad = Tensor(None)
             grad._storage = Awaited(walk, at)
