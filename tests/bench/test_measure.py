@@ -1,5 +1,8 @@
 """How benchmarks measure: turns, ratios, the allocator; and what they compare."""
 
+import argparse
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +13,7 @@ from backpass.bench.arms import differences
 from backpass.bench.models.parts import parts
 from backpass.bench.models.sizes import SIZES, fitting, models
 from backpass.bench.task import CHECK_RATE
+from backpass.cli import bench
 
 NAMES = ["mlp", "resnet", "gpt", "gpt_scan", "lstm", "vit", "unet", "moe", "vae"]
 
@@ -84,3 +88,17 @@ def test_differences_are_those_of_the_gradients():
     assert differences(params, stepped(1.0), stepped(1.0)) == (0.0, 0.0)
     loss, apart = differences(params, stepped(1.001), stepped(1.0))
     assert loss == pytest.approx(1e-3, rel=1e-2) and apart == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("suites", "kept"), [(["contrast"], True), (["contrast", "models"], False), ([], False)]
+)
+def test_tiny_programs_leave_malloc_as_it_is(suites, kept, monkeypatch):
+    asked = []
+    monkeypatch.setattr(bench, "fix_allocator", asked.append)
+    monkeypatch.setattr(bench, "run_suites", lambda *_, **__: sys.exit())
+    options = {"program": True, "compare": None, "default_allocator": False, "suites": suites}
+    left = dict.fromkeys("size repeats seed passes precision".split())
+    with pytest.raises(SystemExit):
+        bench.run(argparse.Namespace(**options, **left, against="jax", models=""))
+    assert asked == [kept]
