@@ -22,8 +22,8 @@ from ..compiler.diagnose import CONCRETE
 from ..compiler.state import watching
 from ..ir.errors import AutogradError
 from ..ir.types import is_inexact
-from . import anomaly
 from .amp import casting
+from .anomaly import trace_of
 from .modes import mode
 from .node import Edge, Node, OpNode, SavedInput
 from .rule import Operation, Saved
@@ -98,8 +98,7 @@ def _recorded(out: Any, saved: Saved, args: Sequence[Any], arrays: Sequence[Any]
     rule = saved.rule
     edges = [args[i]._edge() for i in rule.active]
     node = OpNode(rule, edges)
-    if anomaly.state.on:
-        node.trace = anomaly.trace_of()
+    node.trace = trace_of()
     leaves, tree = ((out,), None) if isinstance(out, jax.Array) else jax.tree.flatten(out)
     place = rule.place
     results = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -109,7 +109,7 @@ class Optimizer:
         new, states = update(values, grads, states, lr)
         for p, x in zip(moved, new, strict=True):
             p._put(x)
-        if update.keeps:
+        if states is not None:
             for p, state in zip(moved, states, strict=True):
                 self.state[p].write(state)
 
@@ -148,8 +148,8 @@ class Optimizer:
 class _Update:
     """One group's move, compiled; with the backward walk before it, where that has waited.
 
-    `keeps` is False where states hold no arrays, as is seen at the first call: later ones may do
-    without.
+    `keeps` is False where states hold no arrays, as is seen at the first call: later ones do
+    without, and none are returned.
     """
 
     def __init__(self, transformation: optax.GradientTransformation) -> None:
@@ -157,7 +157,7 @@ class _Update:
         self.keeps = True
         self._alone = jax.jit(self._move)
         self._rate: tuple[Any, Any] = None, None  # the last number under which setting, its array
-        self._after: dict[tuple[Program, tuple[int, ...]], Any] = {}
+        self._after = lru_cache(KNOWN)(lambda *key: Jitted(partial(self._walk_and_move, *key)))
 
     def __call__(
         self, values: Sequence[Any], grads: Sequence[Any], states: Sequence[Any] | None, lr: Any
@@ -165,19 +165,16 @@ class _Update:
         """New values and states; `grads` are tensors."""
         if type(lr) is float:
             lr = self._array(lr)
-        self.keeps = self.keeps and bool(jax.tree.leaves(states))
         storages = [g._storage for g in grads]
         walk = awaited(storages)
         reads = None if walk is None else walk.reads
         if walk is None or reads is None:
-            return self._alone(values, [g.value for g in grads], states, lr)  # type: ignore[no-any-return]
-        key = walk.program, tuple([s.at for s in storages])
-        if key not in self._after:
-            if len(self._after) >= KNOWN:
-                del self._after[next(iter(self._after))]
-            self._after[key] = Jitted(partial(self._walk_and_move, *key))
-        new, states, found = self._after[key](*reads, values, states, lr)
-        walk.arrive(found)
+            new, states = self._alone(values, [g.value for g in grads], states, lr)
+        else:
+            program = self._after(walk.program, tuple([s.at for s in storages]))
+            new, states, found = program(*reads, values, states, lr)
+            walk.arrive(found)
+        self.keeps = states is not None
         return new, states
 
     def _array(self, lr: float) -> Any:

@@ -56,11 +56,9 @@ class Awaited(Storage):
 
     def __init__(self, walk: Walk, at: int) -> None:
         """At version 0."""
+        super().__init__(None)
         self.walk: Walk | None = walk
         self.at = at
-        self.version = 0
-        self.spent = -1
-        self.owner = None
 
     @property
     def array(self) -> Any:

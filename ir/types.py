@@ -160,7 +160,7 @@ def is_inexact(dtype: Any) -> bool:
 
 def is_complex(dtype: Any) -> bool:
     """True for complex64 and complex128."""
-    return bool(dtype == np.complex64 or dtype == np.complex128)
+    return bool(jnp.issubdtype(dtype, np.complexfloating))
 
 
 def type_of(x: Any) -> ArrayType:

@@ -105,13 +105,13 @@ class _Stretch:
 
     def _changed(self, now: frozenset[Value], goal: frozenset[Value]) -> dict[Value, float]:
         """How many more seconds it takes with each value that one set has and the other has not."""
-        again = set(self.again(now))
+        before, again = self.seconds(now), set(self.again(now))
         read = {v for node in again for v in node.inputs}.union(self.wanted)
         there = {*now, *(v for node in again for v in node.outputs)}
         found = {}
         for value in sorted(now ^ goal, key=self.joint.order.__getitem__):
             if value not in now:
-                found[value] = self.seconds(now | {value}) - self.seconds(now)
+                found[value] = self.seconds(now | {value}) - before
                 continue
             there.discard(value)
             made, _ = closure(self.joint, read & {value}, there, self.own)
@@ -218,7 +218,7 @@ class Network:
         edges = []
         for at, node in enumerate(self.nodes, 2):
             edges.append((0, at, np.inf if node.op.effect else self.seconds(node), True))
-            for value in dict.fromkeys(joint.root.get(v, v) for v in node.inputs):
+            for value in joint.roots[node]:
                 if value in vertices and self._own[value] is not node:
                     edges.append((vertices[value][1], at, np.inf, False))
             for value in node.outputs:

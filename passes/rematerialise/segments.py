@@ -53,15 +53,12 @@ def _crossing(joint: Joint) -> list[dict[Value, int]]:
     """For each forward node, the values that exist after it and that later ones read, in bytes."""
     last: dict[Value, int] = {}
     for i, node in enumerate(joint.forward):
-        for value in node.inputs:
-            last[joint.root.get(value, value)] = i
+        last.update(dict.fromkeys(joint.roots[node], i))
     live: dict[Value, int] = {}
     found = []
     for i, node in enumerate(joint.forward):
-        for value in node.outputs:
-            if joint.root[value] is value and joint.bytes(value) and last.get(value, i) > i:
-                live[value] = joint.bytes(value)
-        for value in dict.fromkeys(joint.root.get(v, v) for v in node.inputs):
+        live.update((v, size) for v, size in joint.buffers[node] if last.get(v, i) > i)
+        for value in joint.roots[node]:
             if last[value] == i:
                 live.pop(value, None)
         found.append(dict(live))
