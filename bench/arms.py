@@ -50,7 +50,7 @@ def ours(task: Task, passes: str | None = None, budget: int | None = None) -> Ar
     compiled = compile(
         step, donate_argnums=0, passes=passes, memory_budget=budget, precision=task.precision
     )
-    return _jitted("backpass", compiled, task)
+    return jitted("backpass", compiled, task)
 
 
 def stock(
@@ -60,7 +60,7 @@ def stock(
     model = task.model if remat is PLAIN else task.build(remat=remat)
     step = step_of(jax.value_and_grad, model.loss)
     given = None if options is None else dict(options)
-    return _jitted(name, jax.jit(step, donate_argnums=0, compiler_options=given), task)
+    return jitted(name, jax.jit(step, donate_argnums=0, compiler_options=given), task)
 
 
 def checkpointed(task: Task, policy: str) -> Arm:
@@ -86,7 +86,7 @@ PEERS: Mapping[str, Mapping[str, Callable[[Task], Arm]]] = {
 }
 
 
-def _jitted(name: str, step: Any, task: Task) -> Arm:
+def jitted(name: str, step: Any, task: Task) -> Arm:
     """Compile ahead of time and read XLA's report."""
     start = perf_counter()
     program = step.lower(task.params, task.batch, jnp.float32(RATE)).compile()

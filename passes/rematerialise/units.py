@@ -153,18 +153,27 @@ class Units:
 
     @cached_property
     def _kernels(self) -> list[list[Node]]:
-        """The rest by what takes memory: each such node after those inside of its loop."""
+        """The rest by what takes memory: each such node after those inside of its loop.
+
+        A node of several results is in the loops of several readers, or of some: it stays alone.
+        """
         maker = {v: node for node in self.joint.rest for v in node.outputs}
         inside = set(self._loops)
         for node in self.joint.rest:
             if node.op.name in VIEWS - {"optimization_barrier"} and node.inputs[0] in inside:
                 inside.update(node.outputs)
+        within = {v: n for v, n in maker.items() if v in inside and len(n.outputs) == 1}
 
         def collect(node: Node) -> list[Node]:
-            within = [maker[v] for v in dict.fromkeys(node.inputs) if v in inside and v in maker]
-            return [*(each for other in within for each in collect(other)), node]
+            found, pending = list[Node](), [node]
+            while pending:
+                found.append(pending.pop())
+                inputs = dict.fromkeys(found[-1].inputs)
+                pending += [within[v] for v in inputs if v in within]
+            return found[::-1]
 
-        return [collect(node) for node in self.joint.rest if inside.isdisjoint(node.outputs)]
+        kernels = (node for node in self.joint.rest if within.keys().isdisjoint(node.outputs))
+        return [collect(node) for node in kernels]
 
     @cached_property
     def _graph(self) -> Graph:

@@ -90,6 +90,20 @@ def attention(params, x):
     return (x**2).mean()
 
 
+def coupled(params, x):
+    """One half scaled and moved by what the other makes, with results of one node in many loops."""
+    total = 0.0
+    for w in params:
+        x = x @ w
+        left, right = jnp.split(x, 2, -1)
+        h = jnp.tanh(left @ w[: left.shape[1]])
+        scale, move = jnp.split(h, 2, -1)
+        scale = 2 * jnp.tanh(scale / 2)
+        x = jnp.concatenate([left, right * jnp.exp(scale) + move], -1)
+        total += scale.sum()
+    return (x**2).mean() - total
+
+
 def drawn(seed):
     """A loss of 12 random steps, each of which reads one or two of the last four values."""
     draw = np.random.default_rng(seed)

@@ -3,9 +3,11 @@
 from functools import cache
 from statistics import median
 
+import jax
 import numpy as np
 import pytest
 
+import backpass as bp
 from backpass import ir
 from backpass.ir.device import DEVICES
 from backpass.passes.rematerialise import schedule_from, step_to
@@ -13,7 +15,7 @@ from backpass.passes.rematerialise.exact import Exact
 from backpass.passes.rematerialise.frontier import Frontier
 from backpass.passes.rematerialise.local import MOST, Local, is_small
 from backpass.passes.rematerialise.schedule import Held
-from passes.joints import LOSSES, attention, drawn, joint, parameters, residual, rows, sgd
+from passes.joints import LOSSES, attention, coupled, drawn, joint, parameters, residual, rows, sgd
 
 SPEC = DEVICES["cpu"]
 PROGRAMS = {
@@ -94,6 +96,20 @@ def test_what_is_written_out_takes_what_was_counted(name):
         ir.verify(graph)
         assert ir.liveness(graph, fused=True).peak_bytes <= state.peak
         assert seconds(name, state) == pytest.approx(state.seconds + rest, rel=0.1)
+
+
+@pytest.mark.parametrize("loss", [coupled, *LOSSES.values()])
+@pytest.mark.parametrize("by", [bp.value_and_grad, jax.value_and_grad])
+def test_stages_hold_every_node_once_and_after_what_it_reads(loss, by):
+    graph = joint(sgd(loss, by), parameters(2, 16), rows(64, 16))
+    (treatment, *_) = Frontier(graph, SPEC).treatments
+    units = treatment.units
+    found = [node for stage in units.stages for node in stage.nodes]
+    assert sorted(map(id, found)) == sorted(map(id, units.joint.rest))
+    made = {*graph.inputs, *(v for node in units.joint.forward for v in node.outputs)}
+    for node in found:
+        assert all(isinstance(v, ir.Literal) or v in made for v in node.inputs)
+        made.update(node.outputs)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
