@@ -39,7 +39,7 @@ def swin(batch: int = 8, size: int = 32, width: int = 64, window: int = 8, depth
 
     def init(key: Array) -> Params:
         keys = iter(jax.random.split(key, 5 * depth + 2))
-        block = lambda: {  # noqa: E731
+        block = lambda: {
             "norm": norm(width),
             "qkv": dense(next(keys), width, 3 * width),
             "out": dense(next(keys), width, width),
@@ -87,7 +87,7 @@ def convnext(batch: int = 8, size: int = 32, width: int = 48, depth: int = 4) ->
 
     def init(key: Array) -> Params:
         keys = iter(jax.random.split(key, 3 * depth + 2))
-        block = lambda: {  # noqa: E731
+        block = lambda: {
             "depthwise": 0.1 * jax.random.normal(next(keys), (7, 7, 1, width)),
             "norm": norm(width),
             "up": dense(next(keys), width, 4 * width),
@@ -164,20 +164,25 @@ def diffusion(batch: int = 8, size: int = 32, width: int = 32) -> Model:
 
         def block(inside: int, out: int) -> Params:
             return {
-                "norm1": norm(inside), "conv1": conv(next(keys), 3, inside, out),
+                "norm1": norm(inside),
+                "conv1": conv(next(keys), 3, inside, out),
                 "time": dense(next(keys), 4 * width, out),
-                "norm2": norm(out), "conv2": conv(next(keys), 3, out, out),
+                "norm2": norm(out),
+                "conv2": conv(next(keys), 3, out, out),
                 "skip": conv(next(keys), 1, inside, out),
-            }  # fmt: skip
+            }
 
         return {
             "time": [dense(next(keys), width, 4 * width), dense(next(keys), 4 * width, 4 * width)],
             "stem": conv(next(keys), 3, 3, width),
-            "down1": block(width, width), "down2": block(width, 2 * width),
-            "qkv": dense(next(keys), 2 * width, 6 * width), "out": dense(next(keys), 2 * width, 2 * width),
-            "up2": block(4 * width, width), "up1": block(2 * width, width),
+            "down1": block(width, width),
+            "down2": block(width, 2 * width),
+            "qkv": dense(next(keys), 2 * width, 6 * width),
+            "out": dense(next(keys), 2 * width, 2 * width),
+            "up2": block(4 * width, width),
+            "up1": block(2 * width, width),
             "last": conv(next(keys), 3, width, 3),
-        }  # fmt: skip
+        }
 
     def residual(p: Params, x: Array, time: Array) -> Array:
         y = convolve(p["conv1"], jax.nn.silu(group_norm(p["norm1"], x, 8)))
@@ -221,10 +226,12 @@ def vqvae(batch: int = 16, size: int = 32, width: int = 64, codes: int = 256) ->
     def init(key: Array) -> Params:
         keys = jax.random.split(key, 6)
         return {
-            "in1": conv(keys[0], 4, 3, width), "in2": conv(keys[1], 4, width, width),
+            "in1": conv(keys[0], 4, 3, width),
+            "in2": conv(keys[1], 4, width, width),
             "codes": jax.random.normal(keys[2], (codes, width)),
-            "out1": conv(keys[3], 4, width, width), "out2": conv(keys[4], 4, width, 3),
-        }  # fmt: skip
+            "out1": conv(keys[3], 4, width, width),
+            "out2": conv(keys[4], 4, width, 3),
+        }
 
     def loss(params: Params, pixels: Batch) -> Array:
         transpose = partial(

@@ -63,11 +63,12 @@ def policy(steps: int = 128, worlds: int = 16, width: int = 128) -> Model:
     def draw(key: Array) -> Batch:
         keys = jax.random.split(key, 5)
         return (
-            jax.random.normal(keys[0], (steps, worlds, 24)), jax.random.randint(keys[1], (steps, worlds), 0, 6),
+            jax.random.normal(keys[0], (steps, worlds, 24)),
+            jax.random.randint(keys[1], (steps, worlds), 0, 6),
             -jax.random.uniform(keys[2], (steps, worlds), minval=1.0, maxval=2.5),
             jax.random.normal(keys[3], (steps, worlds)),
             jax.random.bernoulli(keys[4], 0.02, (steps, worlds)).astype(jnp.float32),
-        )  # fmt: skip
+        )
 
     return Model("policy", init, loss, draw)
 
@@ -78,8 +79,12 @@ def critics(batch: int = 256, width: int = 256) -> Model:
     def init(key: Array) -> Params:
         keys = jax.random.split(key, 3)
         pair = jax.vmap(lambda k: layers(k, 22, width, width, 1))
-        return {"actor": layers(keys[0], 16, width, width, 12), "critics": pair(jax.random.split(keys[1])),
-                "targets": pair(jax.random.split(keys[1])), "heat": jnp.zeros(())}  # fmt: skip
+        return {
+            "actor": layers(keys[0], 16, width, width, 12),
+            "critics": pair(jax.random.split(keys[1])),
+            "targets": pair(jax.random.split(keys[1])),
+            "heat": jnp.zeros(()),
+        }
 
     def act(params: Params, seen: Array, key: Array) -> tuple[Array, Array]:
         mean, spread = jnp.split(mlp(params["actor"], seen), 2, -1)
@@ -107,9 +112,12 @@ def critics(batch: int = 256, width: int = 256) -> Model:
     def draw(key: Array) -> Batch:
         keys = jax.random.split(key, 5)
         return (
-            jax.random.normal(keys[0], (batch, 16)), jnp.tanh(jax.random.normal(keys[1], (batch, 6))),
-            jax.random.normal(keys[2], (batch,)), jax.random.normal(keys[3], (batch, 16)), keys[4],
-        )  # fmt: skip
+            jax.random.normal(keys[0], (batch, 16)),
+            jnp.tanh(jax.random.normal(keys[1], (batch, 6))),
+            jax.random.normal(keys[2], (batch,)),
+            jax.random.normal(keys[3], (batch, 16)),
+            keys[4],
+        )
 
     return Model("critics", init, loss, draw)
 
@@ -169,10 +177,12 @@ def adapters(
     def draw(key: Array) -> Batch:
         keys = iter(jax.random.split(key, 2 * depth + 1))
         given = [
-            {"up": width**-0.5 * jax.random.normal(next(keys), (width, 4 * width)),
-             "down": (4 * width) ** -0.5 * jax.random.normal(next(keys), (4 * width, width))}
+            {
+                "up": width**-0.5 * jax.random.normal(next(keys), (width, 4 * width)),
+                "down": (4 * width) ** -0.5 * jax.random.normal(next(keys), (4 * width, width)),
+            }
             for _ in range(depth)
-        ]  # fmt: skip
+        ]
         return jax.random.normal(next(keys), (batch, length, width)), given
 
     return Model("adapters", init, loss, draw)
@@ -245,8 +255,9 @@ def recommendations(batch: int = 512, tables: int = 8, rows: int = 5000, width: 
         pairs = (tables + 1) * tables // 2
         return {
             "tables": 0.1 * jax.random.normal(keys[0], (tables, rows, width)),
-            "bottom": layers(keys[1], 13, 128, width), "top": layers(keys[2], pairs + width, 256, 64, 1),
-        }  # fmt: skip
+            "bottom": layers(keys[1], 13, 128, width),
+            "top": layers(keys[2], pairs + width, 256, 64, 1),
+        }
 
     def loss(params: Params, data: Batch) -> Array:
         numbers, rows, clicks = data
@@ -263,9 +274,10 @@ def recommendations(batch: int = 512, tables: int = 8, rows: int = 5000, width: 
     def draw(key: Array) -> Batch:
         keys = jax.random.split(key, 3)
         return (
-            jax.random.normal(keys[0], (batch, 13)), jax.random.randint(keys[1], (batch, tables), 0, rows),
+            jax.random.normal(keys[0], (batch, 13)),
+            jax.random.randint(keys[1], (batch, tables), 0, rows),
             jax.random.bernoulli(keys[2], 0.3, (batch,)).astype(jnp.float32),
-        )  # fmt: skip
+        )
 
     return Model("recommendations", init, loss, draw)
 
@@ -277,7 +289,7 @@ def reversible(batch: int = 128, width: int = 256, depth: int = 12) -> Model:
         make = lambda k: {
             "f": dense(k, width, width),
             "g": dense(jax.random.fold_in(k, 1), width, width),
-        }  # noqa: E731
+        }
         return jax.vmap(make)(jax.random.split(key, depth))
 
     def loss(params: Params, x: Batch) -> Array:

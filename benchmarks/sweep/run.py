@@ -4,9 +4,9 @@
     python benchmarks/sweep/run.py --models swin ctc --by jax --budgets 6 --json out.json
 
 Each is written as an outsider writes it, with Optax's AdamW, and compiled twice: with
-`bp.value_and_grad`, and with `jax.value_and_grad` inside, as a step that already exists. Budgets are
-spread between the least that is feasible and the peak of `jax.jit`; all figures are relative to
-that step. `plain`: peak and time without a budget. `least`: the smallest budget, and its time.
+`bp.value_and_grad`, and with `jax.value_and_grad` inside, as a step that already exists. Budgets
+are spread between the least that is feasible and the peak of `jax.jit`; all figures are relative
+to that step. `plain`: peak and time without a budget. `least`: the smallest budget, and its time.
 `median`: the median of times under the budgets. `apart`: the largest difference of loss or
 gradients, of a leaf to its largest element. `fault` names what broke: a budget that was exceeded,
 refused though feasible, a lower one that raised the peak, or results that differ.
@@ -42,39 +42,39 @@ APART = 1e-4
 
 # Builders by name, and the sizes to see that they run.
 MODELS: Mapping[str, tuple[Callable[..., Model], Mapping[str, int]]] = {
-    "swin": (images.swin, {"batch": 2, "size": 8, "width": 8, "window": 2, "depth": 2}),
-    "convnext": (images.convnext, {"batch": 2, "size": 8, "width": 4, "depth": 2}),
-    "densenet": (images.densenet, {"batch": 2, "size": 8, "growth": 2, "depth": 2}),
-    "diffusion": (images.diffusion, {"batch": 2, "size": 8, "width": 8}),
-    "vqvae": (images.vqvae, {"batch": 2, "size": 8, "width": 4, "codes": 8}),
-    "flow": (images.flow, {"batch": 4, "width": 4, "hidden": 8, "depth": 2}),
-    "rays": (images.rays, {"count": 4, "samples": 4, "width": 8, "depth": 2}),
-    "contrasts": (images.contrasts, {"batch": 4, "wide": 8, "depth": 2}),
-    "penalty": (images.penalty, {"batch": 2, "size": 8, "width": 4}),
-    "translation": (sequences.translation, {"batch": 2, "length": 4, "width": 8, "depth": 1, "words": 16}),
-    "llama": (sequences.llama, {"batch": 2, "length": 4, "width": 16, "depth": 2, "words": 16}),
-    "distances": (sequences.distances, {"batch": 2, "length": 4, "width": 8, "depth": 2}),
-    "kernels": (sequences.kernels, {"batch": 2, "length": 8, "width": 4, "depth": 2, "states": 4}),
-    "mamba": (sequences.mamba, {"batch": 2, "length": 8, "width": 4, "depth": 2, "states": 2}),
-    "linear_attention": (sequences.linear_attention, {"batch": 2, "length": 4, "width": 8, "depth": 2}),
-    "ctc": (sequences.ctc, {"batch": 2, "length": 12, "width": 4, "labels": 4, "classes": 6}),
-    "wavenet": (sequences.wavenet, {"batch": 2, "length": 16, "width": 4, "depth": 3}),
-    "likelihood": (science.likelihood, {"points": 8, "inside": 2, "features": 4}),
-    "residuals": (science.residuals, {"points": 8, "width": 4, "depth": 2}),
-    "forces": (science.forces, {"batch": 2, "atoms": 4, "width": 4, "depth": 1}),
-    "trajectories": (science.trajectories, {"batch": 4, "width": 4, "steps": 3}),
-    "stencil": (science.stencil, {"size": 8, "steps": 3}),
-    "equilibrium": (science.equilibrium, {"batch": 4, "width": 8, "rounds": 3}),
-    "graph": (science.graph, {"nodes": 8, "edges": 16, "width": 8, "depth": 2}),
-    "policy": (learning.policy, {"steps": 4, "worlds": 2, "width": 4}),
-    "critics": (learning.critics, {"batch": 4, "width": 4}),
-    "tasks": (learning.tasks, {"count": 2, "shots": 4, "width": 4, "rounds": 2}),
-    "adapters": (learning.adapters, {"batch": 2, "length": 4, "width": 8, "depth": 2, "rank": 2}),
-    "mixture": (learning.mixture, {"batch": 4, "width": 4, "parts": 2, "out": 2}),
-    "capsules": (learning.capsules, {"batch": 2, "inside": 4, "out": 2, "rounds": 2}),
-    "recommendations": (learning.recommendations, {"batch": 4, "tables": 2, "rows": 8, "width": 4}),
-    "reversible": (learning.reversible, {"batch": 2, "width": 4, "depth": 3}),
-}  # fmt: skip
+    "swin": (images.swin, dict(batch=2, size=8, width=8, window=2, depth=2)),
+    "convnext": (images.convnext, dict(batch=2, size=8, width=4, depth=2)),
+    "densenet": (images.densenet, dict(batch=2, size=8, growth=2, depth=2)),
+    "diffusion": (images.diffusion, dict(batch=2, size=8, width=8)),
+    "vqvae": (images.vqvae, dict(batch=2, size=8, width=4, codes=8)),
+    "flow": (images.flow, dict(batch=4, width=4, hidden=8, depth=2)),
+    "rays": (images.rays, dict(count=4, samples=4, width=8, depth=2)),
+    "contrasts": (images.contrasts, dict(batch=4, wide=8, depth=2)),
+    "penalty": (images.penalty, dict(batch=2, size=8, width=4)),
+    "translation": (sequences.translation, dict(batch=2, length=4, width=8, depth=1, words=16)),
+    "llama": (sequences.llama, dict(batch=2, length=4, width=16, depth=2, words=16)),
+    "distances": (sequences.distances, dict(batch=2, length=4, width=8, depth=2)),
+    "kernels": (sequences.kernels, dict(batch=2, length=8, width=4, depth=2, states=4)),
+    "mamba": (sequences.mamba, dict(batch=2, length=8, width=4, depth=2, states=2)),
+    "linear_attention": (sequences.linear_attention, dict(batch=2, length=4, width=8, depth=2)),
+    "ctc": (sequences.ctc, dict(batch=2, length=12, width=4, labels=4, classes=6)),
+    "wavenet": (sequences.wavenet, dict(batch=2, length=16, width=4, depth=3)),
+    "likelihood": (science.likelihood, dict(points=8, inside=2, features=4)),
+    "residuals": (science.residuals, dict(points=8, width=4, depth=2)),
+    "forces": (science.forces, dict(batch=2, atoms=4, width=4, depth=1)),
+    "trajectories": (science.trajectories, dict(batch=4, width=4, steps=3)),
+    "stencil": (science.stencil, dict(size=8, steps=3)),
+    "equilibrium": (science.equilibrium, dict(batch=4, width=8, rounds=3)),
+    "graph": (science.graph, dict(nodes=8, edges=16, width=8, depth=2)),
+    "policy": (learning.policy, dict(steps=4, worlds=2, width=4)),
+    "critics": (learning.critics, dict(batch=4, width=4)),
+    "tasks": (learning.tasks, dict(count=2, shots=4, width=4, rounds=2)),
+    "adapters": (learning.adapters, dict(batch=2, length=4, width=8, depth=2, rank=2)),
+    "mixture": (learning.mixture, dict(batch=4, width=4, parts=2, out=2)),
+    "capsules": (learning.capsules, dict(batch=2, inside=4, out=2, rounds=2)),
+    "recommendations": (learning.recommendations, dict(batch=4, tables=2, rows=8, width=4)),
+    "reversible": (learning.reversible, dict(batch=2, width=4, depth=3)),
+}
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     for name in args.models:
         make, tiny = MODELS[name]
         for by in args.by:
-            build = lambda make=make, tiny=tiny: make(**tiny if args.tiny else {})  # noqa: E731
+            build = lambda make=make, tiny=tiny: make(**tiny if args.tiny else {})
             note(f"{name} by {by}")
             try:
                 results.append(measure(name, by, build, args.budgets, args.repeats))

@@ -61,7 +61,7 @@ def residuals(points: int = 512, width: int = 64, depth: int = 4) -> Model:
         return layers(key, 2, *[width] * depth, 1)
 
     def loss(params: Params, x: Batch) -> Array:
-        value = lambda p: mlp(params, p)[0]  # noqa: E731
+        value = lambda p: mlp(params, p)[0]
 
         def residual(p: Array) -> Array:
             u, slope = jax.value_and_grad(value)(p)
@@ -82,10 +82,13 @@ def forces(batch: int = 16, atoms: int = 24, width: int = 64, depth: int = 3) ->
     def init(key: Array) -> Params:
         keys = iter(jax.random.split(key, 3 * depth + 2))
         blocks = [
-            {"filter": layers(next(keys), 16, width, width), "in": dense(next(keys), width, width),
-             "out": layers(next(keys), width, width, width)}
+            {
+                "filter": layers(next(keys), 16, width, width),
+                "in": dense(next(keys), width, width),
+                "out": layers(next(keys), width, width, width),
+            }
             for _ in range(depth)
-        ]  # fmt: skip
+        ]
         return {
             "kinds": jax.random.normal(next(keys), (4, width)),
             "blocks": blocks,
@@ -111,9 +114,11 @@ def forces(batch: int = 16, atoms: int = 24, width: int = 64, depth: int = 3) ->
     def draw(key: Array) -> Batch:
         keys = jax.random.split(key, 4)
         return (
-            2 * jax.random.normal(keys[0], (batch, atoms, 3)), jax.random.randint(keys[1], (batch, atoms), 0, 4),
-            jax.random.normal(keys[2], (batch,)), jax.random.normal(keys[3], (batch, atoms, 3)),
-        )  # fmt: skip
+            2 * jax.random.normal(keys[0], (batch, atoms, 3)),
+            jax.random.randint(keys[1], (batch, atoms), 0, 4),
+            jax.random.normal(keys[2], (batch,)),
+            jax.random.normal(keys[3], (batch, atoms, 3)),
+        )
 
     return Model("forces", init, loss, draw)
 
@@ -157,7 +162,7 @@ def stencil(size: int = 512, steps: int = 20) -> Model:
 
     def loss(params: Params, data: Batch) -> Array:
         u, v, seen = data
-        around = lambda x: sum(jnp.roll(x, s, a) for s in (1, -1) for a in (0, 1)) - 4 * x  # noqa: E731
+        around = lambda x: sum(jnp.roll(x, s, a) for s in (1, -1) for a in (0, 1)) - 4 * x
         for _ in range(steps):
             reaction = u * v**2
             u, v = (
@@ -183,8 +188,9 @@ def equilibrium(batch: int = 64, width: int = 128, rounds: int = 20) -> Model:
         keys = jax.random.split(key, 3)
         return {
             "w": 0.3 * width**-0.5 * jax.random.normal(keys[0], (width, width)),
-            "u": dense(keys[1], 32, width), "out": dense(keys[2], width, 10),
-        }  # fmt: skip
+            "u": dense(keys[1], 32, width),
+            "out": dense(keys[2], width, 10),
+        }
 
     def layer(params: Params, z: Array, x: Array) -> Array:
         return jnp.tanh(z @ params["w"] + linear(params["u"], x))
@@ -194,7 +200,7 @@ def equilibrium(batch: int = 64, width: int = 128, rounds: int = 20) -> Model:
             before, z, i = state
             return (jnp.abs(z - before).max() > 1e-6) & (i < rounds)
 
-        step = lambda state: (state[1], f(state[1]), state[2] + 1)  # noqa: E731
+        step = lambda state: (state[1], f(state[1]), state[2] + 1)
         return lax.while_loop(far, step, (z, f(z), jnp.int32(0)))[1]
 
     @jax.custom_vjp
@@ -259,8 +265,11 @@ def graph(nodes: int = 1024, edges: int = 8192, width: int = 64, depth: int = 3)
         keys = jax.random.split(key, 5)
         ends = jax.random.randint(keys[1], (2, edges), 0, nodes)
         return (
-            jax.random.normal(keys[0], (nodes, width)), ends[0], ends[1],
-            jax.random.randint(keys[2], (nodes,), 0, 7), jax.random.bernoulli(keys[3], 0.3, (nodes,)),
-        )  # fmt: skip
+            jax.random.normal(keys[0], (nodes, width)),
+            ends[0],
+            ends[1],
+            jax.random.randint(keys[2], (nodes,), 0, 7),
+            jax.random.bernoulli(keys[3], 0.3, (nodes,)),
+        )
 
     return Model("graph", init, loss, draw)

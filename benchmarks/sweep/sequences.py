@@ -46,10 +46,11 @@ def translation(
 
     def init(key: Array) -> Params:
         keys = iter(jax.random.split(key, 20 * depth + 1))
-        attention = lambda: {name: dense(next(keys), width, width) for name in "qkvo"}  # noqa: E731
-        feed = lambda: {  # noqa: E731
-            "up": dense(next(keys), width, 4 * width), "down": dense(next(keys), 4 * width, width)
-        }  # fmt: skip
+        attention = lambda: {name: dense(next(keys), width, width) for name in "qkvo"}
+        feed = lambda: {
+            "up": dense(next(keys), width, 4 * width),
+            "down": dense(next(keys), 4 * width, width),
+        }
         ones = jnp.ones(width)
         return {
             "words": 0.05 * jax.random.normal(next(keys), (words, width)),
@@ -67,8 +68,8 @@ def translation(
         angles = jnp.arange(length)[:, None] / 10000 ** (jnp.arange(0, width, 2) / width)
         place = jnp.stack([jnp.sin(angles), jnp.cos(angles)], -1).reshape(length, width)
         keys = iter(jax.random.split(key, 5 * depth))
-        drop = lambda x: dropout(next(keys), 0.1, x)  # noqa: E731
-        feed = lambda p, x: linear(p["down"], jax.nn.relu(linear(p["up"], x)))  # noqa: E731
+        drop = lambda x: dropout(next(keys), 0.1, x)
+        feed = lambda p, x: linear(p["down"], jax.nn.relu(linear(p["up"], x)))
         there = (source != 0)[:, None, None, :]
         x = params["words"][source] * width**0.5 + place
         for p in params["encoder"]:
@@ -106,14 +107,18 @@ def llama(
     def init(key: Array) -> Params:
         def layer(key: Array) -> Params:
             keys = jax.random.split(key, 7)
-            make = lambda k, a, b: a**-0.5 * jax.random.normal(k, (a, b))  # noqa: E731
+            make = lambda k, a, b: a**-0.5 * jax.random.normal(k, (a, b))
             return {
-                "n1": jnp.ones(width), "q": make(keys[0], width, width),
-                "k": make(keys[1], width, groups * size), "v": make(keys[2], width, groups * size),
-                "o": make(keys[3], width, width), "n2": jnp.ones(width),
-                "gate": make(keys[4], width, 3 * width), "up": make(keys[5], width, 3 * width),
+                "n1": jnp.ones(width),
+                "q": make(keys[0], width, width),
+                "k": make(keys[1], width, groups * size),
+                "v": make(keys[2], width, groups * size),
+                "o": make(keys[3], width, width),
+                "n2": jnp.ones(width),
+                "gate": make(keys[4], width, 3 * width),
+                "up": make(keys[5], width, 3 * width),
                 "down": make(keys[6], 3 * width, width),
-            }  # fmt: skip
+            }
 
         one, two, three = jax.random.split(key, 3)
         return {
@@ -161,11 +166,13 @@ def distances(batch: int = 4, length: int = 128, width: int = 128, depth: int = 
         layers = [
             {
                 "attention": {name: dense(next(keys), width, width) for name in "qkvo"},
-                "up": dense(next(keys), width, 4 * width), "down": dense(next(keys), 4 * width, width),
-                "n1": jnp.ones(width), "n2": jnp.ones(width),
+                "up": dense(next(keys), width, 4 * width),
+                "down": dense(next(keys), 4 * width, width),
+                "n1": jnp.ones(width),
+                "n2": jnp.ones(width),
             }
             for _ in range(depth)
-        ]  # fmt: skip
+        ]
         return {"bias": jax.random.normal(next(keys), (buckets, heads)), "layers": layers}
 
     def loss(params: Params, x: Batch) -> Array:
@@ -233,10 +240,13 @@ def mamba(
         def layer(key: Array) -> Params:
             keys = jax.random.split(key, 5)
             return {
-                "in": dense(keys[0], width, 2 * width), "conv": jax.random.normal(keys[1], (4, width)) / 2,
-                "abc": dense(keys[2], width, 2 * states + 1), "out": dense(keys[3], width, width),
-                "a": jnp.log(jnp.arange(1, states + 1) * jnp.ones((width, 1))), "n": jnp.ones(width),
-            }  # fmt: skip
+                "in": dense(keys[0], width, 2 * width),
+                "conv": jax.random.normal(keys[1], (4, width)) / 2,
+                "abc": dense(keys[2], width, 2 * states + 1),
+                "out": dense(keys[3], width, width),
+                "a": jnp.log(jnp.arange(1, states + 1) * jnp.ones((width, 1))),
+                "n": jnp.ones(width),
+            }
 
         return [layer(key) for key in jax.random.split(key, depth)]
 
@@ -311,7 +321,7 @@ def ctc(
         cell = lambda k: {
             "x": dense(k, 40, 3 * width),
             "h": width**-0.5 * jax.random.normal(k, (width, 3 * width)),
-        }  # noqa: E731
+        }
         return {
             "ahead": cell(keys[0]),
             "back": cell(keys[1]),
@@ -355,14 +365,16 @@ def wavenet(batch: int = 4, length: int = 512, width: int = 64, depth: int = 10)
             keys = jax.random.split(key, 3)
             return {
                 "w": (2 * width) ** -0.5 * jax.random.normal(keys[0], (2, width, 2 * width)),
-                "out": dense(keys[1], width, width), "skip": dense(keys[2], width, width),
-            }  # fmt: skip
+                "out": dense(keys[1], width, width),
+                "skip": dense(keys[2], width, width),
+            }
 
         one, two, three = jax.random.split(key, 3)
         return {
-            "embed": jax.random.normal(one, (256, width)), "head": dense(three, width, 256),
+            "embed": jax.random.normal(one, (256, width)),
+            "head": dense(three, width, 256),
             "layers": [layer(key) for key in jax.random.split(two, depth)],
-        }  # fmt: skip
+        }
 
     def loss(params: Params, waves: Batch) -> Array:
         x, total = params["embed"][waves[:, :-1]], 0.0

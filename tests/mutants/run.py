@@ -78,11 +78,11 @@ class Covering:
         return sorted(tests, key=order)[:most]
 
 
-def draw(count: int, seed: int) -> list[Mutant]:
-    """Changes drawn evenly from all that there are."""
+def draw(parts: Iterable[str], count: int, seed: int) -> list[Mutant]:
+    """Changes drawn evenly from all that there are in some folders."""
     found = [
         mutant
-        for part in DRAWN_FROM
+        for part in parts
         for path in sorted((ROOT / part).rglob("*.py"))
         for mutant in mutants(path.relative_to(ROOT), path.read_text())
     ]
@@ -170,6 +170,7 @@ def main() -> int:
     """Draw, run, and report; exit status 1 when fewer are caught than asked for."""
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__.splitlines()[0])
     parser.add_argument("-n", type=int, default=100, help="how many changes")
+    parser.add_argument("--parts", nargs="+", default=DRAWN_FROM, help="folders to draw from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--tests", type=int, default=200, help="tests of each, at most")
@@ -180,7 +181,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=ROOT / "build/mutants")
     options = parser.parse_args()
     covering = Covering(options.coverage, options.times)
-    drawn = draw(options.n, options.seed)
+    drawn = draw(options.parts, options.n, options.seed)
     tests = {mutant: covering.of(mutant, options.tests) for mutant in drawn}
     trees = [Tree(options.work / str(i)) for i in range(options.jobs)]
     sound = _sound(trees[0], (test for each in tests.values() for test in each))
