@@ -1,5 +1,6 @@
 """What holds for every test: devices, how the tree is collected, how hypothesis draws."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -38,6 +39,13 @@ class PlainCheckout:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(PlainCheckout())
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays; tracing makes many objects that are soon gone without being sought."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ from backpass.bench.task import Arm, Task
 
 COLUMNS = "model by MiB plain time least time median apart fault".split()
 GRADIENTS: Mapping[str, Callable[..., Any]] = {"bp": bp.value_and_grad, "jax": jax.value_and_grad}
-APART = 1e-4
+APART = 1e-3
 
 # Builders by name, and the sizes to see that they run.
 MODELS: Mapping[str, tuple[Callable[..., Model], Mapping[str, int]]] = {

@@ -177,7 +177,7 @@ def distances(batch: int = 4, length: int = 128, width: int = 128, depth: int = 
 
     def loss(params: Params, x: Batch) -> Array:
         far = jnp.abs(jnp.arange(length)[:, None] - jnp.arange(length))
-        bucket = jnp.minimum(jnp.log2(far + 1.0) * 2, buckets - 1).astype(jnp.int32)
+        bucket = jnp.minimum(jnp.log2(far + 1.25) * 2, buckets - 1).astype(jnp.int32)
         bias = params["bias"][bucket].transpose(2, 0, 1)
         target = jnp.roll(x, 1, 1)
         for p in params["layers"]:

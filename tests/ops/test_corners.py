@@ -57,8 +57,14 @@ def with_operands(case: Case, xs: Sequence[Any]) -> Case:
     return replace(case, args=tuple(args))
 
 
-def run(graph: Graph, *args: Any) -> list[Any]:
-    return jax.jit(lambda *xs: evaluate(graph, *xs))(*args)
+def run(*programs: tuple[Graph, Sequence[Any]]) -> list[list[Any]]:
+    """Results of graphs with their arguments, by one program."""
+    graphs, args = zip(*programs, strict=True)
+
+    def all_of_them(args: Any) -> Any:
+        return [evaluate(graph, *xs) for graph, xs in zip(graphs, args, strict=True)]
+
+    return jax.jit(all_of_them)([list(xs) for xs in args])
 
 
 # Half precision
@@ -87,13 +93,14 @@ def test_half_precision(case: Case, dtype: str) -> None:
     """The cotangent has the operand's dtype, and the value of double precision, rounded."""
     small = of_dtype(case, jnp.dtype(dtype))
     large = of_dtype(small, FLOAT)
-    outs = jax.eval_shape(primal(small), *operands(small))
-    cts = cotangents(primal(large), operands(large), large)
-    cts = [ct.astype(out.dtype) for ct, out in zip(cts, outs, strict=True)]
-    found = run(backward_graph(small), *small.args, *cts)
-    outs = jax.eval_shape(primal(large), *operands(large))
-    cts = [ct.astype(out.dtype) for ct, out in zip(cts, outs, strict=True)]
-    exact = run(backward_graph(large), *large.args, *cts)
+    given = cotangents(primal(large), operands(large), large)
+    programs = []
+    for each in (small, large):
+        outs = jax.eval_shape(primal(each), *operands(each))
+        cts = [ct.astype(out.dtype) for ct, out in zip(given, outs, strict=True)]
+        given = cts  # those of double precision are the short ones
+        programs.append((backward_graph(each), [*each.args, *cts]))
+    found, exact = run(*programs)
     tolerance = float(jnp.finfo(dtype).eps) * 8 * ROUGH.get(case.op, 1)
     for got, want in zip(found, exact, strict=True):
         assert got.dtype == jnp.dtype(dtype)
@@ -138,15 +145,18 @@ def test_complex(case: Case) -> None:
     cts = cotangents(f, xs, other)
     rng = np.random.default_rng(2)
     steps = [case.within(like(rng, x)) for x in xs]
-    found = run(backward_graph(other), *other.args, *cts)
-    ahead, behind = (
-        jax.jit(f)(*(x + sign * 1e-6 * d for x, d in zip(xs, steps, strict=True)))
-        for sign in (1, -1)
-    )
+    ends = [[x + by * d for x, d in zip(xs, steps, strict=True)] for by in (1e-6, -1e-6)]
+
+    @jax.jit
+    def program(args: Any, ends: Any, cts: Any) -> Any:
+        found = evaluate(backward_graph(other), *args, *cts)
+        want = jax.vjp(f, *operands(replace(other, args=args)))[1](tuple(cts)) if case.peer else ()
+        return found, [f(*end) for end in ends], want
+
+    found, (ahead, behind), want = program(other.args, ends, cts)
     slope = (inner(cts, ahead) - inner(cts, behind)) / 2e-6
     assert inner(found, steps) == pytest.approx(slope, rel=1e-4, abs=1e-6)
     if case.peer:
-        want = jax.jit(lambda xs, cts: jax.vjp(f, *xs)[1](tuple(cts)))(xs, cts)
         for got, expected in zip(found, want, strict=True):
             got, expected = case.within(np.asarray(got)), case.within(np.asarray(expected))
             np.testing.assert_allclose(got, expected, rtol=1e-7, atol=1e-9)
