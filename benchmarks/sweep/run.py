@@ -1,4 +1,4 @@
-"""Budgets, results and times of thirty training steps that no pass was tuned for.
+"""Budgets, results and times of thirty-two training steps that no pass was tuned for.
 
     python benchmarks/sweep/run.py
     python benchmarks/sweep/run.py --models swin ctc --by jax --budgets 6 --json out.json
@@ -184,7 +184,6 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     options.add_argument("--budgets", type=int, default=5, help="budgets of each step")
     options.add_argument("--repeats", type=int, default=7, help="samples of each; 0: no times")
     args = options.parse_args(argv)
-    fix_allocator(args.default_allocator)
     stamp = environment(["optax"])
     results = []
     for name in args.models:
@@ -211,4 +210,5 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
 
 
 if __name__ == "__main__":
+    fix_allocator("--default-allocator" in sys.argv)
     main()

@@ -164,7 +164,7 @@ def stencil(size: int = 512, steps: int = 20) -> Model:
         u, v, seen = data
         around = lambda x: sum(jnp.roll(x, s, a) for s in (1, -1) for a in (0, 1)) - 4 * x
         for _ in range(steps):
-            reaction = u * v**2
+            reaction = 0.1 * u * v**2
             u, v = (
                 u + params["speed"] * around(u) - reaction + params["feed"] * (1 - u),
                 v

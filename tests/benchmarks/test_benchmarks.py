@@ -190,6 +190,14 @@ def test_gallery(load_benchmark, tmp_path, capsys):
     assert rows[0][:2] == ["model", "plain"] and rows[-1][0] == "lstm"
 
 
+def test_sweep(load_benchmark, capsys):
+    """Budgets hold and results agree, without times."""
+    arguments = ["--tiny", "--models", "mixture", "--by", "jax", "--budgets", "2", "--repeats", "0"]
+    (result,) = load_benchmark("sweep.run").main(arguments)
+    assert result.faults == [] and len(result.budgets) == 2
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["mixture", "jax"]
+
+
 def test_accumulate(load_benchmark, capsys):
     """A row for each number of steps; the parts give what the whole gives."""
     arguments = ["--tiny", "--models", "lstm", "--steps", "2", "--repeats", "2"]
