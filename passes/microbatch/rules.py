@@ -46,8 +46,6 @@ def _each_alone(node: Node, kinds: Sequence[Kind], k: int) -> Step:
 def _broadcast(node: Node, kinds: Sequence[Kind], k: int) -> Step:
     split, dims = first(kinds), node.attrs["broadcast_dimensions"]
     out = split.at(dims[split.dim])
-    if node.output.shape[out.dim] != node.inputs[0].shape[split.dim]:
-        raise Coupled(node, "it repeats one sample")
     return Step([split], [out], {"shape": out.cut(node.output.shape, k)})
 
 
@@ -87,8 +85,7 @@ def _along(attr: str) -> Rule:
         split, dims = first(kinds), node.attrs[attr]
         if split.dim in ((dims,) if isinstance(dims, int) else dims):
             raise Coupled(node, f"{node.op.name} runs along the samples")
-        wanted = [split if x.ndim else None for x in node.inputs]
-        return Step(wanted, [split] * len(node.outputs))
+        return Step([split] * len(node.inputs), [split] * len(node.outputs))
 
     return rule
 
@@ -147,8 +144,8 @@ def _split(node: Node, kinds: Sequence[Kind], k: int) -> Step:
 
 
 def _pad(node: Node, kinds: Sequence[Kind], k: int) -> Step:
-    split = kinds[0]
-    if not isinstance(split, Split) or any(node.attrs["padding_config"][split.dim]):
+    split = first(kinds)
+    if any(node.attrs["padding_config"][split.dim]):
         raise Coupled(node, "it pads the samples")
     return Step([split, None], [split])
 
@@ -168,7 +165,7 @@ def _leading(trailing: int) -> Rule:
 
     def rule(node: Node, kinds: Sequence[Kind], k: int) -> Step:
         split = first(kinds)
-        if any(x.ndim and split.dim >= x.ndim - trailing for x in node.inputs):
+        if any(split.dim >= x.ndim - trailing for x in node.inputs):
             raise Coupled(node, f"{node.op.name} mixes the samples")
         return Step([split] * len(node.inputs), [split] * len(node.outputs))
 
@@ -188,9 +185,7 @@ def _keys(node: Node, kinds: Sequence[Kind], k: int) -> Step:
 
 
 def _dynamic_slice(node: Node, kinds: Sequence[Kind], k: int) -> Step:
-    split = kinds[0]
-    if not isinstance(split, Split) or any(kinds[1:]):
-        raise Coupled(node, "where it reads depends on a sample")
+    split = first(kinds)
     shape, sizes = node.inputs[0].shape, node.attrs["slice_sizes"]
     if sizes[split.dim] != shape[split.dim]:
         raise Coupled(node, "it reads some of the samples")
@@ -200,7 +195,7 @@ def _dynamic_slice(node: Node, kinds: Sequence[Kind], k: int) -> Step:
 def _dynamic_update_slice(node: Node, kinds: Sequence[Kind], k: int) -> Step:
     split = first(kinds)
     x, update = node.inputs[:2]
-    if any(kinds[2:]) or x.shape[split.dim] != update.shape[split.dim]:
+    if x.shape[split.dim] != update.shape[split.dim]:
         raise Coupled(node, "it writes some of the samples")
     return Step([split, split, *kinds[2:]], [split])
 
