@@ -1,9 +1,17 @@
 """`microbatch`: a graph in, the loop over its parts out."""
 
-import pytest
+from dataclasses import replace
 
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import backpass as bp
 from backpass.ir.errors import BatchError
-from backpass.passes import Dce, Microbatch
+from backpass.passes import PASSES, Cse, Dce, Fuse, Microbatch
+from backpass.passes.microbatch import with_microbatch
+from passes.parts import in_parts
 from passes.texts import assert_same_values, graph
 
 STEP = graph(
@@ -101,3 +109,106 @@ def test_a_sum_that_each_sample_needs_is_refused():
     )
     with pytest.raises(BatchError, match=r"x f32\[8,6\].*dimension 0"):
         Microbatch(4)(centred)
+
+
+NUMBERS, BITS = ("float16", "float32", "int8", "int32", "uint32"), ("int8", "uint32", "bool")
+MONOIDS = {
+    **dict.fromkeys(("sum", "prod", "max", "min"), NUMBERS),
+    **dict.fromkeys(("and", "or", "xor"), BITS),
+}
+
+
+@pytest.mark.parametrize("op", MONOIDS)
+def test_what_all_samples_give_is_put_together(op):
+    """Numbers below zero, around it and above, so that none of them is what a loop begins with."""
+
+    def of_all(x):
+        found = []
+        for dtype in MONOIDS[op]:
+            for shift in (4, 0, -4) if dtype != "uint32" else (4,):
+                numbers = lax.round(3 * x + shift)[:, 0].astype(dtype)
+                found.append(getattr(lax, f"reduce_{op}")(numbers, (0,)))
+        return found
+
+    assert f"reduce_{op}" in ops(in_parts(of_all))
+
+
+@pytest.mark.parametrize("names, found", [
+    ("autodiff fold simplify cse", "autodiff fold simplify microbatch cse"),
+    ("cse autodiff", "cse autodiff microbatch"),
+    ("simplify fold cse", "simplify fold microbatch cse"),
+    ("cse dce", "cse dce microbatch"),
+    ("microbatch cse", "microbatch cse"),
+])  # fmt: skip
+def test_the_batch_is_divided_once_gradients_are_nodes_like_others(names, found):
+    passes = with_microbatch([PASSES[name]() for name in names.split()], Microbatch(4))
+    assert [each.name for each in passes] == found.split()
+
+
+def test_a_loss_by_rows_knows_of_the_parts():
+    (fuse, cse, _) = with_microbatch([Fuse(), Cse()], Microbatch(4))
+    assert fuse == replace(Fuse(), parts=4) and cse == Cse()
+
+
+def part_of(step, *args):
+    """The types of what each of two parts of a step is given."""
+    found = bp.compile(step, accumulate_steps=2).lower(*args).graph
+    (loop,) = (node for node in found.nodes if node.regions and node.regions[0].name == "part")
+    return [str(v.type) for v in loop.regions[0].inputs]
+
+
+W, X, S = np.ones((4, 4), np.float32), np.ones((3, 6, 4), np.float32), np.ones(4, np.float32)
+
+
+def test_the_first_dimension_is_taken_and_arguments_that_are_read():
+    assert part_of(lambda z, x, y: jnp.tanh(x), X, X.T, X) == ["f32[2,6,3]"]
+
+
+@pytest.mark.parametrize("of", [lambda w: w, jnp.tanh, lambda w: jnp.tanh(w) * 2])
+def test_samples_may_have_gradients_of_their_own(of):
+    """By weights, or by what is made of them ahead, that each part has as a whole."""
+
+    def loss(w, x):
+        return jnp.sum(jnp.tanh(x @ of(w)) ** 2)
+
+    assert "f32[3,3,4]" in part_of(lambda w, x: bp.grad(loss, (0, 1))(w, x), W, X)
+
+
+def test_a_part_of_the_weights_is_no_part_of_the_batch():
+    """Though others, of one dimension, are there as a whole."""
+
+    def normalised(s, w, x):
+        h = (x * s) @ w
+        return jnp.sum(jnp.tanh((h - h.mean(0)) / (h.std(0) + 1)))
+
+    step = bp.value_and_grad(normalised, (0, 1))
+    with pytest.raises(BatchError, match=r"args\[2\] f32\[6,4\] in parts of its dimension 0"):
+        part_of(lambda s, w, x: step(s, w, x), S, W, X[0])
+
+
+def test_what_computes_nothing_is_not_divided():
+    with pytest.raises(BatchError, match=r"x f32\[8,3\] in parts of its dimension 0"):
+        Microbatch(2)(
+            graph("%0: f32[8,3] x", "%1: f32[3,8] = transpose(%0) {permutation=(1,0)}\nreturn %1")
+        )
+
+
+def test_sizes_that_could_have_been_divided_are_told():
+    with pytest.raises(BatchError, match=r"samples that 7 divides; first .* are \[3, 6, 8\]"):
+        Microbatch(7)(STEP)
+
+
+def test_the_largest_argument_is_taken_for_the_samples_that_are_refused():
+    apart = graph(
+        "%0: f32[4,3] x, %1: f32[8,3] y, %2: f32[4,1] z",
+        """
+        %3: f32[8,3] = cumsum(%1) {axis=0, reverse=False}
+        %4: f32[4,3] = cumsum(%0) {axis=0, reverse=False}
+        %5: f32[4,1] = cumsum(%2) {axis=0, reverse=False}
+        return %3, %4, %5
+        """,
+    )
+    with pytest.raises(
+        BatchError, match=r"y f32\[8,3\].* 0: .*\n.*: cumsum runs along the samples"
+    ):
+        Microbatch(2)(apart)

@@ -137,6 +137,10 @@ TIED = {
         lambda x: added(numbered(*(3,) * 6), sign(x)[:, 0, 0], 1.0, (), range(6), range(6)),
         "a sample is a coordinate",
     ),
+    "its own turned": (
+        lambda x: x[:, 0, :6] + x[:, 0, :6].T,
+        "each sample meets every other",
+    ),
     "pairs": (lambda x: jnp.einsum("btd,ctd->bc", x, x), "each sample meets every other"),
     "kernels of samples": (
         lambda x: lax.conv_general_dilated(x, x[:, :, :2], (1,), "SAME"),

@@ -10,9 +10,10 @@ import pytest
 from jax import lax
 
 from backpass.ir.errors import BatchError
+from backpass.ir.verifier import verify
 from backpass.passes import Microbatch
-from passes.parts import assert_refused, in_parts
-from passes.texts import graph, ops
+from passes.parts import assert_refused, in_parts, used_much
+from passes.texts import assert_same_values, compiled, graph, ops
 
 N, W = np.float32(2), np.zeros((7, 7), np.float32)
 V, Y = np.zeros((5, 7), np.float32), np.zeros((6, 5), np.float32)
@@ -57,6 +58,9 @@ REGIONS = {
     "scan of a whole carry": lambda n, w, x: lax.scan(
         lambda c, t: ((c[0] @ c[1], c[1] @ w), None), (x, w), jnp.zeros(3)
     ),
+    "cos of a whole carry": lambda n, w, x: (
+        x @ jnp.cos(lax.scan(lambda c, t: ((c[0] @ c[1], c[1] @ w), None), (x, w), ROWS)[0][1])
+    ),
     "scan over samples": lambda n, w, x: lax.scan(
         lambda c, t: ((c[0] + t.sum(), c[1]), 2 * t), (0.0, n), x
     ),
@@ -90,9 +94,11 @@ NOT_LINEAR = {
     "div": lambda s: NUMBERS / s,
     "max": lambda s: lax.max(s, 0.0),
     "dot_general": lambda s: s @ s.T,
-    "select_n": lambda s: lax.select_n(s.astype(bool), s, s),
+    "gt": lambda s: lax.select(s > 0, s, s),
     "convert_element_type": lambda s: s.astype(np.int32),
-    "dynamic_slice": lambda s: lax.dynamic_slice(NUMBERS, (s.astype(np.int32)[0, 0], 0), (2, 2)),
+    "convert_element_type to an index": lambda s: lax.dynamic_slice(
+        NUMBERS, (s.astype(np.int32)[0, 0], 0), (2, 2)
+    ),
     "scatter": lambda s: jnp.ones((9, 7)).at[ROWS].set(s[:3]),
 }
 
@@ -111,10 +117,8 @@ def test_a_linear_op_of_a_sum_gives_a_sum(name):
 
 @pytest.mark.parametrize("name", NOT_LINEAR)
 def test_any_other_op_of_a_sum_is_refused(name):
-    assert_refused(
-        jax.checkpoint(lambda x: NOT_LINEAR[name](x.sum(0))),
-        "of a sum over the samples is no such sum",
-    )
+    why = f"{name.split()[0]} of a sum over the samples is no such sum"
+    assert_refused(jax.checkpoint(lambda x: NOT_LINEAR[name](x.sum(0))), why)
 
 
 TIED = {
@@ -138,6 +142,14 @@ TIED = {
     ),
     "one after the other": (
         lambda n, w, x: lax.scan(lambda c, t: (c * 2 + t.sum(), None), 0.0, x)[0],
+        "its steps, one a sample, depend on each other",
+    ),
+    "the last": (
+        lambda n, w, x: lax.scan(lambda c, t: (t, None), jnp.zeros((5, 7)), x)[0],
+        "its steps, one a sample, depend on each other",
+    ),
+    "a product": (
+        lambda n, w, x: lax.scan(lambda c, t: (c * t, None), jnp.ones((5, 7)), x)[0],
         "its steps, one a sample, depend on each other",
     ),
     "added twice": (
@@ -286,3 +298,114 @@ def test_it_is_made_once_for_all_that_read_it():
         return x @ twos @ twos
 
     assert ops(in_parts(used_twice)).count("broadcast_in_dim") == 1
+
+
+def test_a_carry_that_is_handed_on_is_whole():
+    """JAX itself makes a constant of it."""
+    adds = graph(
+        "%0: f32[3] w, %1: f32[8,3] x",
+        """
+        %2: f32[8,3] = sin(%1)
+        %3: f32[3], %4: f32[3], %5: f32[8,3] = scan(%0, %0, %2) {length=8, num_carry=2, num_consts=0}
+          graph step(%0: f32[3], %1: f32[3], %2: f32[3]) {
+            %3: f32[3] = add(%1, %2)
+            %4: f32[3] = mul(%2, %2)
+            return %0, %3, %4
+          }
+        return %3, %4, %5
+        """,
+    )
+    assert_same_values(Microbatch(2)(adds), adds)
+
+
+def test_a_weak_type_stays_one():
+    """The loop divides a branch's result by the number of parts; both branches give one type."""
+    weak = jnp.broadcast_to(1.0, (6, 5))
+    given = compiled(
+        lambda n, w, x: lax.cond(n > 0, lambda w, x: x.sum(0), lambda w, x: w, w, x),
+        N,
+        weak[0],
+        weak,
+    )
+    found = Microbatch(2)(given)
+    verify(found)
+    assert_same_values(found, given)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_needed_of_all_samples_runs_ahead(kept):
+    """It is cheap, and what it is made of is there for each part without a second computation."""
+
+    def mean(x):
+        keep = x > 0
+        chosen = lax.select(keep, x, 2 * x) if kept else x
+        return used_much(chosen / jnp.sum(keep, dtype=np.float32))
+
+    body = in_parts(mean, first=lambda x: x)
+    assert ops(body)[-1] == "cos" and "reduce_sum" not in ops(body)
+
+
+@pytest.mark.parametrize("copies, cheap", [(4, True), (5, False)])
+def test_what_runs_ahead_takes_no_more_than_four_times_the_samples(copies, cheap):
+    def shifted(x):
+        return used_much(x - jnp.broadcast_to(x, (copies, *x.shape)).sum((0, 1)))
+
+    if cheap:
+        in_parts(shifted, first=lambda x: x)
+    else:
+        why = "the sum over all samples is needed by each of them"
+        assert_refused(shifted, why, first=lambda x: x)
+
+
+def test_what_runs_ahead_has_no_product():
+    why = "the sum over all samples is needed by each of them"
+    assert_refused(lambda x: x - (x @ NUMBERS[0]).sum(0)[:, None], why, first=lambda x: x)
+
+
+def table(x, start):
+    rows = (x[:, :, :1] > 0).astype(np.int32)
+    numbers = lax.ScatterDimensionNumbers((2,), (0,), (0,))
+    return lax.scatter_add(start, rows, x, numbers)
+
+
+def over_time_from(start, keep=1):
+    """The samples are the second dimension."""
+
+    def step(c, t):
+        return (c if keep == 1 else keep * c) + t.sum(0), None
+
+    return lambda x: lax.scan(step, start(7), x.transpose(1, 0, 2))[0]
+
+
+def twice(x):
+    found = table(x, jnp.zeros((9, 7)))
+    return found, found + x.sum((0, 1))
+
+
+ADDED = {
+    "rows are scattered into the total": (lambda x: table(x, jnp.zeros((9, 7))), "scatter-add"),
+    "or into what was there": (lambda x: table(x, jnp.ones((9, 7))), "add"),
+    "or into unknown zeros": (lambda x: table(x, np.zeros((9, 7), np.float32)), "add"),
+    "or they are read again": (twice, "add"),
+    "or in a narrow type": (
+        lambda x: table(x.astype(jnp.bfloat16), jnp.zeros((9, 7), jnp.bfloat16)),
+        "add",
+    ),
+    "a loop begins with the total": (over_time_from(jnp.zeros), "scan"),
+    "or with what was there": (over_time_from(jnp.ones), "add"),
+    "or makes it smaller": (over_time_from(jnp.zeros, 0.5), "add"),
+    "or gives what it sees": (
+        lambda x: lax.scan(lambda c, t: (c, t.sum(0)), 0.0, x.transpose(1, 0, 2))[1],
+        "add",
+    ),
+    "another sum": (lambda x: x.sum(0), "add"),
+    "the greatest": (lambda x: x.max(0), "max"),
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_what_adds_to_zeros_adds_to_the_total(name):
+    """Of the parts before, so that no second array of its size is there."""
+    fun, last = ADDED[name]
+    first = {"first": lambda x: lax.round(4 * x)} if "narrow" in name else {}
+    assert in_parts(fun, **first).nodes[-1].op.name == last

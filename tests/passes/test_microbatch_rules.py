@@ -32,6 +32,10 @@ def windows(*, size=1, stride=1, padding=(0, 0), base=1, gap=1):
     )  # fmt: skip
 
 
+def fft(x, *lengths):
+    return lax.fft_p.bind(x + 0j, fft_type=lax.FftType.FFT, fft_lengths=lengths)
+
+
 def filled(x):
     return jnp.ones(x.shape)
 
@@ -65,6 +69,7 @@ SHAPES = {
     "pad": lambda x: lax.pad(x, 7.0, ((0, 0, 0), (1, -1, 2), (0, 3, 0))),
     "reduce_window_max": windows(),
     "top_k": lambda x: lax.top_k(x, 2),
+    "fft": lambda x: jnp.abs(fft(x, 7)),
     "cholesky": lambda x: lax.linalg.cholesky(x @ x.transpose(0, 2, 1) + 9 * jnp.eye(5)),
     "random_bits": lambda x: jax.vmap(lambda key: jax.random.bits(key, (3,)))(keys(x)),
     "random_fold_in": lambda x: jax.random.key_data(
@@ -93,16 +98,17 @@ TIED = {
     "taken apart": (lambda x: lax.unstack(x, axis=0), "it takes the samples apart"),
     "first of them": (lambda x: x[:3], "it takes samples 0 to 3 of 6"),
     "last of them": (lambda x: x[3:], "it takes samples 3 to 6 of 6"),
-    "every other": (lambda x: lax.slice(x, (0, 0, 0), x.shape, (2, 1, 1)), "samples 0 to 6 of 6"),
+    "every other": (lambda x: lax.slice(x, (0, 0, 0), x.shape, (2, 1, 1)), "it takes samples 0 to 6 of 6"),
     "split": (lambda x: lax.split(x, [3, 3], 0)[1], "it splits the samples into [3, 3]"),
-    "padded": (lambda x: lax.pad(x, 0.0, ((0, 1, 0), (0, 0, 0), (0, 0, 0))), "pads the samples"),
-    "spread": (lambda x: lax.pad(x, 0.0, ((0, 0, 1), (0, 0, 0), (0, 0, 0))), "pads the samples"),
+    "padded": (lambda x: lax.pad(x, 0.0, ((0, 1, 0), (0, 0, 0), (0, 0, 0))), "it pads the samples"),
+    "spread": (lambda x: lax.pad(x, 0.0, ((0, 0, 1), (0, 0, 0), (0, 0, 0))), "it pads the samples"),
     "window": (windows(size=2), "its window spans several samples"),
     "window's stride": (windows(stride=2), "its window spans several samples"),
     "window's padding": (windows(padding=(0, 1)), "its window spans several samples"),
     "window's base": (windows(base=2), "its window spans several samples"),
     "window's gap": (windows(gap=2), "its window spans several samples"),
     "top_k": (lambda x: lax.top_k(x.transpose(HIGH), 2), "top_k mixes the samples"),
+    "fft": (lambda x: jnp.abs(fft(x, 6, 5, 7)), "fft mixes the samples"),
     "cholesky": (
         lambda x: lax.linalg.cholesky(x[:, 0, :6], symmetrize_input=False),
         "cholesky mixes the samples",
@@ -115,7 +121,7 @@ TIED = {
         ).astype(np.float32),
         "one key makes the numbers of several samples",
     ),
-    "some read": (lambda x: lax.dynamic_slice(x, (1, 0, 0), (3, 5, 7)), "reads some of the"),
+    "some read": (lambda x: lax.dynamic_slice(x, (1, 0, 0), (3, 5, 7)), "it reads some of the"),
     "some written": (
         lambda x: lax.dynamic_update_slice(x, jnp.ones((2, 5, 7)), (1, 0, 0)),
         "it writes some of the samples",
