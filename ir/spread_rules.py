@@ -60,22 +60,14 @@ def _without(*names: str) -> Rule:
     return rule
 
 
-def _expand_dims(inputs: Sequence[ArrayType], attrs: Attrs, out: ArrayType) -> Sequence[Axes]:
-    old = iter(dims_of(inputs[0]))
-    return [() if i in attrs["dimensions"] else next(old) for i in range(out.ndim)]
-
-
 def _reshape(inputs: Sequence[ArrayType], attrs: Attrs, out: ArrayType) -> Sequence[Axes]:
-    """Of dimensions that become others together, the first one stays divided."""
+    """Of dimensions that become others together, the first stays divided if it alone is."""
     (x, *_), found = inputs, undivided(out.ndim)
     for old, new in groups(x.shape, out.shape):
         wide = [i for i in old if x.shape[i] != 1]
         to = [j for j in new if out.shape[j] != 1]
         if wide and to and not any(dims_of(x)[i] for i in wide[1:]):
             found[to[0]] = dims_of(x)[wide[0]]
-        elif len(wide) == len(to):
-            for i, j in zip(wide, to, strict=True):
-                found[j] = dims_of(x)[i] if x.shape[i] == out.shape[j] else ()
     return found
 
 
@@ -186,7 +178,6 @@ _RULES: Mapping[str, Rule] = {
     "broadcast_in_dim": _broadcast,
     "transpose": _transpose,
     "squeeze": _without("dimensions"),
-    "expand_dims": _expand_dims,
     "reshape": _reshape,
     "dot_general": _dot,
     "conv_general_dilated": _conv,

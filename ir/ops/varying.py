@@ -154,7 +154,7 @@ def _reducing(walk: _Walk, node: Node) -> None:
 def _call(walk: _Walk, node: Node) -> None:
     own = _inputs(walk, node)
     body = walk.inside(node.regions[0], own)
-    walk.add(replace(node, regions=(body.graph, *node.regions[1:])), own, body.outputs)
+    walk.add(replace(node, regions=(body.graph,)), own, body.outputs)
 
 
 def _custom_jvp(walk: _Walk, node: Node) -> None:

@@ -14,7 +14,7 @@ from .split import SUM, Coupled, Kind, Step
 TOGETHER: Mapping[str, slice] = {
     **dict.fromkeys("add add_any sub concatenate stack optimization_barrier".split(), slice(None)),
     **dict.fromkeys("neg copy name real imag conj complex transpose reshape".split(), slice(None)),
-    **dict.fromkeys("squeeze expand_dims broadcast_in_dim slice split rev".split(), slice(None)),
+    **dict.fromkeys("squeeze broadcast_in_dim slice split rev".split(), slice(None)),
     **dict.fromkeys("reduce_sum cumsum reduce_window_sum pad unstack".split(), slice(None)),
     "select_n": slice(1, None),
     "dynamic_slice": slice(0, 1),

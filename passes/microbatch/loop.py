@@ -108,9 +108,7 @@ def _adds_to(b: Builder, places: Mapping[Value, int], total: Value, mine: Value)
 
     `mine` is read by nothing else; `places` are those of nodes by what they define.
     """
-    place = places.get(mine)
-    if place is None:
-        return False
+    place = places[mine]
     node = b.nodes[place]
     if node.op.name == "scatter-add":
         at = 0

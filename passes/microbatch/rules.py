@@ -261,7 +261,7 @@ _ELEMENTWISE = ELEMENTWISE.union(
 
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **_named("reshape squeeze expand_dims", _reshape),
+    **_named("reshape squeeze", _reshape),
     **{
         f"reduce_{name}": _reduction(op)
         for name, op in (
@@ -299,7 +299,7 @@ RULES: Mapping[str, Rule] = {
 }
 PULLED: Mapping[str, PullRule] = {
     **dict.fromkeys(_ELEMENTWISE, _pull_elementwise),
-    **_named("reshape squeeze expand_dims", _pull_reshape),
+    **_named("reshape squeeze", _pull_reshape),
     "broadcast_in_dim": _pull_broadcast,
     **_named("reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or", _pull_reduction),
     "transpose": _pull_transpose,

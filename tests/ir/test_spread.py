@@ -40,6 +40,13 @@ CASES = {
     "slice": (lambda x: x[:, 3:9], X),
     "scan": (lambda x: lax.scan(lambda c, y: (c + y, c * y), x[0] * 0, x), ((6, 8, 4), P(None, "d"))),
     "call": (lambda x: jax.nn.relu(x), X),
+    "sum over what is divided": (lambda x: x.sum((0, 1)), X),
+    "largest": (lambda x: x.argmax(1), X),
+    "squeeze": (lambda x: x[:, :, 0], ((8, 16, 1), P("d", "m"))),
+    "pad": (lambda x: jnp.pad(x, ((0, 0), (1, 1), (0, 0))), X),
+    "flipped": (lambda x: x[:, ::-1], X),
+    "gathered": (lambda x: jnp.broadcast_to(x, (8, 16, 32)), ((1, 16, 32), P(None, "d", "m"))),
+    "a dimension of one": (lambda x, y: x + y, X, ((8, 1, 32), P("d", None, "m"))),
 }  # fmt: skip
 
 
@@ -166,3 +173,82 @@ def test_whole_slices_of_a_gather_lie_as_they_did():
     along, across = bp.compile(picked).trace(x).graph.outputs
     assert str(along.type) == "f32[8/d:2,3,32/m:4]"
     assert str(across.type) == "f32[3,16,32/m:4]"
+
+
+RULES = {
+    "cond": (
+        lambda x: lax.cond(x[0, 0, 0] > 0, lambda: x, lambda: 2 * x),
+        "f32[8/d:2,16,32/m:4]",
+    ),
+    "cond, told by one branch": (
+        lambda x: lax.cond(x[0, 0, 0] > 0, lambda: x, lambda: jnp.ones(x.shape)),
+        "f32[8/d:2,16,32/m:4]",
+    ),
+    "while": (
+        lambda x: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, 2 * c[1]), (0, x)),
+        "i32[]* f32[8/d:2,16,32/m:4]",
+    ),
+    "while, told by its body": (
+        lambda x: lax.while_loop(lambda c: c.sum() < 3, lambda c: c + x, jnp.zeros(x.shape)),
+        "f32[8/d:2,16,32/m:4]",
+    ),
+    "while, told by its test": (
+        lambda x: lax.while_loop(lambda c: c + x.sum() < 3, lambda c: c + 1, 0.0),
+        "f32[]*",
+    ),
+    "scan, told by its body": (
+        lambda x: lax.scan(lambda c, t: (c + t, c), jnp.zeros((16, 32)), x),
+        "f32[16,32/m:4] f32[8,16,32/m:4]",
+    ),
+    "top_k": (lambda x: lax.top_k(x, 4)[1], "i32[8/d:2,16,4]"),
+    "convolution": (
+        lambda x: lax.conv_general_dilated(x, jnp.ones((4, 16, 3)), (1,), "SAME"),
+        "f32[8/d:2,4,32]",
+    ),
+    "convolution of channels last": (
+        lambda x: lax.conv_general_dilated(
+            x, jnp.ones((3, 32, 4)), (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
+        ),
+        "f32[8/d:2,16,4]",
+    ),
+    "fft": (lambda x: lax.fft_p.bind(x + 0j, fft_type=lax.FftType.FFT, fft_lengths=(16, 32)), "c64[8,16,32]"),
+    "update": (lambda x: lax.dynamic_update_slice(x, x[:, :3], (0, 1, 0)), "f32[8/d:2,16,32/m:4]"),
+    "some of it": (lambda x: lax.dynamic_slice(x, (0, 1, 0), (4, 16, 32)), "f32[4,16,32/m:4]"),
+    "scatter": (lambda x: x.at[:, 3].add(1.0), "f32[8/d:2,16,32/m:4]"),
+    "window": (
+        lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 2, 2), (1, 1, 2), "SAME"),
+        "f32[8/d:2,16,16]",
+    ),
+    "split": (lambda x: lax.split(x, [8, 24], 2)[1], "f32[8/d:2,16,24]"),
+    "parts of equal size": (lambda x: lax.split(x, [4, 4], 0), " ".join(["f32[4,16,32/m:4]"] * 2)),
+    "sorted": (lambda x: lax.sort(x, dimension=2), "f32[8/d:2,16,32]"),
+    "joined along it": (lambda x: lax.concatenate([x, x], 0), "f32[16/d:2,16,32/m:4]"),
+    "joined with a whole": (
+        lambda x: lax.concatenate([jnp.ones((8, 1, 32)), x], 1),
+        "f32[8/d:2,17,32/m:4]",
+    ),
+    "barrier": (
+        lambda x: lax.optimization_barrier((jnp.ones(x.shape), x)),
+        "f32[8,16,32] f32[8/d:2,16,32/m:4]",
+    ),
+    "nothing left": (lambda x: x[:, :0].reshape(0, 7), "f32[0,7]"),
+    "another one in the middle": (lambda x: x.transpose(1, 0, 2).reshape(32, 8, 16), "f32[32,8,16]"),
+    "two dimensions in two others": (
+        lambda x: x[:, 0].T.reshape(16, 16),
+        "f32[16,16]",
+    ),
+    "two that change places of a size": (
+        lambda x: jnp.transpose(x, (1, 0, 2)).reshape(16, 8, 1, 32),
+        "f32[16,8/d:2,1,32/m:4]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_how_results_lie(name):
+    function, wanted = RULES[name]
+    on = NamedSharding(mesh(), X[1])
+    x = jax.ShapeDtypeStruct(X[0], np.float32, sharding=on)
+    found = bp.compile(function).trace(x).graph
+    assert " ".join(str(v.type) for v in found.outputs) == wanted
+    assert spread(found) is found

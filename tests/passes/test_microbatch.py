@@ -50,7 +50,7 @@ def test_the_loop_and_what_is_around_it():
 
 
 def test_one_part_is_the_graph_itself():
-    assert Microbatch(1)(STEP) is STEP
+    assert Microbatch(1)(STEP) is STEP and Microbatch()(STEP) is STEP
 
 
 def test_parts_that_do_not_lie_side_by_side():
@@ -162,6 +162,13 @@ W, X, S = np.ones((4, 4), np.float32), np.ones((3, 6, 4), np.float32), np.ones(4
 
 def test_the_first_dimension_is_taken_and_arguments_that_are_read():
     assert part_of(lambda z, x, y: jnp.tanh(x), X, X.T, X) == ["f32[2,6,3]"]
+
+
+def test_of_two_batches_the_one_with_more_to_do_is_taken():
+    def apart(x, y):
+        return jnp.tanh(jnp.tanh(x)), jnp.tanh(y)
+
+    assert part_of(apart, np.ones((6, 5), np.float32), np.ones((6, 3), np.float32)) == ["f32[3,5]"]
 
 
 @pytest.mark.parametrize("of", [lambda w: w, jnp.tanh, lambda w: jnp.tanh(w) * 2])
