@@ -59,10 +59,11 @@ def _lower(
     args: Sequence[Any], attrs: Attrs, regions: Sequence[Graph], run: Callable[..., list[Any]]
 ) -> list[Any]:
     layout = Layout.of(attrs)
-    body = layout.cast(regions[0]) if layout.checked else regions[0]
+    (body,) = regions
 
     def shards(*xs: Any) -> tuple[Any, ...]:
-        return tuple(run(body, *xs))
+        own = [jax_compat.varying_axes(x) for x in xs]
+        return tuple(run(layout.cast(body, own) if layout.checked else body, *xs))
 
     mapped = jax.shard_map(
         shards,
@@ -110,9 +111,8 @@ class Layout:
             "check_vma": self.checked,
         }
 
-    def cast(self, body: Graph) -> Graph:
-        """Return the body with the casts that JAX's types want."""
-        own = list(map(self.inside, self.in_specs))
+    def cast(self, body: Graph, own: Sequence[Axes]) -> Graph:
+        """Return the body with the casts that JAX's types want; inputs vary over `own`."""
         return aligned(body, own, self.manual, list(map(spec_axes, self.out_specs)))
 
     def ordered(self, axes: Axes) -> tuple[Any, ...]:
@@ -149,7 +149,9 @@ def _linearise(
     b: Builder, node: Node, needs: Sequence[bool], ad: Differentiator
 ) -> tuple[Sequence[Value], Pullback]:
     layout = Layout.of(node.attrs)
-    body = layout.cast(node.regions[0]) if layout.checked else node.regions[0]
+    (body,) = node.regions
+    if layout.checked:
+        body = layout.cast(body, list(map(layout.inside, layout.in_specs)))
     active_outs = ad.activity(body, needs)
     split = ad.split(body, needs, seeds=active_outs)
     count = len(body.outputs)

@@ -261,7 +261,6 @@ def _shard_map(walk: _Walk, node: Node) -> None:
 
 _RULES: Mapping[str, Callable[[_Walk, Node], None]] = {
     "pvary": _pvary,
-    "optimization_barrier": _each,
     **dict.fromkeys("device_put offload fetch".split(), _each),
     "custom_jvp_call": _custom_jvp,
     "custom_vjp_call": _custom_vjp,
