@@ -20,7 +20,6 @@ is asked for graphs to look at, in which an `Opaque` stands for it.
 from __future__ import annotations
 
 import dataclasses
-import enum
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -250,8 +249,6 @@ def _rule_for(x: Any) -> Callable[[AttrPrinter, Any], str]:
         return _scalar
     if hasattr(x, "__array__") and hasattr(x, "dtype"):  # JAX has arrays of several classes
         return _array
-    if isinstance(x, enum.Enum) and type(x) in ENUMS.values():
-        return lambda p, x: f"{type(x).__name__}.{x.name}"
     if isinstance(x, (np.dtype, _key_dtype())):
         return lambda p, x: dtype_name(x) if _has_name(x) else opaque(x)
     for tag, implementation in PRNGS.items():

@@ -186,6 +186,25 @@ def test_opaque(value):
         parse(text)
 
 
+class Long:
+    def __init__(self, length):
+        self.length = length
+
+    def __repr__(self):
+        return "x" * self.length
+
+
+def test_what_a_stranger_says_of_itself_is_cut_to_sixty_characters():
+    assert f' {"x" * 60}">' in text_of(Long(60))
+    assert f' {"x" * 57}...">' in text_of(Long(61))
+
+
+def test_how_an_array_lies_is_named():
+    on = jax.make_mesh((2, 4), ("d", "m"))
+    text = text_of(jax.sharding.NamedSharding(on, PartitionSpec("d")))
+    assert re.search(r"P(artitionSpec)?\('d',\) on Mesh d=2 m=4", text)
+
+
 def test_plain_attributes_are_left_out():
     text = "backpass.ir 1\n\ngraph f(%0: f32[4]) {\n  %1: f32[2,2] = reshape(%0)\n"
     text += "  %2: f32[1] = slice(%0) {limit_indices=(1,), start_indices=(0,)}\n"

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backpass import ParseError
-from backpass.ir import parse, print_graph
+from backpass.ir import OPS, Graph, parse, print_graph
+from backpass.ir.graph import Node
 from backpass.ir.parser import Limits
 from ir.graphs import graphs, patient
 from ir.test_text import TEXTS
@@ -168,6 +169,35 @@ def test_a_decompression_bomb_ends_early():
         with pytest.raises(ParseError, match="limit|wants"):
             parse(f"{text}\nresources {{\n  @c0 = {kind} zlib({bomb})\n}}\n")
         assert time.process_time() - begin < 2
+
+
+def constants(*arrays):
+    nodes = [Node(OPS["constant"], (), (), {"value": array}) for array in arrays]
+    return Graph("f", (), tuple(nodes), ())
+
+
+def test_the_limit_of_constants_is_on_the_bytes_of_all_of_them():
+    rng = np.random.default_rng(0)
+    one, other = (rng.integers(0, 256, 5000, np.uint8) for _ in range(2))
+    size = len(zlib.compress(one.tobytes()))
+    whole = print_graph(constants(one, one), resource_limit=size)
+    assert whole.count("@c0") == 3 and "opaque" not in whole
+    text = print_graph(constants(one, other), resource_limit=size)
+    assert re.findall("value=(@c0|opaque)", text) == ["@c0", "opaque"]
+    assert "opaque" in print_graph(constants(one), resource_limit=size - 1)
+
+
+def test_packing_ends_where_the_limit_is_passed():
+    """A chunk of a MiB at a time."""
+    noise = np.random.default_rng(0).integers(0, 256, 3 << 20, np.uint8)
+    assert "over the limit" in print_graph(constants(noise), resource_limit=1000)
+
+
+@pytest.mark.parametrize("count, inline", [(16, True), (17, False)])
+def test_small_constants_stand_in_place(count, inline):
+    text = print_graph(constants(np.arange(count)))
+    assert ("resources" not in text) == inline
+    assert all(len(line) <= 100 for line in text.splitlines() if "=" not in line)
 
 
 def test_constants_over_the_limit_are_not_written():

@@ -34,6 +34,20 @@ MISFITS = [
     ("broadcast_in_dim", [f32(2)], {"shape": (2,), "broadcast_dimensions": ()}, "broadcast"),
     ("reshape", [f32(2, 3)], {"new_sizes": (5,)}, r"as many elements as f32\[2,3\]"),
     ("reshape", [f32(2, 3)], {"new_sizes": (-2, -3)}, "as many elements"),
+    ("reshape", [f32(2, 3)], {"new_sizes": (3, 2), "dimensions": (1, 0)}, "transpose first"),
+    ("stack", [f32(2), f32(3)], {"axis": 0}, r"one type, got f32\[2\], f32\[3\]"),
+    ("stack", [f32(2), i32(2)], {"axis": 0}, "operands of one type"),
+    ("tile", [f32(4)], {"reps": (-1,)}, "one count for each dimension"),
+    ("split", [f32(4)], {"sizes": (-1, 5), "axis": 0}, "sizes that add up"),
+    ("concatenate", [f32(2), f32(2)], {"dimension": 1}, "arrays alike elsewhere"),
+    ("concatenate", [f32(2), i32(2)], {"dimension": 0}, "arrays alike elsewhere"),
+    ("pad", [f32(4), f32()], {"padding_config": ((0, 0, -1),)}, "negative size"),
+    ("pad", [f32(4), i32()], {"padding_config": ((0, 0, 0),)}, "of the operand's dtype"),
+    ("pad", [f32(4), f32()], {"padding_config": ()}, "1 triples"),
+    *(
+        ("slice", [f32(4)], {"start_indices": lo, "limit_indices": hi, "strides": by}, "outside of")
+        for lo, hi, by in [((-1,), (3,), None), ((3,), (2,), None), ((0,), (4,), (0,))]
+    ),
     ("squeeze", [f32(2, 1)], {"dimensions": (0,)}, "dimensions of size 1"),
     ("squeeze", [f32(2, 1)], {"dimensions": (2,)}, "distinct dimensions"),
     ("transpose", [f32(2, 3)], {"permutation": (0, 0)}, "wants a permutation"),
@@ -69,6 +83,27 @@ MISFITS = [
 def test_misfit_is_a_shape_error(op, operands, attrs, message) -> None:
     with pytest.raises(ShapeError, match=message):
         Builder(OPS).emit(op, operands, attrs)
+
+
+# What just fits: op, operands, attributes, shapes.
+FITS = [
+    ("tile", [f32(4)], {"reps": (0,)}, [(0,)]),
+    ("slice", [f32(4)], {"start_indices": (4,), "limit_indices": (4,), "strides": None}, [(0,)]),
+    ("slice", [f32(4)], {"start_indices": (0,), "limit_indices": (4,), "strides": (3,)}, [(2,)]),
+    ("pad", [f32(4), f32()], {"padding_config": ((-1, -3, 0),)}, [(0,)]),
+    ("pad", [f32(0), f32()], {"padding_config": ((1, 2, 3),)}, [(3,)]),
+    ("pad", [f32(2), f32()], {"padding_config": ((0, 0, 3),)}, [(5,)]),
+    ("split", [f32(4)], {"sizes": (0, 4), "axis": 0}, [(0,), (4,)]),
+    ("reshape", [f32(0, 3)], {"new_sizes": (7, 0)}, [(7, 0)]),
+    ("broadcast_in_dim", [f32(1)], {"shape": (0, 2), "broadcast_dimensions": (0,)}, [(0, 2)]),
+    ("stack", [f32(4), f32(4)], {"axis": 1}, [(4, 2)]),
+    ("unstack", [f32(4, 2)], {"axis": 1}, [(4,), (4,)]),
+]
+
+
+@pytest.mark.parametrize("op, operands, attrs, shapes", FITS)
+def test_what_just_fits(op, operands, attrs, shapes) -> None:
+    assert [out.shape for out in Builder(OPS).emit(op, operands, attrs)] == shapes
 
 
 # An op by what it has no derivative: op, operands, attributes, operand asked for, message.

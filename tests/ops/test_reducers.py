@@ -1,5 +1,7 @@
 """Reductions by the user's own function: first and second derivatives, ties, empty axes."""
 
+from math import prod
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,10 @@ import pytest
 from jax import lax
 
 import backpass as bp
+from backpass.ir import OPS, parse, verify
+from backpass.ir.builder import Builder
+from backpass.ir.ops.reducers import lifted
+from fuzz.interpret import run_graph
 from ops.draws import distinct, positive, real
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -155,3 +161,54 @@ def test_a_function_that_is_not_elementwise_is_told() -> None:
 
     with pytest.raises(bp.MissingRuleError, match="'cond' in it has no derivative"):
         bp.grad(f)(real(4))
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_as_they_are(name: str) -> None:
+    """Types, numbers and arithmetic: two multiplications a place, those of one window more."""
+    f, x = WINDOWS[name], positive(5, 6)
+    graph = bp.compile(f).trace(x).graph
+    verify(graph)
+    (node,), want = graph.nodes[-1:], f(x)
+    np.testing.assert_allclose(run_graph(graph, x)[0], want, rtol=1e-12)
+    again = Builder(OPS).emit(node.op, node.inputs, node.attrs, node.regions)
+    assert [v.type for v in again] == [v.type for v in node.outputs]
+    body = sum(inner.op.flops(inner) for inner in node.regions[0].nodes)
+    assert node.op.flops(node) == body * want.size * prod(node.attrs["window_dimensions"])
+
+
+def test_arithmetic_of_a_reduction() -> None:
+    """One call of the function for each element."""
+    (node,) = bp.compile(product).trace(positive(5, 3)).graph.nodes
+    assert node.op.flops(node) == 5 * 3 * 2
+
+
+def test_a_function_of_numbers_as_one_of_arrays() -> None:
+    """What gives the number itself, constants and functions that it calls."""
+    text = """backpass.ir 1
+
+graph f(%0: f64[], %1: f64[]) {
+  %2: f64[] = reshape(%0)
+  %3: f64[] = constant() {value=dense<f64[] [0.5]>}
+  %4: f64[] = mul(%2, %3)
+  %5: f64[] = jit(%4, %1) {name="g"}
+    graph g(%0: f64[], %1: f64[]) {
+      %2: f64[] = add(%0, %1)
+      return %2
+    }
+  return %5, %3, 2.0:f64
+}
+"""
+    graph = lifted(Builder(OPS), parse(text), (2, 3))
+    verify(graph)
+    x, y = real(2, 3), real(2, 3, seed=1)
+    halves, twos = np.full((2, 3), 0.5), np.full((2, 3), 2.0)
+    for found, want in zip(run_graph(graph, x, y), [x / 2 + y, halves, twos], strict=True):
+        np.testing.assert_array_equal(found, want)
+
+
+@pytest.mark.parametrize("line", ["%2: f64[2] = broadcast_in_dim(%0) {broadcast_dimensions=()}"])
+def test_a_function_that_makes_arrays_has_no_such_form(line: str) -> None:
+    text = f"backpass.ir 1\n\ngraph f(%0: f64[], %1: f64[]) {{\n  {line}\n  return %0\n}}\n"
+    with pytest.raises(bp.MissingRuleError, match="'broadcast_in_dim' in it"):
+        lifted(Builder(OPS), parse(text), (2, 3))
