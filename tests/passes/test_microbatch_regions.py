@@ -392,7 +392,16 @@ ADDED = {
         "add",
     ),
     "a loop begins with the total": (over_time_from(jnp.zeros), "scan"),
+    "two loops in one": (
+        lambda x: lax.scan(
+            lambda c, t: ((c[0] + t.sum(0), c[1] + (t * t).sum(0)), None),
+            (jnp.zeros(7), jnp.zeros(7)),
+            x.transpose(1, 0, 2),
+        )[0],
+        "scan",
+    ),
     "or with what was there": (over_time_from(jnp.ones), "add"),
+    "what is made of a total comes later": (lambda x: (-x.sum(0), x.sum(0) + 1), "add"),
     "or makes it smaller": (over_time_from(jnp.zeros, 0.5), "add"),
     "or gives what it sees": (
         lambda x: lax.scan(lambda c, t: (c, t.sum(0)), 0.0, x.transpose(1, 0, 2))[1],
@@ -408,4 +417,5 @@ def test_what_adds_to_zeros_adds_to_the_total(name):
     """Of the parts before, so that no second array of its size is there."""
     fun, last = ADDED[name]
     first = {"first": lambda x: lax.round(4 * x)} if "narrow" in name else {}
-    assert in_parts(fun, **first).nodes[-1].op.name == last
+    body = in_parts(fun, **first)
+    assert body.nodes[-1].op.name == last and "neg" not in ops(body)
