@@ -96,7 +96,7 @@ class _Walk:
         first = node.regions[0]
         if len(first.inputs) != len(inputs) or _shapes(first.inputs) != _shapes(inputs):
             types = [v.type for v in node.outputs]
-            return node.regions, spread_of(name, inputs, {}, types)
+            return node.regions, spread_of(name, inputs, node.attrs, types)
         body = self.graph(first, given)
         found = [*body.outputs, *(inputs[i] for i in node.attrs.get("wrt", ()))]
         if _shapes(found) != _shapes(node.outputs):

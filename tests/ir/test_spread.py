@@ -219,6 +219,28 @@ RULES = {
         lambda x: lax.reduce_window(x, 0.0, lax.add, (1, 2, 2), (1, 1, 2), "SAME"),
         "f32[8/d:2,16,16]",
     ),
+    "reduced by a function": (
+        lambda x: lax.reduce(x, np.float32(0), lambda a, b: 1.0 * a + b, (1,)),
+        "f32[8/d:2,32/m:4]",
+    ),
+    "window by a function": (
+        lambda x: lax.reduce_window(
+            x, np.float32(0), lambda a, b: 1.0 * a + b, (1, 2, 1), (1, 1, 1), "VALID"
+        ),
+        "f32[8/d:2,15,32/m:4]",
+    ),
+    "constrained": (
+        lambda x: lax.with_sharding_constraint(x, NamedSharding(mesh(), P("m"))),
+        "f32[8/m:4,16,32]",
+    ),
+    "constrained in part": (
+        lambda x: lax.with_sharding_constraint(
+            x, NamedSharding(mesh(), P(None, "d", P.UNCONSTRAINED))
+        ),
+        "f32[8,16/d:2,32/m:4]",
+    ),
+    "by a rule of the user's": (lambda x: jax.nn.relu(x) + 1, "f32[8/d:2,16,32/m:4]"),
+    "derived": (lambda x: bp.grad(lambda x: jnp.sin(x).sum())(x), "f32[8/d:2,16,32/m:4]"),
     "split": (lambda x: lax.split(x, [8, 24], 2)[1], "f32[8/d:2,16,24]"),
     "parts of equal size": (lambda x: lax.split(x, [4, 4], 0), " ".join(["f32[4,16,32/m:4]"] * 2)),
     "sorted": (lambda x: lax.sort(x, dimension=2), "f32[8/d:2,16,32]"),

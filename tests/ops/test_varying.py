@@ -48,6 +48,16 @@ def asked(x, y):
 
 asked.defjvp(lambda primals, tangents: (asked(*primals), asked(*primals)), symbolic_zeros=True)
 
+
+@jax.custom_vjp
+def asked_back(x, y):
+    return x * y, -y
+
+
+asked_back.defvjp(
+    lambda x, y: (asked_back(x.value, y.value), None), lambda kept, ct: ct, symbolic_zeros=True
+)
+
 # x varies over d, y over nothing.
 FUNCTIONS = {
     "alike": lambda x, y: (x + y, jnp.sin(y), jnp.cos(x)),
@@ -65,6 +75,7 @@ FUNCTIONS = {
     "custom jvp": halved,
     "custom vjp": clipped,
     "custom jvp that asks": asked,
+    "custom vjp that asks": asked_back,
 }
 
 
