@@ -187,12 +187,6 @@ def test_the_limit_of_constants_is_on_the_bytes_of_all_of_them():
     assert "opaque" in print_graph(constants(one), resource_limit=size - 1)
 
 
-def test_packing_ends_where_the_limit_is_passed():
-    """A chunk of a MiB at a time."""
-    noise = np.random.default_rng(0).integers(0, 256, 3 << 20, np.uint8)
-    assert "over the limit" in print_graph(constants(noise), resource_limit=1000)
-
-
 @pytest.mark.parametrize("count, inline", [(16, True), (17, False)])
 def test_small_constants_stand_in_place(count, inline):
     text = print_graph(constants(np.arange(count)))
