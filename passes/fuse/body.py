@@ -81,15 +81,13 @@ class Body:
         )
 
     def _is_shared(self, value: Value) -> bool:
-        return value not in self.own and value not in self.after
+        return value not in self.own
 
     def _take(self, value: Value, rows: Rows) -> bool:
         """See to it that the body has `value` with these rows."""
         have = self._known(value)
         if have is not None:
             return prod(value.shape[: have.start]) == prod(value.shape[: rows.start])
-        if value in self.after or rows.count(value.shape) != self.count:
-            return False
         made = self.graph.producer.get(value)
         worth = value.type.size > self.count or self.nested
         if made is not None and worth and made.op.name in PULLED:

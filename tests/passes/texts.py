@@ -66,6 +66,18 @@ def compiled(fun, *args):
     return bp.compile(fun).trace(*args).graph
 
 
+def rewritten(apply, fun, *args):
+    """What a pass tells of a function; what it makes of it gives the same numbers."""
+    from backpass.passes import Canonicalise, Cse, Sink
+
+    given = Cse()(Sink()(Canonicalise()(compiled(fun, *args))))
+    found = apply(given)
+    verify(found)
+    for ours, theirs in zip(run_graph(found, *args), run_graph(given, *args), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    return apply.report(given)
+
+
 def ops(graph: Graph) -> list[str]:
     """Names of all ops, those of regions included."""
     return [node.op.name for node in graph.walk()]
