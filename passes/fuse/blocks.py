@@ -68,7 +68,7 @@ def match(graph: Graph, seed: Node, row: int, column: int) -> Match | str:
     body = Body(graph, seed.output.shape[row])
     operand, dim = _operand(seed, row)
     body.entries[operand] = Rows(dim, dim + 1)
-    if body.carry(seed) is None:
+    if body.carry(seed) is None or body.rows[seed.output].start != row:
         return "its operands have no rows in one piece"
     body.grow(seed)
     if not any(node.op.name in ("exp", "select_n") for node, _ in body.steps):
@@ -148,7 +148,8 @@ def blocked(graph: Graph, found: Match, block: int, statics: Statics) -> Graph |
     ]
     env = dict(zip(found.outputs, outs, strict=True))
     place = {v: i for i, node in enumerate(graph.nodes) for v in node.outputs}
-    at = max(place[v] for v in (*found.cut.entries, *found.cut.shared) if v in place) + 1
+    reads = (*found.cut.entries, *found.cut.shared)
+    at = max((place[v] for v in reads if v in place), default=-1) + 1
     rest = [substituted(node, env) for node in graph.nodes[at:] if node not in found.gone]
     early = [node for node in graph.nodes[:at] if node not in found.gone]
     if any(v in env for node in early for v in node.inputs):
