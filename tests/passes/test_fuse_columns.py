@@ -6,11 +6,11 @@ import pytest
 from jax import lax, nn
 
 from backpass.ir import OPS, ArrayType, Builder
-from backpass.passes import Fuse
+from backpass.passes import Canonicalise, Dce, Fuse
 from backpass.passes.fuse.statics import Statics
 from fuzz.interpret import run_graph
 from passes.attentions import mixed, scores
-from passes.texts import compiled, rewritten
+from passes.texts import compiled, ops, rewritten
 
 B, T, H, D = 1, 12, 3, 2
 FUSE = Fuse(block=3, scores=1, least=1 << 30)
@@ -33,6 +33,9 @@ def by_hand(s, v, power=lambda e: e):
 
 
 MATCH = {
+    "chosen by an unknown mask": lambda s, v: softmax(
+        jnp.where(v[0, :, 0, 0] > 0, hidden(s), hidden(-s)), v
+    ),
     "reshaped": lambda s, v: jnp.einsum("bhqok,bkhd->bqhd", nn.softmax(hidden(s)[..., None, :]), v),
     "squared": lambda s, v: by_hand(hidden(s), v, jnp.square),
     "rooted": lambda s, v: by_hand(hidden(s), v, jnp.sqrt),
@@ -53,6 +56,14 @@ MATCH = {
     "a part of all": lambda s, v: softmax(hidden(s, mask=abs(ROW - COLUMN) < 6), v),
 }
 MISS = {
+    "hidden by an unknown mask": (
+        lambda s, v: softmax(jnp.where(v[0, :, 0, 0] > 0, hidden(s), -1e9), v),
+        "a mask that is known only when it runs may hide all of a row",
+    ),
+    "an unknown bias": (
+        lambda s, v: softmax(hidden(s) + v[0, :, 0, 0], v),
+        "what is added to the scores may hide all of a row",
+    ),
     "divided too much": (lambda s, v: softmax(hidden(s, -2e4) / 3.0, v), "reduce_max"),
     "scaled down too much": (lambda s, v: softmax(hidden(s, -2e4) * 0.4, v), "reduce_max"),
     "scaled by some": (
@@ -131,6 +142,50 @@ def test_a_program_that_begins_with_its_scores():
 
     (note,) = rewritten(FUSE, attend, *(x[0, :, 0] for x in (Q, K, V)))
     assert note.matched
+
+
+def test_exponentials_that_are_hidden_by_zeros():
+    """Nothing is between the product and what is hidden."""
+
+    def attend(q, k, v):
+        e = jnp.where(CAUSAL, jnp.exp(jnp.einsum("qd,kd->qk", q, k)), 0.0)
+        return (e / e.sum(-1, keepdims=True)) @ v
+
+    (note,) = rewritten(FUSE, attend, *(x[0, :, 0] for x in (Q, K, V)))
+    assert note.matched
+
+
+@pytest.mark.parametrize(
+    ("size", "count"), [(5, 1), (6, 2), (11, 3), (12, 4), (26, 4), (30, 5), (48, 8), (60, 8)]
+)
+def test_how_many_blocks_there_are(size, count):
+    """Two to eight, of three queries or more; four where more of them would not be twice as large."""
+    x = np.ones((size, D), np.float32)
+
+    def attend(x):
+        s = jnp.where(np.tri(size, dtype=bool), jnp.einsum("qd,kd->qk", x, x), -1e9)
+        return nn.softmax(s) @ x
+
+    assert ops(FUSE(Canonicalise()(compiled(attend, x)))).count("exp") == count
+
+
+def test_the_whole_scores_are_gone():
+    def attend(q, k, v):
+        return softmax(hidden(scores(q, k)), v)
+
+    found = FUSE(Dce()(Canonicalise()(compiled(attend, Q, K, V))))
+    assert all(
+        n.output.type.size < B * H * T * T for n in found.nodes if n.op.name == "dot_general"
+    )
+
+
+def test_rows_that_become_several_dimensions_stay():
+    def look_up(x, w):
+        p = nn.softmax(jnp.where(COLUMN < 5, x @ w.T, -1e9))
+        return jnp.square(p.reshape(3, 4, T)).sum(-1)
+
+    notes = rewritten(FUSE, look_up, Q[0, :, 0], K[0, :, 0])
+    assert not any(note.matched for note in notes)
 
 
 def test_products_that_are_no_scores():

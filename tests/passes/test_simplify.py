@@ -222,6 +222,51 @@ CASES = {
         return %12
         """,
     ),
+    "sum of a one-hot of columns": (
+        "reduce_sum",
+        "%0: i32[3,1], %1: f32[3,1]",
+        """
+        %2: i32[3,5] = iota() {dimension=1}
+        %3: i32[3,5] = broadcast_in_dim(%0) {broadcast_dimensions=(0,1)}
+        %4: bool[3,5] = eq(%3, %2)
+        %5: f32[3,5] = broadcast_in_dim(%1) {broadcast_dimensions=(0,1)}
+        %6: f32[3,5] = broadcast_in_dim(0.0:f32) {broadcast_dimensions=()}
+        %7: f32[3,5] = select_n(%4, %6, %5)
+        %8: f32[3] = reduce_sum(%7) {axes=(1,)}
+        return %8
+        """,
+        """
+        %2: i32[3,5] = iota() {dimension=1}
+        %3: i32[3,5] = broadcast_in_dim(%0) {broadcast_dimensions=(0,1)}
+        %4: bool[3,5] = eq(%3, %2)
+        %5: f32[3,5] = broadcast_in_dim(%1) {broadcast_dimensions=(0,1)}
+        %6: f32[3,5] = broadcast_in_dim(0.0:f32) {broadcast_dimensions=()}
+        %7: f32[3,5] = select_n(%4, %6, %5)
+        %8: i32[3] = reshape(%0)
+        %9: f32[3] = reshape(%1)
+        %10: bool[3] = ge(%8, 0:i32)
+        %11: bool[3] = lt(%8, 5:i32)
+        %12: bool[3] = and(%10, %11)
+        %13: f32[3] = broadcast_in_dim(0.0:f32) {broadcast_dimensions=()}
+        %14: f32[3] = select_n(%12, %13, %9)
+        return %14
+        """,
+    ),
+    "a label for each column": (
+        "reduce_sum",
+        "%0: i32[5], %1: f32[3]",
+        """
+        %2: i32[3,5] = iota() {dimension=1}
+        %3: i32[3,5] = broadcast_in_dim(%0) {broadcast_dimensions=(1,)}
+        %4: bool[3,5] = eq(%2, %3)
+        %5: f32[3,5] = broadcast_in_dim(%1) {broadcast_dimensions=(0,)}
+        %6: f32[3,5] = broadcast_in_dim(0.0:f32) {broadcast_dimensions=()}
+        %7: f32[3,5] = select_n(%4, %6, %5)
+        %8: f32[3] = reduce_sum(%7) {axes=(1,)}
+        return %8
+        """,
+        None,
+    ),
     "counter wraps round": (
         "reduce_sum",
         "%0: i8[3], %1: f32[3]",
