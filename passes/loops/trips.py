@@ -126,16 +126,12 @@ def _reshape(
     b: Builder, node: Node, operands: Sequence[Value], stacks: Sequence[bool]
 ) -> Sequence[Value] | None:
     (x,) = operands
-    if node.op.name == "reshape" and node.attrs.get("dimensions") is not None:
-        return None
     return [b.reshape(x, (x.shape[0], *node.output.shape))]
 
 
 def _broadcast(
     b: Builder, node: Node, operands: Sequence[Value], stacks: Sequence[bool]
 ) -> Sequence[Value] | None:
-    if len(operands) > 1:
-        return None
     (x,) = operands
     dims = (0, *up(node.attrs["broadcast_dimensions"]))
     return [b.broadcast_in_dim(x, (x.shape[0], *node.output.shape), dims)]

@@ -33,6 +33,14 @@ def by_hand(s, v, power=lambda e: e):
 
 
 MATCH = {
+    "mixed from the left": lambda s, v: jnp.einsum("bkhd,bhqk->bqhd", v, nn.softmax(hidden(s))),
+    "clamped before": lambda s, v: softmax(hidden(jnp.maximum(s, 0.0)), v),
+    "scaled by one number for all rows": lambda s, v: softmax(
+        hidden(s, -2e4) * lax.full((T, 1), 0.6, np.float32), v
+    ),
+    "a dimension of one taken away": lambda s, v: softmax(
+        hidden(s)[..., None, :].max(-2).reshape(s.shape), v
+    ),
     "chosen by an unknown mask": lambda s, v: softmax(
         jnp.where(v[0, :, 0, 0] > 0, hidden(s), hidden(-s)), v
     ),
@@ -56,6 +64,7 @@ MATCH = {
     "a part of all": lambda s, v: softmax(hidden(s, mask=abs(ROW - COLUMN) < 6), v),
 }
 MISS = {
+    "clamped after": (lambda s, v: softmax(jnp.maximum(hidden(s), -5.0), v), "reduce_max"),
     "hidden by an unknown mask": (
         lambda s, v: softmax(jnp.where(v[0, :, 0, 0] > 0, hidden(s), -1e9), v),
         "a mask that is known only when it runs may hide all of a row",
