@@ -176,9 +176,7 @@ class _Wiring:
         return tuple(found)
 
     def _alike(self, j: int, k: int, other: int, steady: Sequence[tuple[Wire, ...]]) -> bool:
-        """Nothing is far, and what differs in attributes is a slice of what is given."""
-        if any(kind == "far" for kind, _, _ in steady[j]):
-            return False
+        """What differs in attributes is a slice of what is given."""
         node = self.rows[k][j]
         return not sliced(node) or steady[j] == (GIVEN,) or _same_slice(node, self.rows[other][j])
 

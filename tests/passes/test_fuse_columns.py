@@ -58,7 +58,7 @@ MATCH = {
     "the greater low one": lambda s, v: by_hand(jnp.maximum(hidden(s), -1e8), v),
     "twice the base": lambda s, v: mixed(jnp.exp2(hidden(s)), v),
     "scaled up": lambda s, v: softmax(hidden(s, -1e4) * 2.0, v),
-    "scaled a little down": lambda s, v: softmax(hidden(s, -2e4) * 0.6, v),
+    "scaled a little down": lambda s, v: softmax(hidden(s, -2e4) * 0.5, v),
     "divided a little": lambda s, v: softmax(hidden(s, -2e4) / 1.5, v),
     "barely low": lambda s, v: softmax(hidden(s, -1e4), v),
     "a part of all": lambda s, v: softmax(hidden(s, mask=abs(ROW - COLUMN) < 6), v),

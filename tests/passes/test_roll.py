@@ -1,15 +1,19 @@
 """Repeated blocks become one scan: values, gradients, and what is left as it is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import backpass as bp
-from backpass.passes import DEFAULT, Roll
+from backpass.ir import verify
+from backpass.passes import DEFAULT, Canonicalise, Cse, Dce, Roll
 from fuzz.interpret import run_graph, run_jaxpr
 from passes.draw_repeats import arguments, repeated
-from passes.repeats import PART, ROLL, STAY, TIME, B, D, N, dense, mlp, rows, scopes
+from passes.repeats import PART, ROLL, STAY, TIME, B, D, N, dense, layer, mlp, rows, scopes
+from passes.texts import compiled, ops
 
 ROLLED = tuple(Roll(True) if each.name == "roll" else each for each in DEFAULT)
 
@@ -207,3 +211,61 @@ def test_random_repeats_keep_values_and_gradients(seed):
     close(got, want, 1e-8)
     graph = rolled(low.stages).graph
     assert Roll(True)(graph) is graph
+
+
+# By the pass alone: no program is compiled
+
+
+def alone(apply, fun, *args):
+    """What the pass makes of a function, which gives the same numbers; and its notes."""
+    given = Dce()(Cse()(Canonicalise()(compiled(fun, *args))))
+    found = apply(given)
+    verify(found)
+    close(run_graph(found, *jax.tree.leaves(args)), run_graph(given, *jax.tree.leaves(args)))
+    return found, apply.report(given)
+
+
+def test_what_the_last_block_makes_is_read():
+    def loss(params, x):
+        for p in params[:3]:
+            y = x @ p["w"]
+            x = jnp.tanh(y + p["b"])
+        return x.mean() + y.sum()
+
+    found, (note,) = alone(Roll(True), loss, dense(), rows())
+    assert note.reason == "what the blocks make is read elsewhere" and not lengths(found)
+
+
+def test_pieces_of_one_array_that_were_reshaped_are_not_copied():
+    def loss(w, x):
+        for each in [piece.reshape(D, D) for piece in jnp.split(w, N)]:
+            x = jnp.tanh(x @ each)
+        return x
+
+    found, _ = alone(Roll(True), loss, jnp.stack([p["w"] for p in dense()]), rows())
+    assert lengths(found) == [N] and "stack" not in ops(found)
+
+
+def test_pieces_of_other_arrays_are_stacked():
+    def loss(w, x):
+        pieces = [w[0], w[1], w[2], w[4], w[3]]
+        for each in pieces:
+            x = jnp.tanh(x @ each)
+        return x
+
+    found, _ = alone(Roll(True), loss, jnp.stack([p["w"] for p in dense()]), rows())
+    assert lengths(found) == [5] and "stack" in ops(found)
+
+
+@pytest.mark.parametrize(
+    ("least", "reasons"), [(20, [""]), (30, ["24 nodes compile soon enough as they are"]), (50, [])]
+)
+def test_auto_counts_the_nodes_of_the_blocks(least, reasons):
+    def loss(params, x):
+        x = functools.reduce(lambda h, p: layer(p, h), params, x)
+        for fun in (jnp.sin, jnp.cos, jnp.exp, jnp.tan, jnp.square, jnp.abs, jnp.sinh, jnp.cosh):
+            x = fun(x).reshape(2, -1).T.ravel()[None] * x.sum()
+        return x
+
+    found, notes = alone(Roll(blocks=3, nodes=least, flops=0), loss, dense(), rows())
+    assert [note.reason for note in notes] == reasons and lengths(found) == [N] * (reasons == [""])
