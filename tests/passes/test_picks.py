@@ -42,6 +42,9 @@ OWN = {
         jnp.arange(2)[:, None], jnp.arange(3)[None], PLACES * i[0] // 3
     ],
     "cast": lambda x, i: gathered(x, count(N, dtype=np.uint8).astype(np.int32), i),
+    "as many as fit": lambda x, i: gathered(
+        WIDE[:128], count(128).astype(np.int8).astype(np.int32), count(128) % 2 * (i[0] // 3)
+    ),
     "reshaped": lambda x, i: gathered(x, count(N).reshape(1, N, 1).reshape(N), i),
     "spread": lambda x, i: gathered(x, spread(count(1, N, along=1), (1, N), 0, 1).reshape(N), i),
     "constants": lambda x, i: gathered(
