@@ -237,6 +237,10 @@ def summed(add):
     return step
 
 
+def w_like(x):
+    return x[:3, :1] + jnp.zeros((3, 4), x.dtype)
+
+
 ADDED = {
     "itself": (lambda total, g, x: total + g, True),
     "in front": (lambda total, g, x: g + total, True),
@@ -244,6 +248,15 @@ ADDED = {
     "divided": (lambda total, g, x: total + g / 4, True),
     "negated": (lambda total, g, x: total + -g, True),
     "times a number of the step": (lambda total, g, x: total + x[0, 0] * g, True),
+    "times a number that is spread": (
+        lambda total, g, x: total + g * jax.lax.broadcast(x[0, 0], g.shape),
+        True,
+    ),
+    "times rows that are spread": (
+        lambda total, g, x: total + g * jax.lax.broadcast_in_dim(x[0], g.shape, (0,)),
+        False,
+    ),
+    "times what is computed": (lambda total, g, x: total + g * jnp.sin(w_like(x)), False),
     "cast": (lambda total, g, x: total + g.astype(jnp.bfloat16).astype(jnp.float32), True),
     "its inverse": (lambda total, g, x: total + 1.0 / (2 + g), False),
     "a number over it": (lambda total, g, x: total + 1.0 / g, False),
