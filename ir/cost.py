@@ -25,8 +25,7 @@ _PICKS = frozenset(("dynamic_slice", "gather", "slice"))
 
 # Ops whose output XLA gives the buffer of the operand.
 VIEWS = frozenset(
-    "bitcast_convert_type expand_dims name optimization_barrier reshape squeeze"
-    " stop_gradient".split()
+    "bitcast_convert_type name optimization_barrier reshape squeeze stop_gradient".split()
 )
 
 

@@ -13,7 +13,7 @@ from .graph import Graph, Literal, Node, Value
 from .ops import elementwise, special
 
 MOVES = frozenset(
-    "broadcast_in_dim iota constant reshape squeeze expand_dims copy stop_gradient name slice pad"
+    "broadcast_in_dim iota constant reshape squeeze copy stop_gradient name slice pad"
     " transpose concatenate rev split".split()
 )
 FUSIBLE = MOVES | {op.name for op in (*elementwise.OPS, *special.OPS)}

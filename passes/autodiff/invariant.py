@@ -13,7 +13,7 @@ from ...ir.graph import Graph, Literal, Node, Value
 from ..dce import has_effects
 
 CHEAP = frozenset(
-    "broadcast_in_dim convert_element_type iota constant reshape squeeze expand_dims "
+    "broadcast_in_dim convert_element_type iota constant reshape squeeze "
     "eq ne lt le gt ge not and or".split()
 )
 

@@ -181,7 +181,7 @@ def _times(a: Held, b: Held) -> Held:
 
 _SAME = frozenset(
     "convert_element_type stop_gradient copy name reduce_precision broadcast_in_dim reshape squeeze"
-    " expand_dims transpose reduce_max reduce_sum slice rev".split()
+    " transpose reduce_max reduce_sum slice rev".split()
 )
 _ODD = frozenset("neg abs sign sqrt square tanh sin erf integer_pow".split())
 

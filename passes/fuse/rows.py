@@ -366,7 +366,6 @@ CARRIED: Mapping[str, Rule] = {
     "broadcast_in_dim": _broadcast,
     "reshape": _reshape,
     "squeeze": _reshape,
-    "expand_dims": _reshape,
     "transpose": _transpose,
     "slice": _slice,
     "pad": _pad,
@@ -378,6 +377,5 @@ PULLED: Mapping[str, PullRule] = {
     "broadcast_in_dim": _pull_broadcast,
     "reshape": _pull_reshape,
     "squeeze": _pull_reshape,
-    "expand_dims": _pull_reshape,
     "iota": _pull_iota,
 }

@@ -74,7 +74,7 @@ class Statics:
         return np.broadcast_to(x, node.inputs[0].shape).reshape(node.output.shape)
 
 
-_MOVES = frozenset("broadcast_in_dim reshape squeeze expand_dims transpose".split())
+_MOVES = frozenset("broadcast_in_dim reshape squeeze transpose".split())
 
 
 def _elementwise(node: Node, operands: list[Any]) -> Any:

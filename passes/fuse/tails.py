@@ -16,7 +16,7 @@ from ...ir.graph import Graph, Literal, Node, Value
 from ..autodiff.reverse import Reverse, propagates
 from .body import Body
 
-_ANY = frozenset("reduce_sum reshape squeeze expand_dims neg broadcast_in_dim transpose".split())
+_ANY = frozenset("reduce_sum reshape squeeze neg broadcast_in_dim transpose".split())
 _SUM = frozenset("add add_any sub".split())
 
 

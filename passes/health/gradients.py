@@ -21,7 +21,7 @@ from ..scan import Scan
 from .statistics import Sums, sums_of
 
 MOST_LAYERS = 128  # rows for the slices of one parameter; a longer axis is no axis of layers
-_SAME = VIEWS | set("convert_element_type copy copy_p transpose pvary sharding_constraint".split())
+_SAME = VIEWS | set("convert_element_type copy transpose pvary sharding_constraint".split())
 _SCALED = frozenset("mul div neg convert_element_type copy".split())
 HERE = Origin("", "health")
 

@@ -17,7 +17,7 @@ from .trips import has_rule, product, stacked, up
 from .walk import Loop, OverScans
 
 SHARE = 0.6  # of the bytes that a backward loop reads of stacks, for those that it leaves
-_VIEWS = frozenset("reshape transpose squeeze expand_dims convert_element_type slice neg".split())
+_VIEWS = frozenset("reshape transpose squeeze convert_element_type slice neg".split())
 
 
 @dataclass(frozen=True)

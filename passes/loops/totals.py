@@ -15,7 +15,7 @@ from ..scan import Scan
 
 _SUMS = frozenset(("add", "add_any"))
 # Linear maps of one operand that may be applied to the sum instead of to what is summed.
-_LINEAR = frozenset("reshape transpose squeeze expand_dims neg copy reduce_sum".split())
+_LINEAR = frozenset("reshape transpose squeeze neg copy reduce_sum".split())
 
 
 @dataclass(frozen=True, eq=False)

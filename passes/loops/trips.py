@@ -185,7 +185,6 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "broadcast_in_dim": _broadcast,
         "concatenate": _concatenate,
         "dot_general": _dot,
-        "expand_dims": _reshape,
         "gather": _lookup,
         "pad": _moved(
             lambda node, _: {"padding_config": ((0, 0, 0), *node.attrs["padding_config"])}

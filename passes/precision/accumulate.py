@@ -12,7 +12,7 @@ from ...ir.ops.contraction import free_dims
 from ..rewriter import Producers, rewrite
 from .policy import PRODUCTS, WIDE, of_product
 
-_MOVES = frozenset("reshape transpose squeeze expand_dims broadcast_in_dim slice".split())
+_MOVES = frozenset("reshape transpose squeeze broadcast_in_dim slice".split())
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from ...ir.fusion import MOVES
 from ...ir.graph import Literal, Node, Value
 
 # Products, whose operands are cast: what takes the time and what tolerates it.
-PRODUCTS = frozenset("dot_general conv_general_dilated ragged_dot ragged_dot_general".split())
+PRODUCTS = frozenset("dot_general conv_general_dilated ragged_dot_general".split())
 # Ops that run in the narrow dtype where their operands are there already: moves, and element-wise
 # ops of bounded slope that lose no more than the product in front of them.
 FOLLOWING = (

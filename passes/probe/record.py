@@ -28,7 +28,7 @@ from ..rewriter import CALLS, inlined
 _CALLS = CALLS | {"custom_jvp_call", "custom_vjp_call", "remat2"}
 # Ops whose outputs hold the very elements of their operands.
 SAME = frozenset(
-    "reshape transpose broadcast_in_dim squeeze expand_dims rev copy name optimization_barrier "
+    "reshape transpose broadcast_in_dim squeeze rev copy name optimization_barrier "
     "stop_gradient".split()
 )
 # The bits of infinity, by the dtype that they are read as.

@@ -4,10 +4,13 @@ JAX keeps its derivatives in tables, filled when `jax` is imported. Whoever upda
 this test failing has a new primitive: give it a rule, or say here why it needs none.
 """
 
+import pkgutil
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 
+from backpass import ir, passes
 from backpass.compiler.importer import FOREIGN
 from backpass.compiler.parameters import OPENED
 from backpass.ir.op import no_gradient
@@ -93,3 +96,16 @@ def test_no_reason_is_given_for_what_has_a_rule() -> None:
 def test_no_derivative_is_said_to_be_zero_where_jax_has_a_transpose() -> None:
     flat = {name for name, op in OPS.items() if op.vjp is no_gradient}
     assert flat & registered()["primitive_transposes"] == set()
+
+
+def test_tables_of_ops_name_ops_that_there_are() -> None:
+    """Collections of names in `ir` and `passes`, of which at least half are ops."""
+    strange = {}
+    for package in (ir, passes):
+        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            for name, value in vars(import_module(found.name)).items():
+                if isinstance(value, (frozenset, dict)) and all(isinstance(x, str) for x in value):
+                    others = set(value) - OPS.keys()
+                    if len(others) <= len(value) / 2 and others:
+                        strange[found.name, name] = sorted(others)
+    assert not strange
