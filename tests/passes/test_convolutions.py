@@ -201,6 +201,18 @@ def test_products_of_large_images_are_scanned():
     assert scan.attrs["length"] == 4
 
 
+def test_large_depthwise_sums_are_scanned():
+    """XLA makes the products of all taps before it adds them up; of small images it may."""
+
+    def scans(side):
+        types = [jax.ShapeDtypeStruct(s, np.float32) for s in ((8, side, side, 32), (3, 3, 1, 32))]
+        layer = applied({"padding": "SAME", "feature_group_count": 32})
+        graph = bp.compile(bp.grad(layer, argnums=1)).lower(*types).graph
+        return [node.attrs["length"] for node in graph.walk() if node.op.name == "scan"]
+
+    assert scans(4) == [] and scans(64) == [8] and scans(512) == [8]
+
+
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="a form for CPU alone")
 def test_no_copies_of_images_wait_for_the_backward_pass():
     """XLA would make them in the forward pass, and keep all layers' copies."""

@@ -70,6 +70,9 @@ OTHER = {
     "constants along the other": lambda x, i: gathered(
         CUBE[:, :2], np.int32([[0, 1]] * 2), count(2, 2, along=1), PLACES[:, :2] * i[0]
     ),
+    "the second the other way round": lambda x, i: gathered(
+        CUBE, count(2, 3), 2 - count(2, 3, along=1), PLACES * i[0] // 3
+    ),
     "columns first": lambda x, i: gathered(x[:, :N], count(N), i % N, indexed=(1, 0)),
     "where not negative": lambda x, i: gathered(x, jnp.where(count(N) < 2, count(N), 1), i),
     "rows cut anew": lambda x, i: gathered(
