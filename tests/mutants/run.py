@@ -153,11 +153,13 @@ def _last(printed: str) -> str:
     return lines[0] if lines else ""
 
 
-def _sound(tree: Tree, tests: Iterable[str]) -> set[str]:
+def _sound(tree: Tree, tests: Iterable[str], jobs: int) -> set[str]:
     """The tests that pass in a copy without any change."""
     listed = sorted(set(tests))
     print(f"{len(listed)} tests without a change", file=sys.stderr)
-    status, printed = tree.run(listed, None, "-n", "2", "--dist", "worksteal", "--tb=no", "-rfE")
+    status, printed = tree.run(
+        listed, None, "-n", str(jobs), "--dist", "worksteal", "--tb=no", "-rfE"
+    )
     if status not in (0, 1):
         raise SystemExit(f"the tests do not run in a copy:\n{printed[-2000:]}")
     bad = set(re.findall(r"^(?:FAILED|ERROR) (\S+)", printed, re.MULTILINE))
@@ -184,7 +186,7 @@ def main() -> int:
     drawn = draw(options.parts, options.n, options.seed)
     tests = {mutant: covering.of(mutant, options.tests) for mutant in drawn}
     trees = [Tree(options.work / str(i)) for i in range(options.jobs)]
-    sound = _sound(trees[0], (test for each in tests.values() for test in each))
+    sound = _sound(trees[0], (test for each in tests.values() for test in each), options.jobs)
     free: SimpleQueue[Tree] = SimpleQueue()
     for tree in trees:
         free.put(tree)
