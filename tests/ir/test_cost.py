@@ -8,7 +8,10 @@ from backpass.ir.device import DeviceSpec, kind
 from ir.test_text import TEXTS
 
 
-def body(text: str, inputs: str = "%0: f32[8,4], %1: f32[4,2], %3: f32[1,4]"):
+INPUTS = "%0: f32[8,4], %1: f32[4,2], %3: f32[1,4], %4: c64[2,8], %5: c64[16,1]"
+
+
+def body(text: str, inputs: str = INPUTS):
     return parse(f"backpass.ir 1\ngraph f({inputs}) {{\n{text}\nreturn\n}}\n")
 
 
@@ -22,6 +25,8 @@ CASES = {
     "%2: f32[4] = reduce_sum(%0) {axes=(0,)}": Work(1, 32, 128, 16),
     "%2: f32[8,4] = sort(%0) {dimension=0, is_stable=True, num_keys=1}": Work(1, 96, 128, 128),
     "%2: f32[1,4] = sort(%3) {dimension=0, is_stable=True, num_keys=1}": Work(1, 4, 16, 16),
+    "%2: c64[2,8] = fft(%4) {fft_lengths=(8,), fft_type=FftType.FFT}": Work(1, 240, 128, 128),
+    "%2: c64[16,1] = fft(%5) {fft_lengths=(1,), fft_type=FftType.FFT}": Work(1, 16, 128, 128),
     "%2: bf16[8,4] = convert_element_type(%0)": Work(1, 0, 128, 64),
     "%2: f32[5] = broadcast_in_dim(1.0:f32) {broadcast_dimensions=()}": Work(1, 0, 0, 20),
 }
