@@ -7,7 +7,6 @@ from backpass.ir.cost import Work, node_cost
 from backpass.ir.device import DeviceSpec, kind
 from ir.test_text import TEXTS
 
-
 INPUTS = "%0: f32[8,4], %1: f32[4,2], %3: f32[1,4], %4: c64[2,8], %5: c64[16,1]"
 
 
