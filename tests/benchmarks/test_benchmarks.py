@@ -75,13 +75,13 @@ def test_work_grows_with_the_program(load_benchmark, program):
 
 def test_planning(load_benchmark, capsys):
     """Seconds for each program and size, and beside XLA's."""
-    results = load_benchmark("planning").main(["--tiny", "--programs", "mixed"])
-    assert [r.program for r in results] == ["mixed", "mixed"]
+    results = load_benchmark("planning").main(["--tiny", "--programs", "mlp", "mixed"])
+    assert [r.program for r in results] == ["mlp", "mlp", "mixed", "mixed"]
     assert results[0].nodes < results[1].nodes
     assert all(min(r.seconds[name] for name in ("plan", "xla")) > 0 for r in results)
     head, _, first = capsys.readouterr().out.splitlines()[2:5]
     assert head.split()[-3:] == ["plan", "/", "xla"]
-    assert first.split()[0] == "mixed"
+    assert first.split()[0] == "mlp"
 
 
 def test_planning_grows_with_the_program(load_benchmark, monkeypatch):
@@ -180,8 +180,8 @@ def test_page(load_benchmark, capsys):
 def test_gallery(load_benchmark, tmp_path, capsys):
     """Each picture is drawn; plans are within budgets below the plain peaks."""
     out = tmp_path / "gallery"
-    pairs = load_benchmark("gallery").main(["--tiny", "--out", str(out), "--models", "gpt", "lstm"])
-    assert [pair.name for pair in pairs] == ["gpt", "lstm"]
+    pairs = load_benchmark("gallery").main(["--tiny", "--out", str(out)])
+    assert [pair.name for pair in pairs] == ["gpt", "gpt_scan", "unet", "lstm"]
     for pair in pairs:
         lean, plain = pair.lean, pair.plain
         assert lean.predicted_bytes <= lean.budget_bytes < plain.predicted_bytes
