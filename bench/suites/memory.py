@@ -69,9 +69,9 @@ def measure(suite: str, case: str, build: Callable[..., Model], setup: Setup) ->
         rivals = [stock(task, "plain", options=obeyed(None))]
         rivals += [checkpointed(task, policy) for policy in POLICIES]
     for arm in rivals:
-        setup.tell(f"{case}, {arm.name}: peak {_peak(arm) / 2**20:.1f} MiB")
+        setup.tell(f"{case}, {arm.name}: peak {peak_of(arm) / 2**20:.1f} MiB")
     count = BUDGETS.get(setup.size, MANY)
-    spread = np.linspace(_peak(plain), least(task), count).astype(int).tolist()
+    spread = np.linspace(peak_of(plain), least(task), count).astype(int).tolist()
     planned = [ours(task, setup.passes, budget) for budget in spread]
     arms = [plain, *rivals, *planned]
     times = shared(arms, in_turns(arms, setup.repeats))
@@ -103,30 +103,31 @@ def shared(arms: Sequence[Arm], samples: Sequence[Samples]) -> dict[int, Samples
     return {id(arm): pooled(equal[text]) for arm, text in zip(arms, texts, strict=True)}
 
 
-def _peak(arm: Arm) -> int:
+def peak_of(arm: Arm) -> int:
+    """Return XLA's peak in bytes."""
     assert arm.peak_bytes is not None  # XLA tells it
     return arm.peak_bytes
 
 
 def _fastest(arms: Sequence[Arm], budget: int, times: Mapping[int, Samples]) -> Arm | None:
     """The fastest arm that fits."""
-    able = [arm for arm in arms if _peak(arm) <= budget]
+    able = [arm for arm in arms if peak_of(arm) <= budget]
     return min(able, key=lambda arm: median(times[id(arm)].wall), default=None)
 
 
 def _ratios(mine: Arm, other: Arm, times: Mapping[int, Samples]) -> dict[str, Ratio]:
     time = ratio(times[id(mine)].wall, times[id(other)].wall)
-    return {"time": time, "peak": exact(_peak(mine), _peak(other))}
+    return {"time": time, "peak": exact(peak_of(mine), peak_of(other))}
 
 
 def _figures(arm: Arm, budget: int, plain: Arm) -> dict[str, Any]:
-    plan, peak = arm.program.plan, _peak(arm)
+    plan, peak = arm.program.plan, peak_of(arm)
     return {
-        "budget": budget / _peak(plain),
+        "budget": budget / peak_of(plain),
         "within": peak / budget,
         "predicted": plan.predicted_bytes / peak,
         "rounds": plan.rounds,
         "budget_bytes": budget,
         "peak_bytes": peak,
-        "plain_bytes": _peak(plain),
+        "plain_bytes": peak_of(plain),
     }

@@ -33,7 +33,7 @@ import backpass as bp
 from backpass.bench.arms import differences, in_turns, jitted
 from backpass.bench.measure import environment, fix_allocator, note, ratio
 from backpass.bench.models.model import Model
-from backpass.bench.suites.memory import shared
+from backpass.bench.suites.memory import peak_of, shared
 from backpass.bench.task import Arm, Task
 
 COLUMNS = "model by MiB plain time least time median apart fault".split()
@@ -125,10 +125,10 @@ def measure(name: str, by: str, build: Callable[[], Model], budgets: int, repeat
     stock = jax.jit(step_of(jax.value_and_grad, task.model.loss), donate_argnums=0)
     step = step_of(GRADIENTS[by], task.model.loss)
     plain = jitted("jax", stock, task)
-    peak = _peak(plain)
+    peak = peak_of(plain)
     arms, faults = [plain, jitted("ours", bp.compile(step, donate_argnums=0), task)], []
-    if _peak(arms[1]) > peak:
-        faults.append(f"without a budget {_peak(arms[1]) / peak:.3f}")
+    if peak_of(arms[1]) > peak:
+        faults.append(f"without a budget {peak_of(arms[1]) / peak:.3f}")
     asked = []
     for budget in np.linspace(peak, least(step, task), budgets).astype(int).tolist():
         compiled = bp.compile(step, donate_argnums=0, memory_budget=budget)
@@ -138,11 +138,11 @@ def measure(name: str, by: str, build: Callable[[], Model], budgets: int, repeat
             faults.append(f"{budget / peak:.3f} refused, {error.minimum_bytes / peak:.3f} named")
             continue
         asked.append(budget)
-        if _peak(arms[-1]) > budget:
-            faults.append(f"{_peak(arms[-1]) / peak:.3f} for {budget / peak:.3f}")
-        if len(asked) > 1 and _peak(arms[-1]) > _peak(arms[-2]):
+        if peak_of(arms[-1]) > budget:
+            faults.append(f"{peak_of(arms[-1]) / peak:.3f} for {budget / peak:.3f}")
+        if len(asked) > 1 and peak_of(arms[-1]) > peak_of(arms[-2]):
             faults.append(f"more for {budget / peak:.3f}")
-        note(f"  {budget / peak:.3f}: {_peak(arms[-1]) / peak:.3f}")
+        note(f"  {budget / peak:.3f}: {peak_of(arms[-1]) / peak:.3f}")
     moments = jax.tree.leaves(state[1][0].mu)
     theirs = gradients(state, plain)
     apart = max(max(differences(moments, gradients(state, arm), theirs)) for arm in arms[1:])
@@ -154,10 +154,10 @@ def measure(name: str, by: str, build: Callable[[], Model], budgets: int, repeat
         for arm in arms
     ]
     rows = [
-        (budget / peak, _peak(arm) / peak, time)
+        (budget / peak, peak_of(arm) / peak, time)
         for budget, arm, time in zip(asked, arms[2:], relative[2:], strict=True)
     ]
-    return Result(name, by, peak, (_peak(arms[1]) / peak, relative[1]), rows, apart, faults)
+    return Result(name, by, peak, (peak_of(arms[1]) / peak, relative[1]), rows, apart, faults)
 
 
 def least(step: Callable[..., Any], task: Task) -> int:
@@ -167,11 +167,6 @@ def least(step: Callable[..., Any], task: Task) -> int:
     except bp.BudgetError as error:
         return error.minimum_bytes
     raise AssertionError("a step within a byte")
-
-
-def _peak(arm: Arm) -> int:
-    assert arm.peak_bytes is not None  # XLA tells it
-    return arm.peak_bytes
 
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:

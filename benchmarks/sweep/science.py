@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from sweep.learning import layers
 
 from backpass.bench.models.layers import dense, linear
 from backpass.bench.models.model import Batch, Model, Params
@@ -21,11 +22,6 @@ def mlp(params: Params, x: Array) -> Array:
     for p in params[:-1]:
         x = jnp.tanh(linear(p, x))
     return linear(params[-1], x)
-
-
-def layers(key: Array, *sizes: int) -> list[Params]:
-    keys = jax.random.split(key, len(sizes) - 1)
-    return [dense(k, a, b) for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)]
 
 
 def likelihood(points: int = 512, inside: int = 8, features: int = 64) -> Model:
