@@ -153,7 +153,8 @@ class Replay:
             self.b.phase = node.phase
             copy = self.b.clone(node, [self.now.get(v, local.get(v, v)) for v in node.inputs])
             self.now.update(zip(node.outputs, copy.outputs, strict=True))
-        self.done = [v for node in nodes for v in node.outputs if self._reader.get(v, at) < at]
+        results = (v for node in nodes for v in node.outputs)
+        self.done = [v for v in (*self.done, *results) if self._reader.get(v, at) < at]
 
     def _tied(
         self, again: Sequence[Node], read: Sequence[Value], cts: Sequence[Value]
@@ -180,9 +181,9 @@ class Replay:
     def _fence(self, values: Sequence[Value], cts: Sequence[Value]) -> Sequence[Value]:
         """Pass values and cotangents through a barrier; the cotangents' copies are the new ones."""
         passed = [*dict.fromkeys((*cts, *self.done))]
-        self.done = []
         if not values or not passed:
             return values
+        self.done = []
         self.b.phase = "backward"
         found = self.b.emit("optimization_barrier", [*values, *(self.now[v] for v in passed)])
         self.now.update(zip(passed, found[len(values) :], strict=True))

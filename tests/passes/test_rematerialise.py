@@ -290,6 +290,31 @@ def test_what_an_effect_returns_is_kept(in_scan):
     assert lean is not graph
 
 
+def towers(params, x):
+    """Two of them: neither one's gradients are read in the other's."""
+    sums = []
+    for own in (params[:3], params[3:]):
+        h = x
+        for w in own:
+            h = jax.numpy.tanh(jax.numpy.sin(h @ w))
+        sums.append((h**2).mean())
+    return sums[0] * sums[1]
+
+
+@pytest.mark.parametrize("loss", [towers, *LOSSES.values()])
+def test_results_are_made_before_other_parts_run_again(loss):
+    """XLA would start early on what waits for nothing, and hold both at once."""
+    graph = joint(sgd(loss), parameters(LAYERS, WIDTH), rows(BATCH, WIDTH))
+    frontier = Frontier(graph, SPEC)
+    for budget in np.linspace(frontier.leanest.bytes, frontier.plain.bytes, 9):
+        planned = frontier.fastest(budget).graph
+        fences = [i for i, n in enumerate(planned.nodes) if n.op.name == "optimization_barrier"]
+        for value in planned.outputs:
+            at = next(i for i, node in enumerate(planned.nodes) if value in node.outputs)
+            if planned.nodes[at].phase != "forward" and at not in fences:
+                assert at > max(fences, default=-1)
+
+
 def test_steps_are_written_and_read():
     step = Keep(0, 1, Drop(1, 3, Last(3, 0), Keep(1, 0, Last(2, 2))))
     assert step_from(step_to(step)) == step
