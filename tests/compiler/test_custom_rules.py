@@ -318,3 +318,15 @@ def test_a_rule_that_raises_does_so_where_a_derivative_asks_for_it(fun):
         for _ in range(2):  # a rule that raised is not spoiled
             with pytest.raises(NotImplementedError, match="no slope"):
                 step(x, y)
+
+
+def test_a_rule_that_holds_a_tracer_is_met_again():
+    """The exponential integral's is for an order, which is an array in its trace."""
+
+    def loss(x):
+        return jax.scipy.special.expi(x).sum()
+
+    x = jnp.array([0.3, 0.7])
+    wanted = np.exp(x) / x
+    for way in (jax.value_and_grad, bp.value_and_grad, jax.value_and_grad):
+        assert_close(bp.compile(way(loss))(x)[1], wanted)
