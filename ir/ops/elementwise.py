@@ -214,7 +214,10 @@ def _select_n(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
 
 
 def _clamp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
-    """To x where it lies strictly inside, to a bound where it binds."""
+    """To x where it lies strictly inside, to a bound where it binds; as JAX has it.
+
+    To neither x nor the lower bound where that is not below the upper one, which is then the value.
+    """
     low, x, high = node.inputs
     (g,) = cts
     assert g is not None
@@ -224,7 +227,9 @@ def _clamp(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
         return b.select(b.broadcast(condition, g.shape), g, zeros)
 
     return [
-        b.unbroadcast(where(b.gt(low, x)), low) if needs[0] else None,
+        b.unbroadcast(where(b.logical_and(b.gt(low, x), b.lt(low, high))), low)
+        if needs[0]
+        else None,
         where(b.logical_and(b.gt(x, low), b.lt(x, high))) if needs[1] else None,
         b.unbroadcast(where(b.lt(high, x)), high) if needs[2] else None,
     ]

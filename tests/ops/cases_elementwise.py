@@ -109,6 +109,8 @@ def selections() -> Iterator[Case]:
     yield Case("clamp", (real(8, low=-2, high=-1), real(8), real(8, low=0.5, high=1)))
     edges = np.array(-1.0), np.array([-1.0, 0.0, 1.0]), np.array(1.0)
     yield Case("clamp", edges, label="at a bound", wrt=(1,), kinks=True)
+    crossed = np.array([0.5, 0.5, 0.9]), np.array([0.3, 0.9, 0.5]), np.array([0.4, 0.4, 0.5])
+    yield Case("clamp", crossed, label="bounds crossed", kinks=True)
 
 
 def special() -> Iterator[Case]:
