@@ -101,6 +101,40 @@ def test_strings_are_not_broken():
     assert parse(str(graph)) == graph
 
 
+@pytest.mark.parametrize("over, broken_before", [(0, ""), (1, "%1)"), (4, "%1)"), (5, "%3")])
+def test_lines_are_broken_beyond_120_columns(over, broken_before):
+    """An argument list with an argument a line, a node where there is no more room."""
+    head, node = (
+        line.format("x" * (120 + over - len(line.format(""))))
+        for line in (
+            "graph f(%0: f32[] {}, %1: f32[]) {{",
+            "  %2: f32[] {}, %3: f32[] = optimization_barrier(%0, %1)",
+        )
+    )
+    printed = str(parse(f"backpass.ir 1\n\n{head}\n{node}\n  return\n}}\n"))
+    if over:
+        head = head.replace("(", "(\n    ").replace(", ", ",\n    ").replace(") {", "\n) {")
+        node = node.replace(f" {broken_before}", f"\n        {broken_before}")
+    assert f"\n{head}\n{node}\n" in printed
+
+
+@pytest.mark.parametrize("of, column", [("", 88), (" of %1", 80)])
+def test_places_stand_beneath_each_other(of, column):
+    """And at the next of the stops, 16 columns apart, where the code is longer."""
+    for length in range(1, 80):
+        before, phase = ("  %1: f32[] = neg(%0) @ a.py:1\n", "backward:\n") if of else ("", "")
+        code = f"  %{1 + bool(of)}: f32[] {'x' * length} = neg(%0)"
+        text = f"backpass.ir 1\n\ngraph f(%0: f32[]) {{\n{before}{phase}{code}{of} @ a.py:1\n  return\n}}\n"
+        graph = parse(text)
+        tail = str(graph).splitlines()[-3][len(code) :]
+        stops = [column, *range(96, 200, 16)]
+        assert len(code) + len(tail) - len(tail.lstrip()) == next(
+            s for s in stops if s >= len(code) + 2
+        )
+        assert tail.split() == [*of.split(), "@", "a.py:1"]
+        assert not of or tail.index("@") - tail.index("of") == 8
+
+
 def test_blanks_and_comments_are_free():
     graph = parse(
         "// a graph\nbackpass.ir 1\r\ngraph  f ( %0 : f32[] , // first\n %1: f32[]x ) {// go\n"

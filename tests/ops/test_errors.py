@@ -134,6 +134,23 @@ def test_missing_derivative_is_told(op, operands, attrs, wrt, message) -> None:
         OPS[op].vjp(b, b.nodes[0], cts, [i == wrt for i in range(len(operands))])
 
 
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, False, True)]
+)
+def test_of_all_singular_vectors_those_values_have_a_derivative(wanted) -> None:
+    """Each of the factors alone: s, U, V^H."""
+    attrs = {"full_matrices": True, "compute_uv": True, "subset_by_index": None, "algorithm": None}
+    b = Builder(OPS)
+    outputs = b.emit("svd", [f32(2, 3)], attrs)
+    cts = [Value(out.type) if on else None for out, on in zip(outputs, wanted, strict=True)]
+    if wanted[0]:
+        (found,) = OPS["svd"].vjp(b, b.nodes[0], cts, [True])
+        assert found.shape == (2, 3)
+    else:
+        with pytest.raises(MissingRuleError, match="full_matrices"):
+            OPS["svd"].vjp(b, b.nodes[0], cts, [True])
+
+
 def test_scatter_mul_by_updates_wants_unique_indices() -> None:
     attrs = {"dimension_numbers": scatter_dims(dims((1,), (0,), (0,)))} | flags("clip")
     b = Builder(OPS)

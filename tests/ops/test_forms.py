@@ -56,6 +56,24 @@ def test_large_windows_are_left_to_select_and_scatter() -> None:
     assert found == {"select_and_scatter_add"}
 
 
+def test_what_a_window_picks_is_scattered_back() -> None:
+    """The derivative of select-and-scatter's by its operand; dilated windows have no such op."""
+    b, attrs = Builder(OPS), dict(WINDOWS["overlapping"][1])
+    x = Value(type_of(real(7, 6)))
+    attrs["select_prim"] = "ge"
+    (out,) = b.emit("select_and_gather_add", [x, x], attrs)
+    (node,) = b.nodes
+    assert OPS[node.op.name].vjp(b, node, [Value(out.type)], [True, False])[1] is None
+    assert [node.op.name for node in b.nodes[1:]] == ["select_and_scatter_add"]
+
+
+@pytest.mark.parametrize("shape, products", [((3, 3), 4), ((4, 3), 7), ((3, 4), 7)])
+def test_nothing_leaves_the_range_of_a_square_matrix(shape, products) -> None:
+    attrs = {"full_matrices": False, "compute_uv": True, "subset_by_index": None, "algorithm": None}
+    graph = backward_graph(Case("svd", (real(*shape),), attrs))
+    assert [node.op.name for node in graph.nodes].count("dot_general") == products
+
+
 def test_average_pooling_in_tiles_is_a_broadcast() -> None:
     shape, attrs = WINDOWS["tiles"]
     found = ops_of(Case("reduce_window_sum", (real(*shape),), attrs))

@@ -97,6 +97,18 @@ def test_casts_make_operands_agree(name):
     assert aligned(cast, [D, NONE], DM) == cast
 
 
+def test_a_gradient_varies_as_what_it_belongs_to():
+    x = y = np.zeros((2, 3), np.float32)
+
+    def slopes(x, y):
+        return bp.value_and_grad(lambda x, y: jnp.sum(x) * y, (0, 1))(x, y[0, 0])
+
+    graph = bp.compile(slopes).trace(x, y).graph
+    assert "gradients" in {node.op.name for node in graph.nodes}
+    assert varying(graph, [D, NONE], DM) == (D, D, NONE)
+    assert varying(graph, [NONE, D], DM) == (D, NONE, D)
+
+
 TEXT = """backpass.ir 1
 
 graph f(%0: f32[2] x) {
