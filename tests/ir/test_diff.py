@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backpass.ir import Graph, diff, parse
+from backpass.ir.diff import described
 from backpass.ir.graph import Origin
 from ir.graphs import graphs, patient
 from ir.test_text import TEXTS
@@ -145,6 +146,71 @@ def test_arguments():
     assert found.same, "of two arguments of one type, what is left is taken in order"
     more = compared((" y)", " y, %9: f32[2] z)"))
     assert more.ends == ("z: none -> f32[2]",) and not more.changes
+
+
+UNNAMED = """graph f(%0: f32[4], %1: f32[2], %9: f32[4] x) {
+  %2: f32[4] = neg(%0)
+  %3: f32[2] = sin(%1)
+  %4: f32[4] = exp(%2)
+  %5: f32[4] = exp(%2)
+  %6: f32[20] = concatenate(%0, %2, %4, %5, %9) {dimension=0}
+  return %6, %3, %9
+}
+"""
+
+
+def test_arguments_without_a_name():
+    """In order as long as they are as many, and by type where one is gone."""
+    wider = compared(("%0: f32[4],", "%0: f32[8],"), text=UNNAMED)
+    assert wider.ends == ("input: f32[4] -> f32[8]",) and not wider.changes
+    fewer = compared(("%0: f32[4], ", ""), ("%0", "%9"), text=UNNAMED)
+    assert fewer.ends == ("input: f32[4] -> none",)
+    assert told(fewer) == [
+        ("changed", "neg", "operand 0: input 0 -> x"),
+        ("changed", "concatenate", "operand 0: input 0 -> x"),
+    ]
+    other = compared(("return %6, %3", "return %0, %1"), text=UNNAMED)
+    assert other.ends == ("output 0: concatenate -> input 0", "output 1: sin -> input 1")
+
+
+def test_the_whole_text():
+    """Of five operands four are named, equal changes are counted, the largest is the first."""
+    found = compared(("= exp", "= sin"), ("5, %9)", "5, %0)"), text=UNNAMED)
+    assert (
+        str(found)
+        == """\
+(no scope), forward:
+  - f32[4] = exp(f32[4])  (2 times)
+  + f32[4] = sin(f32[4])  (2 times)
+  ~ f32[20] = concatenate(f32[4], f32[4], f32[4], f32[4], 1 more) {dimension=0}
+        operand 4: x -> input 0
+
+op                 before  after  change
+-----------------  ------  -----  ------
+exp                     2      0      -2
+sin                     1      3      +2
+-----------------  ------  -----  ------
+nodes                   5      5       0
+FLOPs                  14     14       0
+bytes moved         272 B  256 B   -16 B
+bytes at the peak   144 B  144 B     0 B"""
+    )
+    fewer = compared(
+        ("  %3: f32[2] = sin(%1)\n", ""), ("= exp", "= tan"), (", %3", ""), text=UNNAMED
+    )
+    assert fewer.ops == {"exp": (2, 0), "tan": (0, 2), "sin": (1, 0)}
+    assert list(fewer.ops) == ["exp", "tan", "sin"]
+    assert fewer.totals[-1] == ("bytes at the peak", 144, 136)
+    assert "graph" not in repr(fewer).lower(), "a notebook shows changes, and not both graphs"
+
+
+@pytest.mark.parametrize("over", [0, 1])
+def test_long_attributes_are_cut(over):
+    text = 'graph f(%0: f32[]) {\n  %1: f32[] = name(%0) {name="NAME"}\n  return %1\n}\n'
+    name = "x" * (160 + over - len('name=""'))
+    (change,) = diff(parse(HEAD + text), parse(HEAD + text.replace("NAME", name))).changes
+    shown = f'name="{name}"' if not over else f'name="{name}...'
+    assert described(change.node) == f"f32[] = name(f32[]) {{{shown}}}"
 
 
 def test_equal_nodes_are_told_apart_by_place():

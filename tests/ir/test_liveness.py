@@ -105,6 +105,44 @@ def test_a_dying_carry_is_updated_in_place():
     assert again.bytes[1] == (11 + 11 + 1 + 3) * K
 
 
+def test_a_constant_of_a_loop_stays_while_its_carry_is_updated():
+    """Of what a step needs, constant and carry are there already."""
+    made = "%4: f32[256] = sin(%0)\n%5: f32[256] = cos(%0)\n"
+    product = "%3: f32[256] = mul(%0, %1)\n"
+    scan = (
+        "%6: f32[256], %7: f32[10,256] = scan(%4, %5, %1) {length=10, num_carry=1, num_consts=1}\n"
+        f"graph body(%0: f32[256], %1: f32[256], %2: f32[256]) {{\n{product}"
+        "%4: f32[256] = mul(%3, %2)\nreturn %4, %3\n}\nreturn %6"
+    )
+    found = liveness(body(made + scan, "%0: f32[256], %1: f32[10,256]"))
+    assert found.temporary_bytes == (K, 2 * K, (1 + 10 + 3) * K, 0)
+    loop = (
+        "%6: f32[256] = while(%4, %4, %5) {body_nconsts=1, cond_nconsts=1}\n"
+        "graph test(%0: f32[256], %1: f32[256]) {\nreturn True:bool\n}\n"
+        f"graph body(%0: f32[256], %1: f32[256]) {{\n{product}return %3\n}}\nreturn %6"
+    )
+    (_, _, inside, after) = liveness(body(made + loop)).temporary_bytes
+    assert (inside, after) == ((1 + 1) * K, 0)
+
+
+@pytest.mark.parametrize("line", [
+    "dynamic_update_slice(%1, %2, 0:i32)",
+    "scatter-add(%1, 0:i32, %2) {dimension_numbers=ScatterDimensionNumbers(update_window_dims=(0,),"
+    "inserted_window_dims=(), scatter_dims_to_operand_dims=())}",
+])  # fmt: skip
+def test_what_is_written_into_is_updated_in_place(line):
+    text = "%1: f32[256] = sin(%0)\n%2: f32[128] = slice(%0) {limit_indices=(128,), start_indices=(0,), strides=None}\n"
+    found = liveness(body(f"{text}%3: f32[256] = {line}\nreturn %3"))
+    assert found.bytes == (2 * K, 2 * K + K // 2, 2 * K + K // 2, 2 * K)
+
+
+def test_the_derivatives_of_a_custom_rule_do_not_run():
+    big = "%2: f32[4096] = broadcast_in_dim(0.0:f32) {broadcast_dimensions=()}\n"
+    text = "%1: f32[256] = custom_jvp_call(%0)\ngraph a(%0: f32[256]) {\n%1: f32[256] = sin(%0)\n"
+    text += "return %1\n}\n" + f"graph b(%0: f32[256], %1: f32[256]) {{\n{big}return %0, %1\n}}\n"
+    assert liveness(body(text + "return %1")).temporary_bytes == (0, 0)
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_zeros_for_what_a_scan_stacks_are_made_at_the_start_but_for_a_late_one(late):
     text = "%4: f32[256] = dot_general(%1, %1) {dimension_numbers=(((0,),(0,)),((),()))}\n" + SCAN
@@ -139,6 +177,52 @@ def test_a_graph_without_nodes_has_its_peak_where_it_returns():
     rows = str(liveness(parse("backpass.ir 1\ngraph f(%0: f32[256]) {\n  return %0\n}\n")))
     made = [line.split("  ")[0].strip() for line in rows.splitlines()[2:]]
     assert made[:2] == ["an argument", "return"] and made[-1] == "peak, at return"
+
+
+@pytest.mark.parametrize("count", [12, 13, 14])
+def test_of_many_the_twelve_largest_are_listed(count):
+    inputs = ", ".join(f"%{i}: f32[{256 * (count - i)}] x{i}" for i in range(count))
+    found = liveness(body("return", inputs))
+    rest = sum(range(1, count - 11))
+    for text in (str(found), found.by_line()):
+        assert [line.split()[0] for line in text.splitlines() if "argument" in line] == [
+            f"x{i}" for i in range(12)
+        ]
+        more = [line.split() for line in text.splitlines() if "more" in line]
+        assert [(row[0], row[-2:]) for row in more] == (
+            [(str(count - 12), [f"{rest}.0", "KiB"])] if rest else []
+        )
+    counts = [line.split()[2] for line in found.by_line().splitlines() if "more" in line]
+    assert counts == ([str(count - 12)] if rest else [])
+
+
+@pytest.mark.parametrize("count", [6, 7])
+def test_of_what_is_inside_the_six_largest_are_listed(count):
+    """In the order of their sizes, which is that of their definition backwards."""
+    made = "".join(
+        f"%{i}: f32[{256 * i}] = broadcast_in_dim(0.0:f32) {{broadcast_dimensions=()}}  @ m.py:{i}\n"
+        for i in range(1, count + 1)
+    )
+    read = ", ".join(f"%{i}" for i in range(1, count + 1))
+    text = f"%1: f32[] = cond(0:i32, %0)  @ m.py:50\ngraph a(%0: f32[256]) {{\n{made}"
+    text += f"optimization_barrier({read})\nreturn 0.0:f32\n}}\nreturn %1"
+    found = liveness(body(text))
+    lines = [f"m.py:{i}" for i in range(count, count - 6, -1)]
+    rows = [line.split() for line in str(found).splitlines()]
+    at = rows.index(["inside", "cond", "m.py:50", f"{count * (count + 1) // 2}.0", "KiB"])
+    assert [row[1] for row in rows[at + 1 : -2]] == lines
+    rows = [line.split() for line in found.by_line().splitlines()]
+    assert [row[0] for row in rows if row[1:2] == ["temporary"]] == lines
+    assert [row[-2:] for row in rows if "more" in row] == [["1.0", "KiB"]] * (count - 6)
+
+
+def test_what_a_scan_stacks_is_named_by_what_makes_it():
+    found = liveness(
+        body(SCAN.replace("= sin(%0)", "= sin(%0)  @ m.py:7"), "%0: f32[256], %1: f32[10,256] xs")
+    )
+    names = [line.split("  ")[0] for line in str(found).splitlines()]
+    assert names[2:6] == ["xs", "stacked sin m.py:7", "an argument", "scan"]
+    assert "m.py:7" in found.by_line()
 
 
 def test_table_by_line():

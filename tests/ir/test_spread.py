@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import backpass as bp
+from backpass.ir.cost import Work, node_cost
 from backpass.ir.links import traffic
 from backpass.ir.spec import fitted, spec_of
 from backpass.ir.spread import spread
@@ -94,6 +95,19 @@ def test_bytes_are_those_of_one_device():
     kind = ArrayType((20, 3), np.dtype(np.float32), spec=spec)
     assert kind.local == (3, 3) and kind.nbytes == 36 and kind.parts == 8
     assert kind == ArrayType((20, 3), np.dtype(np.float32))
+
+
+def test_arithmetic_is_that_of_one_device():
+    text = (
+        "%1: f32[8/d:2,16] = neg(%0)\n%2: f32[8,16] = neg(%1)\noptimization_barrier(%0)\nreturn %2"
+    )
+    graph = bp.ir.parse(f"backpass.ir 1\ngraph f(%0: f32[8/d:2,16]) {{\n{text}\n}}\n")
+    half, whole = 4 * 16 * 4, 8 * 16 * 4
+    assert [node_cost(node) for node in graph.nodes] == [
+        Work(1, 4 * 16, half, half),
+        Work(1, 4 * 16, half, whole),
+        Work(1),
+    ]
 
 
 def test_an_axis_divides_one_dimension_and_evenly():
