@@ -241,10 +241,6 @@ class Builder:
         """x to the power of the Python integer y."""
         return self.one("integer_pow", x, y=y)
 
-    def logical_not(self, x: Value) -> Value:
-        """Bitwise or logical not."""
-        return self.one("not", x)
-
     def logical_and(self, x: Value, y: Value) -> Value:
         """Bitwise or logical and."""
         return self.one("and", x, y)

@@ -229,8 +229,6 @@ class _Compared:
         return Change("changed", y, tuple(what), regions) if what or regions else None
 
     def _types(self, x: Node, y: Node) -> list[str]:
-        if len(x.outputs) != len(y.outputs):
-            return [f"{len(x.outputs)} outputs -> {len(y.outputs)}"]
         pairs = zip(x.outputs, y.outputs, strict=True)
         return [f"{a.type} -> {b.type}" for a, b in pairs if a.type != b.type]
 

@@ -286,11 +286,6 @@ def captured_bytes() -> int | None:
     return None if found == _CAPTURED else found
 
 
-def is_jaxpr(x: Any) -> bool:
-    """True for open and closed jaxprs (one class from 0.11 on)."""
-    return isinstance(x, jec.Jaxpr | jec.ClosedJaxpr)
-
-
 def jaxpr_parts(jaxpr: Any) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any], Any, Any]:
     """`(constvars, consts, invars, eqns, outvars)` of an open or closed jaxpr."""
     inner = getattr(jaxpr, "jaxpr", jaxpr)

@@ -48,8 +48,7 @@ def _lu(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     A wide matrix's right block is U2 = L^-1 A2, a tall one's lower block L2 = A2 U^-1.
     """
     (g, *_), (packed, _, permutation) = cts, node.outputs
-    if g is None:
-        return [None]
+    assert g is not None
     m, n = packed.shape[-2:]
     k = min(m, n)
     square, g_square = (_block(b, v, (0, k), (0, k)) for v in (packed, g))

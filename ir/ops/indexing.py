@@ -29,8 +29,6 @@ Mode = lax.GatherScatterMode
 def _gather(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     (g,), (x, indices) = cts, node.inputs
     assert g is not None
-    if not needs[0]:
-        return [None, None]
     axis = _picked_axis(node)
     if axis is None:
         attrs = _scatter_attrs(node.attrs)

@@ -42,9 +42,8 @@ def put_along_axis(b: Builder, g: Value, indices: Value, axis: int, size: int) -
 
 def _top_k(b: Builder, node: Node, cts: Cts, needs: Sequence[bool]) -> Cts:
     (g, _), (_, indices), (x,) = cts, node.outputs, node.inputs
+    assert g is not None
     axis = node.attrs.get("axis", node.attrs.get("reduction_dimension")) % x.ndim
-    if g is None:
-        return [None]
     return [put_along_axis(b, g, indices, axis, x.shape[axis])]
 
 

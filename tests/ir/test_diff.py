@@ -132,6 +132,65 @@ def test_order():
     assert "order: 1 of the nodes" in str(found)
 
 
+def test_changes_stand_where_their_nodes_do():
+    """What is gone stands behind what was above it; of four, one that comes first has moved."""
+    ops = "sin cos tan exp log".split()
+    lines = [f"  %{i}: f32[4] = {op}(%0)\n" for i, op in enumerate(ops, 1)]
+    text = f"graph f(%0: f32[4] x) {{\n{''.join(lines)}  return\n}}\n"
+    first, last = f"  %8: f32[4] = neg(%0)\n{lines[1]}", f"  %9: f32[4] = tanh(%0)\n{lines[4]}"
+    found = compared(("".join(lines), first + last), text=text)
+    assert told(found) == [
+        ("removed", "sin"), ("added", "neg"), ("removed", "tan"), ("removed", "exp"), ("added", "tanh"),
+    ]  # fmt: skip
+    turned = compared(("".join(lines[:4]), "".join([lines[3], *lines[:3]])), text=text)
+    assert turned.moved == 1 and not turned.changes
+
+
+@pytest.mark.parametrize("count, shown", [(4, ""), (5, ", 1 more"), (6, ", 2 more")])
+def test_four_operands_and_results_are_named(count, shown):
+    names = [", ".join(f"%{i}{kind}" for i in range(count)) for kind in ("", ": f32[]")]
+    made = ", ".join(f"%{count + i}: f32[]" for i in range(count))
+    text = f"graph f({names[1]}) {{\n  {made} = optimization_barrier({names[0]})\n  return\n}}\n"
+    (node,) = parse(HEAD + text).nodes
+    four = "f32[], f32[], f32[], f32[]" + shown
+    assert described(node) == f"{four} = optimization_barrier({four})"
+
+
+def test_regions_that_are_not_as_many():
+    region = "    graph g(%0: f32[4]) {\n      %1: f32[4] = sin(%0)\n      return %1\n    }\n"
+    text = f"graph f(%0: f32[4] x) {{\n  %1: f32[4] = cond(0:i32, %0)\n{region}  return\n}}\n"
+    assert told(compared((region, region * 2), text=text)) == [
+        ("changed", "cond", "1 regions -> 2")
+    ]
+
+
+TWO_CHAINS = """graph f(%0: f32[4] x) {
+  %1: f32[4] = integer_pow(%0) {y=2}  @ m.py:1
+  %2: f32[4] = integer_pow(%0) {y=3}  @ m.py:1
+  %3: f32[4] = sin(%1)  @ m.py:2
+  %4: f32[4] = sin(%2)  @ m.py:2
+  %5: f32[4] = tan(%3)  @ m.py:3
+  %6: f32[4] = tan(%4)  @ m.py:3
+  %7: f32[4] = integer_pow(%5) {y=2}  @ m.py:4
+  %8: f32[4] = integer_pow(%6) {y=3}  @ m.py:4
+  return %7, %8
+}
+"""
+
+
+def test_what_reads_nodes_alike_follows_them():
+    """Both ends of two chains have changed, and what is between by another line and order."""
+    first, second = TWO_CHAINS.splitlines(keepends=True)[5:7]
+    found = compared(
+        (first + second, (second + first).replace("m.py:3", "m.py:9")),
+        ("y=2", "y=4"),
+        ("y=3", "y=5"),
+        text=TWO_CHAINS,
+    )
+    changes = [("changed", "integer_pow", f"y: {y} -> {y + 2}") for y in (2, 3)] * 2
+    assert told(found) == changes and found.moved == 1
+
+
 def test_inside_a_region():
     """Of a loop only what changed in its body is told; the node around it counts as changed."""
     found = compared(("sin(%1)", "cos(%1)"), text=TEXTS["loop"].removeprefix(HEAD))

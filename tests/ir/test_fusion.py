@@ -2,9 +2,10 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 import backpass as bp
-from backpass.ir.fusion import FARTHEST, free_values, landmarks
+from backpass.ir.fusion import FARTHEST, free_values, landmarks, transposed_bytes
 
 X = jnp.ones((8, 8))
 
@@ -63,6 +64,22 @@ def test_what_is_made_of_inputs_is_free_as_far_as_the_first_landmark():
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("layout, copies", [
+    (("NHWC", "HWIO", "NHWC"), ()),
+    (("NCHW", "HWIO", "NHWC"), (0,)),
+    (("NHWC", "OIHW", "NHWC"), (1,)),
+    (("NHWC", "HWOI", "NCHW"), (1, 2)),
+    (("NWHC", "WHIO", "NWHC"), ()),
+])  # fmt: skip
+def test_convolutions_copy_what_lies_otherwise(layout, copies):
+    sizes = {"N": 2, "H": 5, "W": 7, "C": 3, "I": 3, "O": 4}
+    x, k = (jnp.ones([sizes[c] for c in spec]) for spec in layout[:2])
+    options = {"dimension_numbers": layout, "window_strides": (1, 1), "padding": "SAME"}
+    (node,) = graph(lambda x, k: jax.lax.conv_general_dilated(x, k, **options), x, k).nodes
+    nbytes = [4 * 2 * 5 * 7 * 3, k.nbytes, 4 * 2 * 5 * 7 * 4]
+    assert transposed_bytes(node) == sum(nbytes[i] for i in copies)
 
 
 def test_no_layer_is_that_long():

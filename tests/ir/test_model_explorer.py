@@ -1,13 +1,14 @@
 """Model Explorer's JSON: it validates against the published structure, and nothing is lost."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import pytest
 from hypothesis import given
 
-from backpass.ir import Graph, Literal, parse
+from backpass.ir import Graph, Literal, Value, parse
 from ir.graphs import graphs, patient
 from ir.test_text import TEXTS
 
@@ -88,6 +89,16 @@ def test_regions_are_subgraphs():
     first = collection["graphs"][0]
     inner = {node["id"]: node["subgraphIds"] for node in first["nodes"] if "subgraphIds" in node}
     assert inner == {"n0": ["f/n0.r0"], "n2": ["f/n2.r0", "f/n2.r1"]}
+
+
+def test_a_region_of_two_nodes_is_written_once():
+    text = "%1: f32[] = jit(%0)\ngraph g(%0: f32[]) {\n%1: f32[] = neg(%0)\nreturn %1\n}\n"
+    graph = parse(f"backpass.ir 1\ngraph f(%0: f32[]) {{\n{text}return %1\n}}\n")
+    (node,) = graph.nodes
+    again = replace(node, outputs=(Value(node.output.type),))
+    first, *rest = written(replace(graph, nodes=(node, again)))["graphs"]
+    assert [node.get("subgraphIds") for node in first["nodes"][1:3]] == [["f/n0.r0"]] * 2
+    assert len(rest) == 1
 
 
 def test_what_is_wrong_does_not_validate():

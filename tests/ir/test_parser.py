@@ -63,6 +63,7 @@ BODIES = {
     "%1: f32[2] = neg(%0) {a=}": "expected a value for attribute 'a' of neg",
     "%1: f32[2] = neg(%0) {a=1, a=2}": "attribute 'a' is given twice",
     "%1: f32[2] = neg(%0) {a=1 b=2}": "expected '}' after the attributes",
+    "%1: f32[2] = neg(%0) {a=300:i8}": "line 3, column 25: 300 does not fit int8",
     "%1: f32[2] = neg(%0) {a=(1}": "expected ')' or a comma",
     '%1: f32[2] = neg(%0) {a="x}': "expected a string that ends on its line",
     '%1: f32[2] = neg(%0) {a="\\q"}': "unknown escape",
@@ -185,6 +186,12 @@ def test_the_limit_of_constants_is_on_the_bytes_of_all_of_them():
     text = print_graph(constants(one, other), resource_limit=size)
     assert re.findall("value=(@c0|opaque)", text) == ["@c0", "opaque"]
     assert "opaque" in print_graph(constants(one), resource_limit=size - 1)
+    parts = rng.integers(0, 256, 5 << 19, np.uint8)  # in pieces of a MiB
+    size = len(zlib.compress(parts.tobytes()))
+    written = [
+        "opaque" not in print_graph(constants(parts), resource_limit=size - k) for k in (0, 1)
+    ]
+    assert written == [True, False]
 
 
 @pytest.mark.parametrize("count, inline", [(16, True), (17, False)])

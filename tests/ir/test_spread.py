@@ -115,6 +115,7 @@ def test_an_axis_divides_one_dimension_and_evenly():
     assert fitted([d, d], (4, 4)) == (d, ())
     assert fitted([d, m], (4, 6)) == (d, ())
     assert fitted([d, m], (3, 6)) == ()
+    assert fitted([d, d], (0, 4)) == ((), d)
 
 
 def test_a_graph_without_a_mesh_stays():
@@ -224,6 +225,16 @@ RULES = {
             x, jnp.ones((3, 32, 4)), (1,), "SAME", dimension_numbers=("NHC", "HIO", "NHC")
         ),
         "f32[8/d:2,16,4]",
+    ),
+    "convolution by divided filters": (
+        lambda x: lax.conv_general_dilated(jnp.ones((2, 16, 40)), x, (1,), "VALID"),
+        "f32[2,8/d:2,9]",
+    ),
+    "a map that makes more": (
+        lambda x: jax.shard_map(
+            lambda x: x, mesh=mesh(), in_specs=P(), out_specs=P("d"), check_vma=False
+        )(x),
+        "f32[16/d:2,16,32]",
     ),
     "fft": (lambda x: lax.fft_p.bind(x + 0j, fft_type=lax.FftType.FFT, fft_lengths=(16, 32)), "c64[8,16,32]"),
     "update": (lambda x: lax.dynamic_update_slice(x, x[:, :3], (0, 1, 0)), "f32[8/d:2,16,32/m:4]"),

@@ -49,6 +49,16 @@ graph body(%0: i32[], %1: f32[2]) {
   return %2, %1
 }
 """
+ROWS = """\
+%2: f32[2] = while(%0) {body_nconsts=0, cond_nconsts=0}
+graph cond(%0: f32[2]) {
+  %2: bool[2] = lt(%0, %0)
+  return %2
+}
+graph body(%0: f32[2]) {
+  return %0
+}
+"""
 COND = """\
 %2: f32[2] = cond(%1, %0)
 graph zero(%0: f32[2]) {
@@ -62,7 +72,7 @@ CALL = "%2: f32[2] = jit(%0)\ngraph g(%0: f32[2]) {\n  return %0\n}\n"
 INPUTS = "%0: f32[2], %1: i32[], %9: f32[5,3]"
 
 
-@pytest.mark.parametrize("text", [SCAN, WHILE, COND, CALL])
+@pytest.mark.parametrize("text", [SCAN, WHILE, ROWS, COND, CALL])
 def test_regions_that_fit(text):
     verify(body(text, INPUTS))
 
@@ -87,6 +97,10 @@ TYPES = [
     (WHILE.replace("lt(%0, 5:i32)\n  return %2", "lt(%0, 5:i32)\n  return %1"), "one bool"),
     (WHILE.replace("return %2, %1", "return %1, %2"), "region body of while returns"),
     (WHILE.replace("graph cond(%0: i32[], ", "graph cond(%0: i8[], "), "lt does not accept"),
+    (
+        WHILE.replace("bool[] = lt(%0, 5:i32)", "bool[2] = lt(%1, %1)"),
+        "the condition of a while is batched over [2], its carry is not",
+    ),
     (COND.replace("one(%0: f32[2])", "one(%0: f32[3])"), "region one of cond takes (f32[3])"),
     (COND.replace("cond(%1, %0)", "cond(%0, %0)"), "cond wants a scalar index"),
     (COND.split("graph")[0], "cond wants a scalar index and branches"),

@@ -63,7 +63,9 @@ def test_what_a_window_picks_is_scattered_back() -> None:
     attrs["select_prim"] = "ge"
     (out,) = b.emit("select_and_gather_add", [x, x], attrs)
     (node,) = b.nodes
-    assert OPS[node.op.name].vjp(b, node, [Value(out.type)], [True, False])[1] is None
+    ct = Value(out.type)
+    assert OPS[node.op.name].vjp(b, node, [ct], [False, True]) == [None, None]
+    assert OPS[node.op.name].vjp(b, node, [ct], [True, False])[1] is None
     assert [node.op.name for node in b.nodes[1:]] == ["select_and_scatter_add"]
 
 

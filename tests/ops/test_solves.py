@@ -71,6 +71,26 @@ def test_first_and_second_derivatives_are_those_of_jax(name: str) -> None:
             np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-9)
 
 
+def test_tangents_of_what_a_solution_does_not_hang_on() -> None:
+    """A solver's own guess, and one of two right-hand sides."""
+
+    def guessed(start):
+        return lax.custom_linear_solve(lambda x: 2 * x, Y, lambda _, y: y / 2 + 0 * start)
+
+    def paired(y):
+        def solve(_, ys):
+            return ys[0] / 2, ys[1] / 3
+
+        return lax.custom_linear_solve(lambda x: (2 * x[0], 3 * x[1]), (y, Y), solve, solve)
+
+    for f, want in ((guessed, (Y / 2, 0 * Y)), (lambda y: paired(y)[0], (Y / 2, Y / 2))):
+        for got, expected in zip(bp.jvp(f, (Y,), (Y,)), want, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-12)
+    (_, other), (_, still) = bp.jvp(paired, (Y,), (Y,))
+    np.testing.assert_allclose(other, Y / 3, rtol=1e-12)
+    np.testing.assert_array_equal(still, 0 * Y)
+
+
 def test_without_a_transposed_solver_there_is_no_gradient() -> None:
     def loss(y):
         return jnp.sum(lax.custom_linear_solve(lambda x: 2 * x, y, lambda _, y: y / 2))
