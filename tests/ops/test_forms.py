@@ -82,6 +82,22 @@ def test_average_pooling_in_tiles_is_a_broadcast() -> None:
     assert found == {"broadcast_in_dim", "reshape"}
 
 
+@pytest.mark.parametrize("x, y, contract, batch", [
+    ((2, 3), (3, 4), ((1,), (0,)), ((), ())),
+    ((3, 2), (3, 4), ((0,), (0,)), ((), ())),
+    ((3, 2), (4, 3), ((0,), (1,)), ((), ())),
+    ((2, 3), (4, 3), ((1,), (1,)), ((), ())),
+    ((2, 5, 3), (3, 4), ((2,), (0,)), ((), ())),
+    ((2, 3, 4), (2, 4, 5), ((2,), (1,)), ((0,), (0,))),
+    ((2, 4, 3), (2, 5, 4), ((1,), (2,)), ((0,), (0,))),
+])  # fmt: skip
+def test_gradients_of_products_are_products_alone(x, y, contract, batch) -> None:
+    """Operands change places where that spares a transpose."""
+    attrs = {"precision": None, "preferred_element_type": None}
+    case = Case("dot_general", (real(*x), real(*y)), attrs | {"dimension_numbers": (contract, batch)})
+    assert ops_of(case) == {"dot_general"}
+
+
 def test_sort_is_not_run_again() -> None:
     b, x = Builder(OPS), Value(type_of(distinct(9)))
     b.emit("sort", [x], {"dimension": 0, "is_stable": True, "num_keys": 1})
