@@ -57,6 +57,7 @@ def test_drawn_floats(x):
         (np.uint32(0x7FC00001).view(np.float32), "0x7fc00001"),
         (jnp.bfloat16(0.1), "0.1"),
         (jnp.float8_e4m3fn(448), "448.0"),
+        (jnp.bfloat16(0.15625), "0.156"),
         (jnp.finfo(jnp.bfloat16).max, "3.39e+38"),
         (np.complex64(complex(-0.0, float("inf"))), "-0.0+infj"),
         (np.uint64(2**64 - 1), "18446744073709551615"),

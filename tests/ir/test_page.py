@@ -193,6 +193,17 @@ def test_notebook_shows_what_is_live_at_each_position():
     assert heights == pytest.approx([tallest * size for size in live], abs=0.1)
 
 
+def test_notebook_shows_phases_and_the_return_as_the_last():
+    text = "%1: f32[4] = sin(%0)\nbackward:\n%2: f32[4] = cos(%1)\nupdate:\n%3: f32[4] = neg(%2)\nreturn %3"
+    graph = parse(f"backpass.ir 1\ngraph f(%0: f32[4]) {{\n{text}\n}}\n")
+    fills = re.findall(r'<rect[^>]* fill="([^"]+)"', graph._repr_html_())
+    assert len(set(fills)) == 3 and fills[3:] == fills[2:3]
+    assert (
+        len(re.findall("<rect", parse("backpass.ir 1\ngraph f() {\nreturn\n}\n")._repr_html_()))
+        == 1
+    )
+
+
 # What a browser makes of it
 
 

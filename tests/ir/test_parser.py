@@ -194,6 +194,14 @@ def test_the_limit_of_constants_is_on_the_bytes_of_all_of_them():
     assert written == [True, False]
 
 
+@pytest.mark.parametrize("array, text", [
+    (np.zeros(1), "[0.0]"), (np.zeros(2), "0.0"), (np.array([0.0, 1.0]), "[0.0, 1.0]"),
+    (np.zeros(1000), "0.0"), (np.zeros(0), "[]"), (np.array([0.0, -0.0]), "[0.0, -0.0]"),
+])  # fmt: skip
+def test_equal_elements_are_written_once(array, text):
+    assert f"value=dense<f64[{array.size}] {text}>" in print_graph(constants(array))
+
+
 @pytest.mark.parametrize("count, inline", [(16, True), (17, False)])
 def test_small_constants_stand_in_place(count, inline):
     text = print_graph(constants(np.arange(count)))

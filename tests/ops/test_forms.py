@@ -94,7 +94,9 @@ def test_average_pooling_in_tiles_is_a_broadcast() -> None:
 def test_gradients_of_products_are_products_alone(x, y, contract, batch) -> None:
     """Operands change places where that spares a transpose."""
     attrs = {"precision": None, "preferred_element_type": None}
-    case = Case("dot_general", (real(*x), real(*y)), attrs | {"dimension_numbers": (contract, batch)})
+    case = Case(
+        "dot_general", (real(*x), real(*y)), attrs | {"dimension_numbers": (contract, batch)}
+    )
     assert ops_of(case) == {"dot_general"}
 
 

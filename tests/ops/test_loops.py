@@ -10,6 +10,8 @@ from backpass.ir.evaluate import evaluate
 from backpass.ir.graph import Value
 from backpass.ir.ops.chunked import evenly
 from backpass.ir.types import type_of
+from backpass.passes.autodiff import Forward, Reverse
+from fuzz.interpret import run_graph
 
 CHUNKED = """backpass.ir 1
 
@@ -41,6 +43,55 @@ def test_rows_in_parts_and_those_that_are_left_over():
     assert total == (w * x).sum()
     (node,) = graph.nodes
     assert node.op.flops(node) == 2 * (6 + 6) + (2 + 2)
+
+
+@pytest.mark.parametrize("active", [(True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("given", ["both", "the sum alone", "rows that nothing is asked of"])
+def test_rows_in_parts_are_differentiated(given, active):
+    """In one pass where one number is asked for, else by a second one over the rows."""
+    text, once = CHUNKED, given == "the sum alone"
+    if given != "both":
+        text = text.replace("return %4, %3", "return %4" if once else "return %4, %1")
+    if once:
+        text = text.replace("%2: f32[], %3: f32[7,2] =", "%2: f32[] =").replace(
+            "%2, %3\n}", "%2\n}"
+        )
+    split = Reverse().split(parse(text), active)
+    verify(split.forward)
+    verify(split.backward)
+    w, x = np.array([1, -2], np.float32), np.arange(14, dtype=np.float32).reshape(7, 2)
+    found = run_graph(split.forward, w, x)
+    outs = [(w * x).sum(), w * x if given == "both" else x]
+    count = 1 if once else 2
+    for got, want in zip(found[:count], outs, strict=False):
+        np.testing.assert_allclose(got, want)
+    cts = [np.float32(3), np.cos(x)]
+    where = {"input": [w, x], "stored": found[count:]}
+    residuals = [where[kind][i] for kind, i in split.residuals]
+    back = run_graph(split.backward, *residuals, *(cts[i] for i in split.seeds))
+    by_product = cts[0] + (cts[1] if given == "both" else 0 * x)
+    by_x = by_product * w + (cts[1] if given.startswith("rows") else 0)
+    want = [(by_product * x).sum(0), by_x]
+    for got, expected in zip(back, (g for g, on in zip(want, active) if on), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+    at_once = once or (given.startswith("rows") and active == (True, False))
+    loops = [
+        sum(n.op.name in ("scan", "chunked") for n in g.nodes)
+        for g in (split.forward, split.backward)
+    ]
+    assert loops == ([1, 0] if at_once else [1, 1])
+
+
+@pytest.mark.parametrize("active", [(True, False), (False, True), (True, True)])
+def test_rows_in_parts_carry_tangents(active):
+    w, x = np.array([1, -2], np.float32), np.arange(14, dtype=np.float32).reshape(7, 2)
+    joint = Forward().region(parse(CHUNKED), active)
+    verify(joint)
+    moved = [t for t, on in zip((np.sin(w), np.cos(x)), active) if on]
+    found = run_graph(joint, w, x, *moved)
+    rows = active[0] * np.sin(w) * x + active[1] * w * np.cos(x)
+    for got, want in zip(found, [(w * x).sum(), w * x, rows.sum(), rows], strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rows, chunk, found", [
