@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from backpass import ParseError
 from backpass.ir import OPS, Graph, parse, print_graph
 from backpass.ir.graph import Node
-from backpass.ir.parser import Limits
+from backpass.ir.lexer import Cursor
+from backpass.ir.parser import LIMITS, Limits
 from ir.graphs import graphs, patient
 from ir.test_text import TEXTS
 
@@ -128,6 +129,36 @@ def test_the_caret_of_a_long_line_stays_near():
     with pytest.raises(ParseError, match="unknown op") as caught:
         parse(whole(f"%1: f32[2] = {'x' * 5000}()"))
     assert len(str(caught.value).split("\n")[1]) < 140
+
+
+@pytest.mark.parametrize("at", [0, 49, 50, 51, 120, 239, 240])
+def test_a_hundred_characters_around_the_fault_are_shown(at):
+    line = "".join(f"{i:04}" for i in range(60))
+    with pytest.raises(ParseError) as caught:
+        Cursor(f"first\n{line}\nlast").fail("no", len("first\n") + at)
+    left = max(0, at - 50)
+    assert str(caught.value).split("\n") == [
+        f"line 2, column {at + 1}: no", f"    {line[left : left + 100]}", f"    {' ' * (at - left)}^",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("length, shown", [(300, "x" * 300), (301, "x" * 300 + "...")])
+def test_a_message_that_quotes_a_long_name_is_cut(length, shown):
+    with pytest.raises(ParseError) as caught:
+        Cursor("").fail("x" * length)
+    assert str(caught.value).split("\n")[0] == f"line 1, column 1: {shown}"
+
+
+def test_equal_types_and_attributes_are_one_object():
+    """What is told by identity, such as the time of a node on a device, is told once."""
+    line = "f32[2] = transpose({}) {{permutation=(0,)}} @ m.py:1\n"
+    graph = parse(whole("".join(f"%{i}: {line.format(f'%{i - 1}')}" for i in range(1, 5))))
+    assert len({id(node.attrs) for node in graph.nodes}) == 1
+    assert len({id(v.type) for v in (*graph.inputs, *(n.output for n in graph.nodes))}) == 1
+    other = parse(whole("%1: f32[2] = neg(%0)\n%2: f16[2] = neg(%1)\n%3: f32[2] = neg(%2)\n"))
+    assert [
+        node.output.type.dtype.name for node in other.nodes
+    ] == "float32 float16 float32".split()
 
 
 def packed(raw: bytes) -> str:
@@ -248,6 +279,7 @@ def test_values_beside_each_other_are_not_deep():
 
 
 def test_limits():
+    assert LIMITS == Limits(characters=2**28, nodes=2**21, depth=40, constant_bytes=2**26)
     text = TEXTS["training_step"]
     assert parse(text, limits=Limits(nodes=8))
     with pytest.raises(ParseError, match="more than 7 nodes"):

@@ -44,6 +44,20 @@ def test_a_linear_call_with_constants_on_both_sides() -> None:
     np.testing.assert_allclose(bp.grad(loss)(X), want, rtol=1e-12)
 
 
+@pytest.mark.parametrize("wrt", [0, 1, (0, 1)])
+def test_one_of_two_results_of_a_linear_call(wrt) -> None:
+    def loss(x, z):
+        there, back = (lambda r, xs, c=c: [c * xs[0] / r, 3 * xs[1]] for c in (2, 7))
+        return jnp.sum(linear_call(there, back, D, [x, z])[0] * np.cos(X))
+
+    found = bp.grad(loss, wrt)(X, D)
+    want = 7 * np.cos(X) / D, 0 * D
+    for got, expected in zip(
+        found if wrt == (0, 1) else [found], want[-wrt:] if wrt == 1 else want
+    ):
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
 def test_jax_differentiates_a_lowered_linear_call() -> None:
     @bp.compile
     def f(x):

@@ -41,6 +41,8 @@ def test_rows_in_parts_and_those_that_are_left_over():
     total, rows = jax.jit(lambda w, x: evaluate(graph, w, x))(w, x)
     np.testing.assert_array_equal(rows, w * x)
     assert total == (w * x).sum()
+    jaxpr = jax.make_jaxpr(lambda w, x: evaluate(graph, w, x))(w, x)
+    assert [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"] == [2]
     (node,) = graph.nodes
     assert node.op.flops(node) == 2 * (6 + 6) + (2 + 2)
 

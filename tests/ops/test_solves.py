@@ -71,6 +71,26 @@ def test_first_and_second_derivatives_are_those_of_jax(name: str) -> None:
             np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("wrt", [0, 1, (0, 1)])
+def test_one_of_two_solutions(wrt) -> None:
+    """By a constant of the map and one of its right-hand sides; JAX has no such derivative."""
+
+    def loss(scale, y):
+        def matvec(x):
+            return scale * x[0], 3 * x[1]
+
+        def solve(_, ys):
+            return ys[0] / scale, ys[1] / 3
+
+        found = lax.custom_linear_solve(matvec, (y, Y), solve, solve)
+        return jnp.sum(found[0] ** 2)
+
+    want = -2 * np.sum(Y**2) / 2**3, 2 * Y / 2**2
+    found = bp.grad(loss, wrt)(2.0, Y)
+    for got, expected in zip(found, want) if wrt == (0, 1) else [(found, want[wrt])]:
+        np.testing.assert_allclose(got, expected, rtol=1e-9)
+
+
 def test_tangents_of_what_a_solution_does_not_hang_on() -> None:
     """A solver's own guess, and one of two right-hand sides."""
 
