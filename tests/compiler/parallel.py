@@ -177,6 +177,12 @@ def over(body: Any, **options: Any) -> Program:
     return lambda g: g(lambda x: jnp.sum(jnp.sin(mapped(body, spec, spec, **options)(x))))(X)
 
 
+def one_of_two(check: bool) -> Program:
+    """The loss hangs on the first result alone."""
+    both = mapped(lambda w: (jnp.sin(w), jnp.exp(w)), P("d"), (P("d"), P("d")), check_vma=check)
+    return lambda g: g(lambda w: jnp.sum(both(w)[0] ** 2))(W)
+
+
 MAPS: dict[str, Program] = {
     **{f"tensor parallel, {k}": tensor_parallel(v) for k, v in CHECKED.items()},
     **{f"sequence parallel, {k}": sequence_parallel(v) for k, v in CHECKED.items()},
@@ -184,6 +190,7 @@ MAPS: dict[str, Program] = {
     "ring attention, checkpoint": ring_attention(True, remat=True),
     **{f"expert parallel, {k}": expert_parallel(v) for k, v in CHECKED.items()},
     **{f"scalars, {k}": scalar_residuals(v) for k, v in CHECKED.items()},
+    **{f"one result of two, {k}": one_of_two(v) for k, v in CHECKED.items()},
     "second order": second_order,
     "scan of maps": scan_of_maps,
     "checkpoint of a map": summed(jax.checkpoint(lambda w: columns(w, body=lambda y: jnp.sin(y**2)))),

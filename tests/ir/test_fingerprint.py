@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from backpass.ir import parse
-from backpass.ir.fingerprint import fingerprint
+from backpass.ir.fingerprint import digest, fingerprint
 
 TEXT = """backpass.ir 1
 graph f(%0: f32[4] x) {
@@ -42,3 +42,34 @@ def test_what_cannot_be_a_key_is_one_by_itself():
     one, other = {1}, {1}
     assert held(one) == held(one) and hash(held(one)) == hash(held(one))
     assert held(one) != held(other) and held(one) != held(1)
+
+
+CALL = """backpass.ir 1
+graph f(%0: f32[4]) {
+  %1: f32[4] = sin(%0)
+  %2: f32[4] = jit(%1)
+    graph g(%0: f32[4]) {
+      %1: f32[4] = add(%0, 0.5:f32)
+      return %1
+    }
+  return %2
+}
+"""
+
+
+def test_a_digest_tells_ops_types_and_wiring():
+    """Of regions too; names, lines, phases and attributes are left out."""
+    texts = [CALL] + [
+        CALL.replace(old, new)
+        for old, new in (
+            ("sin", "cos"), ("0.5", "0.25"), ("add(%0,", "add(0.5:f32,"), ("add", "sub"), ("jit(%1)", "jit(%0)"),
+            ("return %2", "return %1"), ("return %2", "return %2, %2"), ("f32", "f16"), ("[4]", "[5]"),
+            ("      return %1", "      return %0"),
+        )
+    ]  # fmt: skip
+    assert len({digest(parse(text)) for text in texts}) == len(texts)
+    same = CALL.replace("sin(%0)", "sin(%0) {accuracy=2} @ m.py:1  block").replace(
+        "graph g", "graph h"
+    )
+    for text in (same, same.replace("{\n  %1", "{\nbackward:\n  %1")):
+        assert digest(parse(text)) == digest(parse(CALL))

@@ -34,25 +34,32 @@ graph f(%0: f32[2] w, %1: f32[7,2] x) {
 """
 
 
-def test_rows_in_parts_and_those_that_are_left_over():
-    graph = parse(CHUNKED)
+EVEN = CHUNKED.split("    graph rest")[0].replace("7,2", "6,2") + "  return %2, %3\n}\n"
+
+
+@pytest.mark.parametrize("text, count", [(CHUNKED, 7), (EVEN, 6)])
+def test_rows_in_parts_and_those_that_are_left_over(text, count):
+    graph = parse(text)
     verify(graph)
-    w, x = np.array([1, -2], np.float32), np.arange(14, dtype=np.float32).reshape(7, 2)
+    w, x = np.array([1, -2], np.float32), np.arange(2 * count, dtype=np.float32).reshape(count, 2)
     total, rows = jax.jit(lambda w, x: evaluate(graph, w, x))(w, x)
     np.testing.assert_array_equal(rows, w * x)
     assert total == (w * x).sum()
     jaxpr = jax.make_jaxpr(lambda w, x: evaluate(graph, w, x))(w, x)
     assert [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"] == [2]
     (node,) = graph.nodes
-    assert node.op.flops(node) == 2 * (6 + 6) + (2 + 2)
+    assert node.op.flops(node) == 2 * (6 + 6) + (2 + 2) * (count - 6)
 
 
 @pytest.mark.parametrize("active", [(True, False), (False, True), (True, True)])
-@pytest.mark.parametrize("given", ["both", "the sum alone", "rows that nothing is asked of"])
+@pytest.mark.parametrize(
+    "given", ["both", "the sum alone", "rows that nothing is asked of", "even parts"]
+)
 def test_rows_in_parts_are_differentiated(given, active):
     """In one pass where one number is asked for, else by a second one over the rows."""
-    text, once = CHUNKED, given == "the sum alone"
-    if given != "both":
+    count, once = 6 if given == "even parts" else 7, given == "the sum alone"
+    text, both = EVEN if count == 6 else CHUNKED, given in ("both", "even parts")
+    if not both:
         text = text.replace("return %4, %3", "return %4" if once else "return %4, %1")
     if once:
         text = text.replace("%2: f32[], %3: f32[7,2] =", "%2: f32[] =").replace(
@@ -61,17 +68,17 @@ def test_rows_in_parts_are_differentiated(given, active):
     split = Reverse().split(parse(text), active)
     verify(split.forward)
     verify(split.backward)
-    w, x = np.array([1, -2], np.float32), np.arange(14, dtype=np.float32).reshape(7, 2)
+    w, x = np.array([1, -2], np.float32), np.arange(2 * count, dtype=np.float32).reshape(count, 2)
     found = run_graph(split.forward, w, x)
-    outs = [(w * x).sum(), w * x if given == "both" else x]
-    count = 1 if once else 2
-    for got, want in zip(found[:count], outs, strict=False):
+    outs = [(w * x).sum(), w * x if both else x]
+    results = 1 if once else 2
+    for got, want in zip(found[:results], outs, strict=False):
         np.testing.assert_allclose(got, want)
     cts = [np.float32(3), np.cos(x)]
-    where = {"input": [w, x], "stored": found[count:]}
+    where = {"input": [w, x], "stored": found[results:]}
     residuals = [where[kind][i] for kind, i in split.residuals]
     back = run_graph(split.backward, *residuals, *(cts[i] for i in split.seeds))
-    by_product = cts[0] + (cts[1] if given == "both" else 0 * x)
+    by_product = cts[0] + (cts[1] if both else 0 * x)
     by_x = by_product * w + (cts[1] if given.startswith("rows") else 0)
     want = [(by_product * x).sum(0), by_x]
     for got, expected in zip(back, (g for g, on in zip(want, active) if on), strict=True):
