@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from backpass import ParseError
 from backpass.ir import OPS, ArrayType, Graph, Value, parse
-from backpass.ir.attrs import ENUMS, POLICIES, RECORDS
+from backpass.ir.attrs import ENUMS, POLICIES, RECORDS, plain_attrs
 from backpass.ir.graph import Node, same_attr
 from backpass.ir.types import dtype_from_name, dtype_name, key_implementation
 
@@ -219,6 +219,31 @@ def test_plain_attributes_are_left_out():
         {"new_dtype": F32},
     ]
     assert str(graph) == text
+
+
+SCATTER = {"indices_are_sorted": False, "unique_indices": False}
+OUT = {"preferred_element_type": F32}
+
+
+@pytest.mark.parametrize("op, wanted", [
+    ("broadcast_in_dim", {"shape": (2, 3)}),
+    ("conv_general_dilated", {"batch_group_count": 1, "feature_group_count": 1, "precision": None} | OUT),
+    ("convert_element_type", {"new_dtype": F32, "weak_type": False}),
+    ("dot_general", {"precision": None} | OUT),
+    ("gather", {"fill_value": None} | SCATTER),
+    ("iota", {"dtype": F32, "shape": (2, 3)}),
+    ("reshape", {"new_sizes": (2, 3)}),
+    ("shard_map", {"check_vma": True}),
+    ("scan", {"reverse": False, "unroll": 1}),
+    ("slice", {"strides": None}),
+    ("scatter-add", SCATTER),
+    ("scatter-min", SCATTER),
+    ("sin", {}),
+])  # fmt: skip
+def test_what_a_text_without_an_attribute_says(op, wanted):
+    """Texts that were kept are read by this: it may grow, and not change."""
+    assert plain_attrs(op, [Value(ArrayType((2, 3), F32))]) == wanted
+    assert plain_attrs(op, []) == {}
 
 
 def test_equal_graphs_have_equal_text():

@@ -110,6 +110,15 @@ def test_arithmetic_is_that_of_one_device():
     ]
 
 
+def test_results_of_a_region_lie_as_it_says():
+    text = "%1: f32[8,16] = jit(%0)\ngraph g(%0: f32[8/d:2,16]) {\n%1: f32[8,16] = neg(%0)\nreturn %1\n}\n"
+    graph = bp.ir.parse(f"backpass.ir 1\ngraph f(%0: f32[8/d:2,16]) {{\n{text}return %1\n}}\n")
+    (node,), b = graph.nodes, bp.ir.Builder(bp.ir.OPS)
+    (found,) = b.emit(node.op, node.inputs, node.attrs, node.regions)
+    assert str(found.type) == str(b.clone(node, node.inputs).output.type) == "f32[8,16]"
+    assert str(b.emit("neg", node.inputs)[0].type) == "f32[8/d:2,16]"
+
+
 def test_an_axis_divides_one_dimension_and_evenly():
     d, m = (("d", 2),), (("m", 4),)
     assert fitted([d, d], (4, 4)) == (d, ())
