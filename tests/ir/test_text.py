@@ -218,6 +218,19 @@ def test_links_are_part_of_equality():
     assert parse(str(parse(other))) == parse(other)
 
 
+@pytest.mark.parametrize("inner, outer, found", [
+    (Origin("a.py:1", "b"), Origin("c.py:2", "d"), ("a.py:1", "d/b", "a.py:1 in d/b")),
+    (Origin("a.py:1"), Origin("c.py:2", "d"), ("a.py:1", "d", "a.py:1 in d")),
+    (Origin("a.py:1", "b"), Origin("c.py:2"), ("a.py:1", "b", "a.py:1 in b")),
+    (Origin("", "b"), Origin("c.py:2", "d"), ("c.py:2", "d/b", "c.py:2 in d/b")),
+    (UNKNOWN, UNKNOWN, ("", "", "unknown line")),
+])  # fmt: skip
+def test_places_within_places(inner, outer, found):
+    (node,) = one_node(origin=inner.under(outer)).nodes
+    assert (node.source, node.scope, node.place) == found
+    assert repr(node) == "<Node neg -> f32[2]>"
+
+
 def test_unknown_origins_make_no_links():
     x = Value(ArrayType((), F32))
     nodes = tuple(

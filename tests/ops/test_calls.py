@@ -10,6 +10,9 @@ from jax import lax
 from jax.custom_derivatives import linear_call
 
 import backpass as bp
+from backpass.ir import parse, verify
+from backpass.passes.autodiff import Forward
+from fuzz.interpret import run_graph
 from ops.draws import positive, real
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -56,6 +59,17 @@ def test_one_of_two_results_of_a_linear_call(wrt) -> None:
         found if wrt == (0, 1) else [found], want[-wrt:] if wrt == 1 else want
     ):
         np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_a_call_that_was_not_inlined_carries_tangents() -> None:
+    region = "graph g(%0: f64[3], %1: f64[3]) {\n%2: f64[3] = mul(%0, %1)\nreturn %2, %0\n}\n"
+    text = f"%2: f64[3], %3: f64[3] = jit(%0, %1)\n{region}return %3, %2"
+    graph = parse(f"backpass.ir 1\ngraph f(%0: f64[3], %1: f64[3]) {{\n{text}\n}}\n")
+    joint = Forward().region(graph, [True, False])
+    verify(joint)
+    found = run_graph(joint, X, D, D)
+    for got, want in zip(found, (X, X * D, D, D * D), strict=True):
+        np.testing.assert_allclose(got, want)
 
 
 def test_jax_differentiates_a_lowered_linear_call() -> None:
