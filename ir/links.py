@@ -67,13 +67,20 @@ def traffic(node: Node) -> Traffic:
 
 def _of_product(node: Node) -> Traffic:
     """A sum over the contracted dimensions' axes, and the operands that are gathered."""
-    sides, out = node.attrs["dimension_numbers"][0], node.output.type
+    (sides, batches), out = node.attrs["dimension_numbers"], node.output.type
     kept, summed, moved = _axes(out.spec), False, 0
-    for value, contracted in zip(node.inputs, sides, strict=True):
+    free = len(batches[0])  # where the operand's free dimensions begin in the result
+    for value, contracted, batch in zip(node.inputs, sides, batches, strict=True):
+        rest = [i for i in range(value.ndim) if i not in (*contracted, *batch)]
+        places = *range(len(batch)), *range(free, free + len(rest))
+        free += len(rest)
+        lost = [
+            _axes(value.type.spec, [i]) - _axes(out.spec, [to])
+            for i, to in zip((*batch, *rest), places, strict=True)
+        ]
         inner = _axes(value.type.spec, contracted)
         summed |= bool(inner - kept)
-        again = inner & kept | (_axes(value.type.spec) - inner - kept)
-        moved += _gathered(value.type, again)
+        moved += _gathered(value.type, frozenset.union(inner & kept, *lost))
     return Traffic(out.nbytes if summed else 0, moved)
 
 

@@ -161,6 +161,31 @@ def test_traffic_of_products(name):
     assert (found.reduced, found.moved) == (reduced, moved)
 
 
+PRODUCT = "dot_general(%0, %1) {dimension_numbers=(((1,),(0,)),((),()))}"
+
+
+@pytest.mark.parametrize("types, line, reduced, moved", [
+    (["8/d:2,16"], "%2: f32[16] = reduce_sum(%0) {axes=(0,)}", 4 * 16, 0),
+    (["8/d:2,16"], "%2: f32[8/d:2] = reduce_sum(%0) {axes=(1,)}", 0, 0),
+    (["8/d:2,16/m:4"], "%2: f32[8/d:2] = reduce_max(%0) {axes=(1,)}", 4 * 4, 0),
+    (["8/d:2,16"], "%2: f32[8/d:2,16] = neg(%0)", 0, 0),
+    (["8,16"], "%2: f32[8] = reduce_sum(%0) {axes=(1,)}", 0, 0),
+    (["8/d:2,32", "32,64/d:2"], f"%2: f32[8/d:2,64] = {PRODUCT}", 0, 4 * 32 * 64),
+    (["8/d:2,32/m:4", "32/m:4,64"], f"%2: f32[8/d:2,64] = {PRODUCT}", 4 * 4 * 64, 0),
+    (["8/d:2,32", "32,64"], f"%2: f32[8/d:2,64] = {PRODUCT}", 0, 0),
+    (["8,32/m:4", "32/m:4,64"], f"%2: f32[8,64/m:4] = {PRODUCT}", 0, 4 * 8 * 32 + 4 * 32 * 64),
+    (["8,16"], "%2: f32[8,16] = psum(%0) {axes=(), axis_index_groups=None}", 0, 0),
+    (["8,16"], '%2: f32[8,16] = psum(%0) {axes=("i",), axis_index_groups=None}', 4 * 8 * 16, 0),
+])  # fmt: skip
+def test_traffic_of_one_node(types, line, reduced, moved):
+    """Sums over what is divided are reduced, operands that lie otherwise are gathered."""
+    inputs = ", ".join(f"%{i}: f32[{dims}]" for i, dims in enumerate(types))
+    (node,) = bp.ir.parse(f"backpass.ir 1\ngraph f({inputs}) {{\n{line}\nreturn\n}}\n").nodes
+    found = traffic(node)
+    assert (found.reduced, found.moved) == (reduced, moved)
+    assert found.bytes == reduced + moved and found.on_link == 2 * reduced + moved
+
+
 def test_collectives_of_a_map_have_a_price():
     def body(x):
         y = lax.psum(x, "m")
