@@ -7,7 +7,7 @@ from backpass.ir.tables import bytes_text, count_text, table
 
 @pytest.mark.parametrize("number, text", [
     (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1536, "1.5 KiB"), (-2048, "-2.0 KiB"),
-    (2**20 - 1, "1024.0 KiB"), (2**20, "1.0 MiB"), (3 * 2**30, "3.0 GiB"), (2**40, "1.0 TiB"),
+    (2**20 - 1, "1024.0 KiB"), (2**20, "1.0 MiB"), (3 * 2**30, "3.0 GiB"), (2**40, "1.0 TiB"), (2**50, "1024.0 TiB"),
 ])  # fmt: skip
 def test_bytes(number, text):
     assert bytes_text(number) == text
