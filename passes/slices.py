@@ -82,11 +82,13 @@ class _Early(Producers):
         flat = dot and self.made_by(dot.inputs[0], "reshape")
         if not dot or not flat or self.uses[dot.output] != 1 or not low:
             return None
-        x, (contract, _) = flat.inputs[0], dot.attrs["dimension_numbers"]
+        x, (contract, batched) = flat.inputs[0], dot.attrs["dimension_numbers"]
         rows = x.ndim - 1
         same = x.shape[:rows] == out.shape[:rows] and out.ndim == x.ndim
         whole = same and (low[rows], high[rows]) == (0, out.shape[rows])
-        if not whole or contract[0] != (1,) or dot.inputs[0].ndim != 2 or dot.output.ndim != 2:
+        if not whole or contract[0] != (1,) or any(batched) or dot.output.ndim != 2:
+            return None
+        if flat.output.shape != (prod(x.shape[:rows]), x.shape[rows]):
             return None
         part = b.slice(x, (*low[:rows], 0), (*high[:rows], x.shape[rows]))
         thin = b.reshape(part, (prod(part.shape[:rows]), x.shape[rows]))
