@@ -7,12 +7,14 @@ import pytest
 from jax import lax, nn
 
 import backpass as bp
-from backpass.passes import DEFAULT, Canonicalise, Cse, Fuse, Fusion, Fusions, Sink
+from backpass.ir import verify
+from backpass.passes import DEFAULT, Autodiff, Canonicalise, Cse, Dce, Fuse, Fusion, Fusions, Sink
 from backpass.passes.autodiff.forward import Forward
 from backpass.passes.autodiff.reverse import Reverse
 from backpass.passes.fuse import chunk
 from fuzz.interpret import run_graph
 from passes.losses import MATCH, MISS, picked
+from passes.texts import compiled, ops
 
 B, T, D, V = 3, 7, 4, 24
 FUSE = Fuse(chunk=5, least=1)
@@ -181,6 +183,64 @@ def test_an_effect_between_rows_and_loss_keeps_its_place():
     x, w, _, labels, mask = arguments()
     step = bp.compile(bp.value_and_grad(loss), passes=PASSES, debug=True)
     close(step(x, w, labels, mask), jax.value_and_grad(loss)(x, w, labels, mask))
+
+
+def alone(fun, *args):
+    """What the pass makes of gradients, which stay the same in NumPy; and its notes."""
+    given = Cse()(Sink()(Canonicalise()(compiled(fun, *args))))
+    found = FUSE(given)
+    verify(found)
+    ours, theirs = (run_graph(Dce()(Autodiff()(g)), *args) for g in (found, given))
+    close(ours, theirs)
+    return found, FUSE.report(given)
+
+
+def test_what_reads_rows_before_all_weights_are_there_comes_after():
+    def loss(w, x, labels, mask):
+        rows = -picked(nn.log_softmax(x @ w), labels)
+        aux = jnp.sin(rows)
+        return (rows * jnp.cos(mask)).sum(), aux
+
+    x, w, _, labels, mask = arguments()
+    found, (note,) = alone(bp.grad(loss, has_aux=True), w, x, labels, mask)
+    assert note.matched and "chunked" in ops(found)
+
+
+def test_an_effect_on_rows_before_all_weights_are_there_is_told():
+    def loss(w, x, labels, mask):
+        rows = -picked(nn.log_softmax(x @ w), labels)
+        jax.debug.callback(lambda row: None, rows[0, 0])
+        return (rows * jnp.cos(mask)).sum()
+
+    x, w, _, labels, mask = arguments()
+    given = Cse()(Sink()(Canonicalise()(compiled(bp.grad(loss), w, x, labels, mask))))
+    assert FUSE(given) is given
+    (note,) = FUSE.report(given)
+    assert note.reason.startswith("debug_callback at ")
+    assert note.reason.endswith(" reads its rows in between and has an effect")
+
+
+def test_the_widest_product_comes_first():
+    """What it needs may not be taken by a smaller one."""
+
+    def loss(x, small, wide):
+        return nn.logsumexp(x @ small, -1).sum() + nn.logsumexp(x @ wide, -1).sum()
+
+    x, w, *_ = arguments()
+    _, notes = alone(bp.grad(loss), x, w, jnp.tile(w, 2))
+    assert [note.nbytes for note in notes] == [8 * B * T * 2 * V, 8 * B * T * V]
+
+
+@pytest.mark.parametrize("least, fits", [(0, True), (8 * 9 * V, True), (8 * 9 * V + 1, False)])
+def test_a_chunk_is_half_of_a_product_at_most(least, fits):
+    """Nine of 18 rows here; of what is empty there is none."""
+
+    def loss(x, w, empty):
+        return nn.logsumexp(x @ w, -1).sum() + (x @ empty).sum()
+
+    x, w, *_ = arguments()
+    given = compiled(bp.grad(loss), x[:, :6], w, w[:, :0])
+    assert ("chunked" in ops(Fuse(chunk=1, least=least)(Canonicalise()(given)))) == fits
 
 
 def test_a_loss_in_a_scan_over_micro_batches():

@@ -166,6 +166,19 @@ def test_layers_that_are_scanned_over_have_rows():
     np.testing.assert_allclose(norms, expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "length, layers", [(1, [None]), (2, [0, 1]), (128, [*range(128)]), (129, [None])]
+)
+def test_so_many_steps_are_layers(length, layers):
+    """A loop of one step, or of more than anyone reads, has one row for the whole parameter."""
+
+    def deep(stack, h):
+        return jnp.sum(jax.lax.scan(lambda h, w: (jnp.sin(h * w), None), h, stack)[0])
+
+    rows = measured(*graph_of(bp.grad(deep), jnp.ones((length, 4)), jnp.ones(4))).rows
+    assert [row.layer for row in rows] == layers
+
+
 def test_gradients_by_jax_have_a_row_of_each_parameter():
     rows, norms, _ = seen(lambda w, x: w - jax.grad(loss)(w, x), W, X[0])
     assert [(row.name, row.layer, row.size) for row in rows] == [("args[0]", None, 12)]

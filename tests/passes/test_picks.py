@@ -1,5 +1,6 @@
 """Each row's own element, however the rows are counted; nothing else is taken for it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,3 +98,15 @@ def test_picks_of_own_rows(name):
     gathers = [node for node in found.nodes if node.op.name == "gather"]
     batched = [bool(g.attrs["dimension_numbers"].operand_batching_dims) for g in gathers]
     assert any(batched) == (name in OWN)
+
+
+def test_what_is_traced_is_not_known():
+    """A constant of a program that JAX traces around ours may be any array."""
+
+    def around(rows):
+        given = Canonicalise()(compiled(lambda x, i: gathered(x, rows, i), X, LABELS))
+        assert [node.op.name for node in given.nodes].count("gather") == 1
+        assert own_rows(given) is given
+        return rows
+
+    jax.make_jaxpr(around)(np.arange(N, dtype=np.int32))

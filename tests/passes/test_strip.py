@@ -68,6 +68,7 @@ def test_strips_are_about_as_many_as_their_steps():
     assert sorted(set(scans(found.graph))) == [8, 9]
     (note,) = [note for note in found.fusions if note.what == "loop in strips"]
     assert note.matched and "8 steps of 72" in note.gain and "recurrent.py" in note.source
+    assert note.nbytes == 0  # products of a strip at a time are quicker, no array is smaller
 
 
 def test_the_products_of_a_strip_are_one():
