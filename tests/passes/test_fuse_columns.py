@@ -7,6 +7,7 @@ from jax import lax, nn
 
 from backpass.ir import OPS, ArrayType, Builder
 from backpass.passes import Canonicalise, Dce, Fuse
+from backpass.passes.fuse import statics
 from backpass.passes.fuse.statics import Statics
 from fuzz.interpret import run_graph
 from passes.attentions import mixed, scores
@@ -240,6 +241,7 @@ KNOWN = {
     "reshaped": lambda: lax.iota(np.int32, T * T).reshape(T, T),
     "reshaped rows": lambda: lax.broadcasted_iota(np.int32, (4, 3), 1).reshape(12),
     "one": lambda: jnp.sin(lax.full((1, 1), 0.5, np.float32) + 1).reshape(()),
+    "one in three dimensions": lambda: (lax.iota(np.int32, 1) + 7).reshape(1, 1, 1),
     "turned": lambda: (
         lax.broadcasted_iota(np.int32, (3, 4), 1).T + lax.broadcasted_iota(np.int32, (4, 3), 0)
     ),
@@ -257,6 +259,14 @@ def test_what_is_known(name):
     found = Statics(graph)(value)
     assert found.ndim == value.ndim and found.dtype == value.dtype
     np.testing.assert_allclose(np.broadcast_to(found, value.shape), *run_graph(graph), rtol=1e-5)
+
+
+@pytest.mark.parametrize("most", [4 * 12, 4 * 12 - 1])
+def test_what_is_as_large_as_may_be_is_looked_at(most, monkeypatch):
+    monkeypatch.setattr(statics, "LARGEST", most)
+    for name in ("reshaped rows", "cast"):
+        graph = compiled(KNOWN[name])
+        assert (Statics(graph)(graph.outputs[0]) is not None) == (most == 4 * 12)
 
 
 def test_what_is_large_is_not_looked_at():

@@ -91,6 +91,35 @@ def test_updates_come_before_the_next_stretch(by):
     new = {v for v in first.outputs if v.type.shape == (WIDTH, WIDTH)}
     assert len(new) == LAYERS // 2 if by == "bp" else new
     assert new <= {*second.inputs, *graph_of("adversaries", by).outputs}
+    assert by == "jax" or new <= {*graph_of("adversaries", by).outputs}
+
+
+def overwritten(name):
+    """For each stretch the values given to it whose memory it may use; the first input is ours."""
+    planner = Planner(graph_of(name), SPEC, frozenset({0}))
+    fronts = planner._fronts(())
+    return [[front.graph.inputs[i] for i in front.donated] for front in fronts]
+
+
+def test_a_stretch_may_write_over_what_nobody_reads_after_it():
+    """The sums so far, and what the caller gives away once no other stretch reads it."""
+    graph = graph_of("unrolled")
+    found = overwritten("unrolled")
+    ours = [[v for v in values if v in graph.inputs] for values in found]
+    assert ours == [[], [], [], [graph.inputs[0]]]
+    shapes = [[v.type.shape for v in values if v not in graph.inputs] for values in found]
+    sums = [(), *[(WIDTH, WIDTH)] * LAYERS]
+    assert shapes[:3] == [[], sums, sums]
+
+
+def test_a_stretch_does_not_write_over_what_is_returned():
+    """The first half's new parameters, which the second gradient reads."""
+    graph = graph_of("adversaries")
+    first, second = stretches(graph)
+    assert {*first.outputs} & {*second.inputs} & {*graph.outputs}
+    mine, yours = overwritten("adversaries")
+    assert mine == [graph.inputs[0]]
+    assert yours and {*yours}.isdisjoint(graph.outputs)
 
 
 @pytest.mark.parametrize("name", ["accumulated", "several"])

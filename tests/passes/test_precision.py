@@ -7,6 +7,9 @@ import pytest
 from jax import lax
 
 import backpass as bp
+from backpass.passes import Autocast, Canonicalise
+from fuzz.interpret import run_graph
+from passes.texts import compiled
 
 DRAWN = [np.random.default_rng(0)]
 BF16 = jnp.dtype("bfloat16")
@@ -79,6 +82,55 @@ def test_the_residual_stream_and_what_loops_carry_stay_wide():
     assert dtypes(body, "dot_general") == ["bfloat16"] * 2
     residual = [n for n in body.nodes if n.op.name == "add" and body.inputs[-5] in n.inputs]
     assert all(n.output.dtype == np.float32 for n in residual)
+
+
+W, X, P = (np.random.default_rng(i).standard_normal((4, 4)).astype(np.float32) for i in range(3))
+FOLLOWS = {
+    "a bias": (lambda x, w, p: x @ w + p, "add"),
+    "a bias in another shape": (lambda x, w, p: x @ w + p.reshape(2, 8).T.reshape(4, 4), "add"),
+    "a column of a table": (lambda x, w, p: (x @ w) * p[:, :1], "mul"),
+    "a number": (lambda x, w, p: (x @ w) * 3.0, "mul"),
+    "an array of one number": (lambda x, w, p: (x @ w) - jnp.full((4, 4), 0.5), "sub"),
+    "a comparison": (lambda x, w, p: jnp.where(x @ w > p, 1.0, 2.0), "gt"),
+    "a cube": (lambda x, w, p: (x @ w) ** 3, "integer_pow"),
+    "a half": (lambda x, w, p: (x @ w) / 2, "div"),
+    "as precise as usual": (lambda x, w, p: jnp.dot(x, w, precision="default"), "dot_general"),
+    "two products": (lambda x, w, p: x @ w + x @ p, "add"),
+    "ends of a range": (lambda x, w, p: jnp.clip(x @ w, -0.5, p), "min"),
+}
+STAYS = {
+    "what is computed of parameters": (lambda x, w, p: x @ w + jnp.exp(p), "add"),
+    "and moved": (lambda x, w, p: x @ w + jnp.exp(p).T, "add"),
+    "a product of parameters": (lambda x, w, p: x @ w - x * p, "mul"),
+    "a square": (lambda x, w, p: (x @ w) ** 2, "integer_pow"),
+    "a quotient": (lambda x, w, p: (x @ w) / p, "div"),
+    "a function of steep slope": (lambda x, w, p: jnp.exp(x @ w), "exp"),
+    "more precision": (lambda x, w, p: jnp.dot(x, w, precision="high"), "dot_general"),
+    "precision of one": (
+        lambda x, w, p: jnp.dot(x, w, precision=("highest", "default")),
+        "dot_general",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*FOLLOWS, *STAYS])
+def test_what_follows_a_product(name):
+    """What is added to it runs as it does, if it is an input, or one that was moved."""
+    fun, op = {**FOLLOWS, **STAYS}[name]
+    given = compiled(fun, X, W, P)
+    found = Autocast()(Canonicalise()(given))
+    bp.ir.verify(found)
+    assert [v.type for v in found.outputs] == [v.type for v in given.outputs]
+    (node,) = (n for n in found.walk() if n.op.name == op)
+    assert (node.inputs[0].dtype == BF16) == (name in FOLLOWS)
+    theirs = run_graph(given, X, W, P)
+    np.testing.assert_allclose(*run_graph(found, X, W, P), *theirs, rtol=0.05, atol=0.1)
+
+
+def test_an_infinity_is_one_in_any_dtype():
+    given = compiled(lambda x, w: jnp.where(np.eye(4) > 0, x @ w, -jnp.inf), X, W)
+    (found,) = run_graph(Autocast("float16")(given), X, W)
+    assert (np.isinf(found) == (np.eye(4) == 0)).all()
 
 
 def test_updates_stay_wide():

@@ -1,10 +1,12 @@
 """Every rule of `simplify.RULES`: text in, text out."""
 
+import numpy as np
 import pytest
 
-from backpass.passes import Simplify
+from backpass.passes import Dce, Simplify
 from backpass.passes.simplify import RULES
-from passes.texts import assert_rewrites
+from fuzz.interpret import run_graph
+from passes.texts import assert_rewrites, graph, ops
 
 X = "%0: f32[3,4]"
 XY = "%0: f32[3,4], %1: f32[3,4]"
@@ -382,3 +384,21 @@ def test_origin_and_phase_stay():
         return %2
         """,
     )
+
+
+@pytest.mark.parametrize("count, left", [(127, 0), (128, 1)])
+def test_a_one_hot_is_summed_where_its_length_is_a_number_of_the_counter(count, left):
+    body = f"""
+        %2: i8[3,{count}] = iota() {{dimension=1}}
+        %3: i8[3,{count}] = broadcast_in_dim(%0) {{broadcast_dimensions=(0,)}}
+        %4: bool[3,{count}] = eq(%2, %3)
+        %5: f32[3,{count}] = broadcast_in_dim(%1) {{broadcast_dimensions=(0,)}}
+        %6: f32[3,{count}] = broadcast_in_dim(0.0:f32) {{broadcast_dimensions=()}}
+        %7: f32[3,{count}] = select_n(%4, %6, %5)
+        %8: f32[3] = reduce_sum(%7) {{axes=(1,)}}
+        return %8
+    """
+    found = Dce()(Simplify()(graph("%0: i8[3], %1: f32[3]", body)))
+    assert ops(found).count("reduce_sum") == left
+    labels, ct = np.int8([0, 126, -2]), np.float32([1, 2, 3])
+    np.testing.assert_array_equal(*run_graph(found, labels, ct), np.float32([1, 2, 0]))
