@@ -13,8 +13,9 @@ from backpass.ir.device import DEVICES
 from backpass.passes.rematerialise import schedule_from, step_to
 from backpass.passes.rematerialise.exact import Exact
 from backpass.passes.rematerialise.frontier import Frontier
-from backpass.passes.rematerialise.local import MOST, Local, is_small
+from backpass.passes.rematerialise.local import MOST, Local, _front, is_small
 from backpass.passes.rematerialise.schedule import Held
+from backpass.passes.rematerialise.stages import Run, State, bits, numbers
 from passes.joints import LOSSES, attention, coupled, drawn, joint, parameters, residual, rows, sgd
 
 SPEC = DEVICES["cpu"]
@@ -171,3 +172,117 @@ def test_the_leanest_is_near_that_of_the_solver(name):
     written = found.graph(name, found.schedule(best))
     least = ir.liveness(written, fused=True).peak_bytes
     assert frontier(name).leanest.bytes <= 1.1 * least
+
+
+# The parts of the search
+
+
+SAME_PEAK = [name for name in PROGRAMS if name != "skips 4"]  # whose order of the rest is another
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_plain_schedule_is_the_program(name):
+    """It takes its bytes and seconds, and drops what is held for nobody."""
+    found, program = stages(name), frontier(name).plain
+    rest = sum(map(SPEC.seconds, found.units.joint.rest))
+    assert found.plain.seconds + rest == pytest.approx(program.seconds, rel=1e-2)
+    assert found.plain.peak <= program.bytes
+    assert name not in SAME_PEAK or found.plain.peak == program.bytes
+    every = bits(range(len(found.sizes)))
+    assert found.state([0, *[every] * (len(found.reads) - 1)]).held == found.plain.held
+
+
+def test_numbers_of_bits():
+    assert bits([0, 3, 40]) == 1 + 8 + (1 << 40)
+    assert numbers(bits([3, 40, 0])) == [0, 3, 40]
+    assert bits([]) == 0 and numbers(0) == []
+
+
+@pytest.mark.parametrize("name", ["mlp 2", "skips 4", "attention"])
+def test_bytes_of_sets_of_values(name):
+    """Of as many as are looked up at once, or more."""
+    found = stages(name)
+    sizes = found.units.sizes.tolist()
+    draw = np.random.default_rng(0)
+    for _ in range(50):
+        values = np.flatnonzero(draw.integers(0, 2, len(sizes))).tolist()
+        assert found.size(bits(values)) == sum(sizes[v] for v in values)
+    assert found.size(bits(range(len(sizes)))) == sum(sizes)
+
+
+@pytest.mark.parametrize("name", ["mlp 2", "skips 2", "residual 2"])
+def test_units_run_in_order_and_make_each_value_once(name):
+    units = stages(name).units
+    made: set[int] = set()
+    for unit in units.units:
+        assert made.issuperset(unit.reads) and made.isdisjoint(unit.makes)
+        made.update(unit.makes)
+    assert sorted(made) == list(range(len(units.values)))
+    assert all(made.issuperset(stage.reads) for stage in units.stages)
+
+
+def held_after(state, span):
+    """What is held once a value is held, or no longer, between two stages."""
+    between = range(span.start + 1, span.end + 1)
+    return [h ^ (1 << span.value) if t in between else h for t, h in enumerate(state.held)]
+
+
+def over(runs, budget):
+    return sum(max(0, run.peak - budget) for run in runs)
+
+
+@pytest.mark.parametrize("fine", [False, True])
+@pytest.mark.parametrize("name", ["mlp 4", "skips 2", "residual 3", "drawn 2"])
+def test_what_a_move_costs(name, fine):
+    """As the schedule that it makes tells, at any budget."""
+    found = stages(name)
+    local = Local(found, fine=fine)
+    count = 0
+    for state in local.states()[::3]:
+        for span in local._spans(state):
+            held = held_after(state, span)
+            runs = [found.run(t, a, b) for t, (a, b) in enumerate(zip(held, [*held[1:], 0]))]
+            move = local._move(state, span)
+            before = sum(run.seconds for run in state.runs)
+            assert move.seconds == pytest.approx(sum(run.seconds for run in runs) - before)
+            for budget in (0, 0.7 * state.peak, state.peak):
+                change = over(runs, budget) - over(state.runs, budget)
+                assert local._excess(state, move, budget) == pytest.approx(change)
+            assert local._moved(state, move).held == found.state(held).held
+            count += 1
+    assert count > 5
+
+
+@pytest.mark.parametrize("name", ["mlp 4", "skips 2", "residual 3", "drawn 2"])
+def test_ways_down_and_back(name):
+    local = Local(stages(name))
+    plain = stages(name).plain
+    low = local._lower(plain, 0)
+    assert low.peak < plain.peak and low.seconds > plain.seconds
+    middle = local._lower(plain, (low.peak + plain.peak) / 2)
+    assert low.peak <= middle.peak <= (low.peak + plain.peak) / 2
+    assert local._lower(plain, plain.peak) is plain
+    for budget in (low.peak, (low.peak + plain.peak) / 2, plain.peak):
+        way = local._way(low, budget)
+        assert way[0] is low and all(state.peak <= budget for state in way)
+        assert all(b.seconds < a.seconds for a, b in zip(way, way[1:]))
+        best = local._kicked(way[-1])
+        assert best.peak <= way[-1].peak and best.seconds <= way[-1].seconds
+    assert way[-1].seconds == pytest.approx(plain.seconds)
+
+
+@pytest.mark.parametrize("name", ["skips 2", "residual 3", "drawn 2"])
+def test_bare_schedules_begin_with_nothing_held(name):
+    found = stages(name)
+    first, *faster = Local(found).bare()
+    assert not any(first.held)
+    assert faster and all(state.peak <= first.peak for state in faster)
+    assert all(b.seconds < a.seconds for a, b in zip([first, *faster], faster))
+
+
+def test_a_front_is_of_what_nothing_beats():
+    def state(seconds, peak):
+        return State((), (Run(0, 0, seconds, peak),))
+
+    every = [state(*each) for each in [(1, 9), (2, 9), (2, 7), (2, 8), (5, 3), (6, 3), (7, 4)]]
+    assert [(s.seconds, s.peak) for s in _front(every)] == [(1, 9), (2, 7), (5, 3)]
