@@ -19,6 +19,13 @@ from backpass.passes.rematerialise.stages import Run, State, bits, numbers
 from passes.joints import LOSSES, attention, coupled, drawn, joint, parameters, residual, rows, sgd
 
 SPEC = DEVICES["cpu"]
+
+
+def embedded(params, x):
+    """The last kernel of the backward pass reads what the first of the forward pass makes."""
+    return LOSSES["mlp"](params, x @ (x.T @ x))
+
+
 PROGRAMS = {
     "mlp 2": (LOSSES["mlp"], 2, 16),
     "mlp 4": (LOSSES["mlp"], 4, 16),
@@ -28,6 +35,7 @@ PROGRAMS = {
     "residual 2": (residual, 2, 16),
     "residual 3": (residual, 3, 32),
     "attention": (attention, 4, 16),
+    "embedded": (embedded, 2, 16),
     **{f"drawn {seed}": (drawn(seed), 4, 24) for seed in (0, 2, 3, 4)},
 }
 TINY = ["mlp 2", "residual 2"]
@@ -232,7 +240,7 @@ def over(runs, budget):
 
 
 @pytest.mark.parametrize("fine", [False, True])
-@pytest.mark.parametrize("name", ["mlp 4", "skips 2", "residual 3", "drawn 2"])
+@pytest.mark.parametrize("name", ["mlp 4", "skips 2", "residual 3", "drawn 2", "embedded"])
 def test_what_a_move_costs(name, fine):
     """As the schedule that it makes tells, at any budget."""
     found = stages(name)

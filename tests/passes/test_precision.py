@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 
 import backpass as bp
-from backpass.passes import Autocast, Canonicalise
+from backpass.passes import PASSES, Autocast, Canonicalise, parse_pipeline
+from backpass.passes.precision import with_precision
 from fuzz.interpret import run_graph
 from passes.texts import compiled
 
@@ -273,6 +274,24 @@ def test_integers_doubles_and_programs_without_products_are_left_alone():
     assert "bf16" not in str(lowered(lambda i: i @ i, ints).graph)
     with jax.enable_x64(True):
         assert "bf16" not in str(lowered(lambda x: x @ x, np.ones((4, 4))).graph)
+
+
+@pytest.mark.parametrize(
+    "passes, wanted",
+    [
+        ("", "autocast accumulate"),
+        ("dce", "dce autocast accumulate"),
+        ("cse,autodiff,dce", "cse autocast autodiff accumulate dce"),
+        ("fuse,cse,autodiff,dce", "autocast fuse cse autodiff accumulate dce"),
+        ("autodiff,cse,fold,dce,cse", "autocast autodiff cse fold accumulate dce cse"),
+        ("fold,dce,fuse", "fold dce autocast accumulate fuse"),
+        ("autodiff,autocast", "autodiff autocast"),
+    ],
+)
+def test_where_casts_and_sums_stand(passes, wanted):
+    """Before gradients are derived, and right behind what gives products their form."""
+    found = with_precision(parse_pipeline(passes, PASSES), Autocast())
+    assert [each.name for each in found] == wanted.split()
 
 
 def test_with_passes_of_ones_own():
