@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import backpass as bp
-from backpass.passes import PASSES, Autocast, Canonicalise, parse_pipeline
+from backpass.passes import PASSES, Accumulate, Autocast, Canonicalise, Dce, parse_pipeline
 from backpass.passes.precision import with_precision
 from fuzz.interpret import run_graph
 from passes.texts import compiled
@@ -170,6 +170,40 @@ def test_gradients_of_parameters_are_sums_that_were_never_rounded():
     low, ct = (np.asarray(v.astype(BF16), np.float64) for v in (x, t))
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, low.T @ ct, rtol=1e-5, atol=1e-4)
+
+
+MOVES = {
+    "nothing": lambda y: y,
+    "turned": lambda y: y.T,
+    "turned and reshaped": lambda y: y.T.reshape(2, 6),
+    "a slice": lambda y: y[1:, :2],
+    "a row": lambda y: lax.squeeze(y[:1], (0,)),
+    "spread": lambda y: lax.broadcast_in_dim(y, (5, 4, 3), (1, 2)),
+}
+ROUNDED = {
+    "a function": lambda y: jnp.exp(y),
+    "a function, then turned": lambda y: jnp.tanh(y).T,
+    "reversed": lambda y: lax.rev(y, (0,)),
+}
+
+
+@pytest.mark.parametrize("name", [*MOVES, *ROUNDED])
+def test_sums_that_were_moved_were_never_rounded(name):
+    x, y = (np.ones(shape, np.float32).astype(BF16) for shape in ((4, 8), (8, 3)))
+    fun = {**MOVES, **ROUNDED}[name]
+    given = compiled(lambda x, y: fun(x @ y).astype(np.float32), x, y)
+    found = Dce()(Accumulate()(given))
+    bp.ir.verify(found)
+    (product,) = (node for node in found.nodes if node.op.name == "dot_general")
+    assert product.output.dtype == np.float32
+    assert any(n.output.dtype == BF16 for n in found.nodes) == (name in ROUNDED)
+    np.testing.assert_allclose(*run_graph(found, x, y), *run_graph(given, x, y), rtol=0.02)
+
+
+def test_inputs_that_are_cast_are_no_sums():
+    x = np.ones((4, 8), np.float32).astype(BF16)
+    given = compiled(lambda x: x.T.astype(np.float32) + 1, x)
+    assert Accumulate()(given) is given
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
 import backpass as bp
 from backpass.ir import verify
@@ -234,6 +235,45 @@ def test_what_the_last_block_makes_is_read():
 
     found, (note,) = alone(Roll(True), loss, dense(), rows())
     assert note.reason == "what the blocks make is read elsewhere" and not lengths(found)
+
+
+@pytest.mark.parametrize("count, found", [(2, []), (3, [3]), (4, [4])])
+def test_three_blocks_of_two_nodes_are_the_fewest(count, found):
+    def loss(params, x):
+        for p in params[:count]:
+            x = jnp.tanh(x @ p["w"])
+        return x
+
+    assert lengths(alone(Roll(True), loss, dense(), rows())[0]) == found
+
+
+@pytest.mark.parametrize("starts", [(0, 0, 1, 1, 1), (0, 0, 1, 0, 0, 0)])
+def test_blocks_of_which_one_has_another_slice(starts):
+    """Of what it makes itself, as of what is given slices may differ."""
+
+    def loss(params, x):
+        for p, start in zip(params, starts):
+            part = (x @ p["w"])[:, start : start + 2]
+            x = jnp.tanh(jnp.concatenate([part, -part], 1))
+        return x
+
+    found, _ = alone(Roll(True), loss, dense(), rows())
+    assert lengths(found) == [3]
+
+
+def test_blocks_that_read_answers_of_a_host_stay_in_their_order():
+    """One that is asked for in between, though it depends on no block."""
+
+    def loss(params, x):
+        for p in params:
+            noise = io_callback(lambda: 0, jax.ShapeDtypeStruct(x.shape, x.dtype))
+            x = jnp.tanh(noise + x @ p["w"])
+        return x
+
+    given = Dce()(Cse()(Canonicalise()(compiled(loss, dense(), rows()))))
+    assert Roll(True)(given) is given
+    (note,) = Roll(True).report(given)
+    assert note.reason.startswith("a block reads what is only known when others have run: io_callb")
 
 
 def test_pieces_of_one_array_that_were_reshaped_are_not_copied():
