@@ -223,6 +223,14 @@ CASES = {
         """,
         None,
     ),
+    "of two matrices in full": (
+        "%0: f32[3,4], %1: f32[3,4]",
+        """
+        %2: f32[] = dot_general(%0, %1) {dimension_numbers=(((0,1),(0,1)),((),()))}
+        return %2
+        """,
+        None,
+    ),
     "batched": (
         "%0: f32[2,3,4], %1: f32[2,4,5]",
         """

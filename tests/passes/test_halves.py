@@ -198,3 +198,18 @@ def test_stacks_that_backward_loops_alone_read_may_wait():
     last = LOOP.rstrip().removesuffix("return %4")
     for more in ("return %4, %3", "%5: f32[5,64,64] = sin(%3)\nreturn %4, %5"):
         assert not Waits(graph(INPUTS, last + more)).stacks
+
+
+def test_a_floor_is_of_arguments_results_and_one_kernel():
+    """Not of what XLA makes in loops, nor of loops, whose bodies are planned by themselves."""
+    assert Planner(GIVEN, SPEC).floor == (2 + 2 + 3) * SIZE
+    assert Planner(graph(INPUTS, LOOP), SPEC).floor == (2 + 1) * SIZE
+    loose = f"""
+        %2: f32[64,64] = dot_general(%0, %1) {DOT}
+        %3: f32[64,64] = dot_general(%2, %1) {DOT}
+        %4: f32[64,64] = dot_general(%3, %1) {DOT}
+        %5: f32[64,64] = clamp(%2, %3, %4)
+        %6: f32[64,64] = dot_general(%5, %1) {DOT}
+        return %6
+    """
+    assert Planner(graph(INPUTS, loose), SPEC, frozenset({0})).floor == (1 + 1 + 2) * SIZE

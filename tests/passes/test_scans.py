@@ -166,6 +166,28 @@ def test_loops_of_every_kind_are_planned(loss):
     same(loss, *graphs)
 
 
+def test_what_a_step_is_made_of_again_is_made_once():
+    """However many segments a step has: three products again, and two gradients of each."""
+
+    def loss(params, x):
+        def layer(h, scale):
+            for w in params:
+                h = jnp.tanh(h @ w * scale)
+            return h, None
+
+        return (lax.scan(layer, x, jnp.arange(6.0))[0] ** 2).mean()
+
+    scans = Scans(joint(sgd(loss), *arguments()), SPEC)
+
+    def products(level):
+        loops = [n.regions[0].nodes for n in scans.leaner(level).nodes if n.op.name == "scan"]
+        return [sum(n.op.name == "dot_general" for n in nodes) for nodes in loops]
+
+    assert products(0) == [3, 6] and products(scans.levels - 1) == [3, 9]
+    most, least = ([len(pair) for pair in scans.sets[at]] for at in (0, -1))
+    assert most > [1] and least == [1]  # the carry alone
+
+
 def test_a_late_scan_gives_what_a_scan_gives():
     graph = joint(sgd(both_ways), *arguments())
     late = Scans(graph, SPEC).leaner(0)
