@@ -10,7 +10,7 @@ from jax import lax
 
 import backpass as bp
 from backpass.passes import DEFAULT, Convolutions, default
-from passes.texts import graph
+from passes.texts import compiled, graph
 
 EAGER = Convolutions(images=99, channels=2, cached=200)
 PASSES = tuple(EAGER if isinstance(each, Convolutions) else each for each in DEFAULT)
@@ -236,6 +236,20 @@ def test_more_bundles_than_asked_for_stay_groups():
     step = bp.compile(applied(keywords), passes=passes)
     (conv,) = (n for n in step.lower(*drawn(x, w)).graph.walk() if "conv" in n.op.name)
     assert conv.attrs["feature_group_count"] == 4
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_gradients_of_grouped_filters_are_no_one_product(groups):
+    """More taps than places; as many groups as there may be bundles of them come first."""
+
+    def filters(x, g):
+        return lax.conv_general_dilated(
+            x, g, (1, 1), "VALID", dimension_numbers=NUMBERS, batch_group_count=groups
+        )
+
+    given = compiled(filters, *(jnp.zeros(s) for s in ((2 * groups, 8, 8, 3), (6, 6, 3, 6))))
+    found = Convolutions(channels=1, bundles=0, images=99)(given)
+    assert (found is given) == (groups > 1)
 
 
 def test_short_floats_are_added_up_in_long_ones():

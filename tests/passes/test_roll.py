@@ -1,6 +1,7 @@
 """Repeated blocks become one scan: values, gradients, and what is left as it is."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,10 @@ from jax.experimental import io_callback
 
 import backpass as bp
 from backpass.ir import verify
+from backpass.ir.graph import UNKNOWN, Origin
 from backpass.passes import DEFAULT, Canonicalise, Cse, Dce, Roll
+from backpass.passes.roll.runs import Run, runs
+from backpass.passes.roll.scopes import Scopes
 from fuzz.interpret import run_graph, run_jaxpr
 from passes.draw_repeats import arguments, repeated
 from passes.repeats import PART, ROLL, STAY, TIME, B, D, N, dense, layer, mlp, rows, scopes
@@ -309,3 +313,53 @@ def test_auto_counts_the_nodes_of_the_blocks(least, reasons):
 
     found, notes = alone(Roll(blocks=3, nodes=least, flops=0), loss, dense(), rows())
     assert [note.reason for note in notes] == reasons and lengths(found) == [N] * (reasons == [""])
+
+
+# Where numbers repeat, and names of what repeats
+
+
+@pytest.mark.parametrize(
+    "labels, least, found",
+    [
+        ("ababab", 3, [Run(0, 6, 2, 4)]),
+        ("ababab", 4, []),
+        ("xabcabcabcay", 3, [Run(1, 11, 3, 7)]),
+        ("aaaxbcbcbc", 3, [Run(4, 10, 2, 4), Run(0, 3, 1, 2)]),
+        ("aa", 2, [Run(0, 2, 1, 1)]),
+        ("abc", 2, []),
+        ("a", 2, []),
+        ("", 2, []),
+    ],
+)
+def test_runs(labels, least, found):
+    """Of so many blocks, those first whose repeats are most."""
+    assert runs([ord(label) for label in labels], [1] * len(labels), least) == found
+
+
+def test_runs_of_more_weight_come_first():
+    found = runs([ord(label) for label in "aaaxbcbcbc"], [5, 5, 5, *[1] * 7], 3)
+    assert [(run.period, run.cover) for run in found] == [(1, 10), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    "first, last, name",
+    [
+        ("a/layers_0", "a/layers_5", "a/layers[0:6]"),
+        ("h[2]", "h[7]", "h[2:8]"),
+        ("a/b", "a/b", "a/b/blocks[0:6]"),
+        ("a/l_0/b", "a/l_5/b", "a/blocks[0:6]"),
+        ("l_0", "m_5", "blocks[0:6]"),
+        ("a/up", "a/down", "a/blocks[0:6]"),
+        ("", "", "blocks[0:6]"),
+    ],
+)
+def test_names_of_rolled_blocks(first, last, name):
+    (node,) = compiled(jnp.tanh, rows()).nodes
+    one, other = ([replace(node, origin=Origin("m.py:1", at))] for at in (first, last))
+    found = Scopes.of([*[one] * 5, other])
+    assert found.origin.scope == name and found.origin.source == "m.py:1"
+    for inside in ("", "mlp") if first else ():
+        assert found.inner(Origin("m.py:2", f"{first}/{inside}".rstrip("/"))).scope == inside
+    assert found.inner(UNKNOWN) is UNKNOWN
+    other = Origin("m.py:3", f"{first}1/mlp")
+    assert found.inner(other).scope == other.scope
