@@ -183,6 +183,22 @@ def test_xla_is_told_of_both_memories():
     assert text.count('_xla_buffer_placement = "device"') == count
 
 
+def test_as_few_are_sent_as_a_budget_asks_for():
+    """And none where that is not quicker than the best so far."""
+    frontier = Frontier(graph_of("mlp"), QUICK)
+    hosted, plain = frontier.hosted, frontier.plain
+    every = [hosted.sent(plain, n) for n in range(len(Waits(settled(plain.graph)).parcels) + 1)]
+    assert every[0] is plain and len(every) > 4
+    assert hosted.sent(plain, len(every)) is every[-1]
+    for budget in {each.bytes for each in every}:
+        found = hosted.fastest([plain], budget, None)
+        assert found is next(each for each in every if each.bytes <= budget)
+        assert hosted.fastest([plain], budget, found) is found
+        assert hosted.fastest([found], budget, plain) is plain
+    assert hosted.fastest([plain], every[-1].bytes - 1, None) is None
+    assert [each.choice.offload for each in every] == list(range(len(every)))
+
+
 def planned(name, device, **options):
     return bp.plan(sgd(LOSSES[name]), *arguments(), device=device, donate_argnums=0, **options)
 

@@ -14,7 +14,7 @@ from backpass.ir.device import DEVICES, clock, device_named
 from backpass.ir.graph import Graph
 from backpass.passes import PASSES, Rematerialise, parse_pipeline
 from backpass.passes.pipeline import spelled
-from backpass.passes.rematerialise import step_from, step_to
+from backpass.passes.rematerialise import segments, step_from, step_to
 from backpass.passes.rematerialise.frontier import Frontier
 from backpass.passes.rematerialise.joint import joint_of
 from backpass.passes.rematerialise.keep import closure, kept, ladder
@@ -55,6 +55,20 @@ def test_a_chain_is_cut_between_its_products():
     )
     assert len(found.segments) >= LAYERS
     assert not found.long
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5, 128])
+def test_no_segment_is_shorter_than_its_share(most, monkeypatch):
+    """Of the time of the forward half; but for the last one."""
+    whole = joint_of(graph_of("mlp"))
+    every = chain(whole, SPEC.seconds).segments
+    monkeypatch.setattr(segments, "MOST", most)
+    found = chain(whole, SPEC.seconds).segments
+    times = [sum(map(SPEC.seconds, segment.forward)) for segment in found]
+    assert all(time >= 0.999 * sum(times) / most for time in times[:-1])
+    assert len(found) == len(every) if most == 128 else 1 <= len(found) <= most + 1
+    entries = [segment.entry for segment in found]
+    assert entries[0] == () and set(entries) <= {segment.entry for segment in every}
 
 
 def test_what_jumps_over_the_cuts_is_long():
