@@ -164,6 +164,37 @@ def test_a_loop_of_tiny_steps_is_unrolled():
     assert_rewrites(Unroll(), TINY, LOOP.replace("num_consts=0", "num_consts=0, unroll=2"), None)
     assert_rewrites(Unroll(largest=8), TINY, LOOP, None)
     assert_rewrites(Unroll(least=100), TINY, LOOP, None)
+    (note,) = Unroll().report(graph(TINY, LOOP))
+    assert note.matched and note.nbytes == 70 * 16 and "4 steps a trip" in str(note)
+
+
+# Bytes of one step: what it makes, and what products read; a view makes nothing.
+STEPS = {
+    "mul": ("%2: f32[4] = mul(%0, %1)", 16),
+    "view": ("%3: f32[2,2] = reshape(%0)\n%4: f32[4] = reshape(%3)\n%2: f32[4] = sin(%4)", 16),
+    "product": (
+        """
+        %3: f32[1,4] = reshape(%0)
+        %4: f32[4,4] = broadcast_in_dim(%1) {broadcast_dimensions=(0,)}
+        %5: f32[1,4] = dot_general(%3, %4) {dimension_numbers=(((1,),(0,)),((),()))}
+        %2: f32[4] = reshape(%5)
+        """,
+        64 + 16 + (16 + 64),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_loop_is_unrolled_up_to_some_bytes_and_from_some_steps_on(name):
+    text, size = STEPS[name]
+    given = graph(TINY, LOOP.replace("%2: f32[4] = mul(%0, %1)", text))
+    for unroll, made in [
+        (Unroll(largest=size, least=70), True),
+        (Unroll(largest=size - 1, least=70), False),
+        (Unroll(largest=size, least=71), False),
+    ]:
+        assert (unroll(given) is not given) == made
+        assert [note.nbytes for note in unroll.report(given)] == [70 * size] * made
 
 
 # Real loops
