@@ -157,6 +157,26 @@ def every_schedule(links, s, t, first):
     return found
 
 
+def cost_of(step, links, t, first):
+    """Extra seconds and slots of one schedule up to segment `t`."""
+    link = links[step.at]
+    run = 0.0 if first else link.seconds
+    if isinstance(step, Drop):
+        swept = 0.0 if first else sum(each.seconds for each in links[step.at : step.to])
+        need = max(each.working for each in links[step.at : step.to])
+        a, m = cost_of(step.then, links, t, first)
+        b, n = cost_of(step.again, links, step.to - 1, False)
+        return swept + a + b, max(links[step.to].entry + m, n, need)
+    option = link.options[step.option]
+    alone = option.bytes + option.working
+    if isinstance(step, Last):
+        assert step.at == t
+        return option.seconds, alone
+    seconds, slots = cost_of(step.then, links, t, first)
+    held = option.bytes + links[step.at + 1].entry
+    return run + option.seconds + seconds, max(held + slots, alone)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_schedules_are_the_best_of_all(seed):
     random = np.random.default_rng(seed)
@@ -174,6 +194,9 @@ def test_schedules_are_the_best_of_all(seed):
     for slots in range(2, 60):
         best = min((s for s, n in every if n <= slots), default=np.inf)
         assert schedules.seconds(slots) == pytest.approx(best)
+        if np.isfinite(best):
+            seconds, taken = cost_of(schedules.step(slots), links, 3, True)
+            assert seconds == pytest.approx(best) and taken <= slots
 
 
 @pytest.mark.parametrize("name", LOSSES)
