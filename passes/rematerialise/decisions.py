@@ -107,7 +107,8 @@ def _runs(graph: Graph) -> dict[Any, tuple[Node, int]]:
                 key = (node.op, node.origin, tuple(value.type for value in node.outputs))
                 found[key] = (node, found.get(key, (node, 0))[1] + times)
             length = int(node.attrs["length"]) if node.op.name == "scan" else 1
-            for region in node.regions if node.op.name == "cond" else node.regions[:1]:
+            every = node.op.name in ("cond", "while")  # others have rules besides their function
+            for region in node.regions if every else node.regions[:1]:
                 count(region, times * length)
 
     count(graph, 1)

@@ -212,3 +212,12 @@ def test_what_is_made_again_is_told_by_its_own_type():
     again = [each.value for each in told if each.action == "recompute"]
     products = [value for value in again if value.startswith("dot_general")]
     assert products and set(products) == {f"dot_general f32[{BATCH // 4},{WIDTH}]"}
+
+
+@pytest.mark.parametrize("name", ["accumulated", "several"])
+def test_what_is_made_again_in_the_body_of_a_loop_is_told(name):
+    """Of a scan and of a `while`, whose body is not its first region."""
+    planner = Planner(graph_of(name), SPEC)
+    found = decisions(planner.graph, planner.leanest.graph, planner.clock.seconds)
+    again = {each.value.partition(" ")[0] for each in found if each.action == "recompute"}
+    assert "dot_general" in again
