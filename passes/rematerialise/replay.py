@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ...ir.builder import Builder
-from ...ir.fusion import is_fusible
+from ...ir.fusion import free_values, is_fusible
 from ...ir.graph import Graph, Literal, Node, Value
 from ...ir.ops import OPS
 from .joint import Joint
@@ -69,7 +69,7 @@ class Replay:
     def staged(
         self, name: str, again: Sequence[Sequence[Node]], held: Sequence[Collection[Value]]
     ) -> Graph:
-        """Return the whole program, the parts of the chain in order.
+        """Return the whole program, the parts of the chain in order: the last one first.
 
         `again[t]` are forward nodes that run again before part t, `held[t]` what it begins with,
         besides what the program returns.
@@ -77,14 +77,14 @@ class Replay:
         joint = self.joint
         self.b.nodes.extend(joint.forward)
         always = {joint.root[v] for v in joint.outputs if v in joint.root}
-        self.have.update((v, v) for v in (*always, *held[0]))
-        cheap = [v for v in held[0] if is_fusible(joint.forward[joint.place[v]])]
+        self.have.update((v, v) for v in (*always, *held[-1]))
+        cheap = [v for v in held[-1] if is_fusible(joint.forward[joint.place[v]])]
         if cheap:  # held itself, rather than what it is made of in the loop of its reader
             self.b.phase = "backward"
             copies = self.b.emit("optimization_barrier", cheap)
             self.have.update(zip(cheap, copies, strict=True))
-        for at, (nodes, after) in enumerate(zip(again, (*held[1:], ()), strict=True)):
-            stay = {*always, *after}
+        for at in reversed(range(len(again))):
+            nodes, stay = again[at], {*always, *(held[at - 1] if at else ())}
             dear = _upstream(nodes, stay)
             made = [(n, v) for n in nodes for v in n.outputs if joint.root[v] is v]
             keep = [v for n, v in made if joint.bytes(v) and n in dear]
@@ -153,7 +153,7 @@ class Replay:
             self.b.phase = node.phase
             copy = self.b.clone(node, [self.now.get(v, local.get(v, v)) for v in node.inputs])
             self.now.update(zip(node.outputs, copy.outputs, strict=True))
-        results = (v for node in nodes for v in node.outputs)
+        results = (v for node in nodes for v in node.outputs if v not in self._constant)
         self.done = [v for v in (*self.done, *results) if self._reader.get(v, at) < at]
 
     def _tied(
@@ -167,7 +167,12 @@ class Replay:
     def _cts(self, at: int) -> list[Value]:
         """What the backward part of segment `at` reads of those after it."""
         inputs = dict.fromkeys(v for node in self.chain.segments[at].rest for v in node.inputs)
-        return [v for v in inputs if v in self.now]
+        return [v for v in inputs if v in self.now and v not in self._constant]
+
+    @cached_property
+    def _constant(self) -> set[Value]:
+        """Zeros and the like: no fence holds them, as it would have them lie in memory."""
+        return free_values((), self.joint.rest)
 
     @cached_property
     def _reader(self) -> dict[Value, int]:

@@ -159,8 +159,8 @@ class Stages:
                 again.append([n for u in numbers(run.units) for n in units.units[u].nodes])
                 held.append([units.values[v] for v in numbers(values)])
             parts[-1] += stage.nodes
-        chain = Chain(tuple(Segment((), (), tuple(part)) for part in parts), frozenset())
-        return Dce()(Replay(units.joint, chain, ()).staged(name, again, held))
+        chain = Chain(tuple(Segment((), (), tuple(part)) for part in parts[::-1]), frozenset())
+        return Dce()(Replay(units.joint, chain, ()).staged(name, again[::-1], held[::-1]))
 
 
 def _sums(sizes: Sequence[int]) -> list[int]:

@@ -338,18 +338,46 @@ def towers(params, x):
     return sums[0] * sums[1]
 
 
-@pytest.mark.parametrize("loss", [towers, *LOSSES.values()])
-def test_results_are_made_before_other_parts_run_again(loss):
-    """XLA would start early on what waits for nothing, and hold both at once."""
-    graph = joint(sgd(loss), parameters(LAYERS, WIDTH), rows(BATCH, WIDTH))
-    frontier = Frontier(graph, SPEC)
+def plans(loss):
+    """Graphs under budgets from the least to that of the program as it is."""
+    frontier = Frontier(joint(sgd(loss), parameters(LAYERS, WIDTH), rows(BATCH, WIDTH)), SPEC)
     for budget in np.linspace(frontier.leanest.bytes, frontier.plain.bytes, 9):
-        planned = frontier.fastest(budget).graph
-        fences = [i for i, n in enumerate(planned.nodes) if n.op.name == "optimization_barrier"]
-        for value in planned.outputs:
-            at = next(i for i, node in enumerate(planned.nodes) if value in node.outputs)
-            if planned.nodes[at].phase != "forward" and at not in fences:
-                assert at > max(fences, default=-1)
+        yield frontier.fastest(budget).graph
+
+
+def fences(graph):
+    return [i for i, node in enumerate(graph.nodes) if node.op.name == "optimization_barrier"]
+
+
+@pytest.mark.parametrize("loss", [towers, *LOSSES.values()])
+def test_each_second_run_waits_for_all_that_is_done(loss):
+    """XLA would start early on what waits for nothing, and hold both at once."""
+    for graph in plans(loss):
+        place = {node: i for i, node in enumerate(graph.nodes)}
+        products = [node for node in graph.nodes if node.op.name == "dot_general"]
+        forward = {node.attrs["dimension_numbers"] for node in products if node.phase == "forward"}
+        for node in products:
+            if node.attrs["dimension_numbers"] not in forward:  # a gradient's
+                fence = min((i for i in fences(graph) if i > place[node]), default=np.inf)
+                assert all(place[user] <= fence for user in graph.users[node.output])
+        for value in graph.outputs:
+            made = graph.producer[value]
+            if made.phase != "forward" and place[made] not in fences(graph):
+                assert place[made] > max(fences(graph), default=-1)
+
+
+def test_no_fence_holds_zeros():
+    """They would lie in memory from there to their last reader."""
+
+    def loss(params, x):
+        for w in params:
+            x = jax.lax.reduce_window(x @ w, -np.inf, jax.lax.max, (2, 1), (1, 1), "SAME")
+        return (x**2).mean()
+
+    for graph in plans(loss):
+        for i in fences(graph):
+            made = [graph.producer[v] for v in graph.nodes[i].inputs if v in graph.producer]
+            assert not any(node.op.name == "broadcast_in_dim" for node in made)
 
 
 def test_steps_are_written_and_read():
