@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding
 
 from ..ir import jax_compat
 from ..ir.builder import Builder
+from ..ir.errors import TraceError
 from ..ir.graph import UNKNOWN, Graph, Literal, Node, Origin, Phase, Value
 from ..ir.jax_compat import trace_context
 from ..ir.op import Differentiator, Op, Pullback
@@ -61,12 +62,13 @@ class Importer:
 
         The equations of a `library` function show the line of their caller.
         """
+        jaxpr = jax_compat.without_refs(jaxpr)
         constvars, consts, invars, eqns, outvars = jax_compat.jaxpr_parts(jaxpr)
         env: dict[Any, Value] = {}
         nodes: list[Node] = []
         last: set[Node] = set()
         for var, const in zip(constvars, consts, strict=True):
-            nodes.append(_constant(const, type_of(var)))
+            nodes.append(_constant(const, _type(var)))
             env[var] = nodes[-1].output
         labels = [*names, *([None] * (len(invars) - len(names)))]
         for var, label in zip(invars, labels, strict=True):
@@ -222,9 +224,21 @@ def _converted(node: Node) -> tuple[Node, ...]:
     return (*steps, replace(node, inputs=wide, attrs=attrs))
 
 
+def _type(var: Any) -> ArrayType:
+    """Type of a variable. Raises `TraceError` where it is no array."""
+    if isinstance(var.aval, jax.ref.AbstractRef):
+        raise TraceError(
+            f"a graph wants arrays, found a mutable one that was made outside, {var.aval}\n  make "
+            "it in the function with jax.new_ref, or take its value and return the new one"
+        )
+    if not hasattr(var.aval, "shape"):
+        raise TraceError(f"a graph wants arrays, found a value of type {var.aval}")
+    return type_of(var)
+
+
 def _typed(var: Any) -> ArrayType:
     """Type of a variable, with how it lies on explicit axes of a mesh."""
-    kind = type_of(var)
+    kind = _type(var)
     sharding = getattr(var.aval, "sharding", None)
     if sharding is None or sharding.mesh.empty:
         return kind
@@ -300,6 +314,7 @@ def import_open(
 
     They may be tracers of an outer trace, which a graph must not hold.
     """
+    jaxpr = jax_compat.without_refs(jaxpr)
     constvars, consts, invars, eqns, outvars = jax_compat.jaxpr_parts(jaxpr)
     opened = Open((), (), (*constvars, *invars), eqns, outvars)
     labels = [*([None] * len(constvars)), *names]

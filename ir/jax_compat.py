@@ -19,6 +19,7 @@ from jax._src import pjit as _pjit  # reshard, psum_invariant and their like: no
 from jax._src.compilation_cache_interface import CacheInterface
 from jax._src.lax import parallel as _parallel
 from jax._src.lax.control_flow import conditionals as _conditionals  # platform_index
+from jax._src.state.discharge import discharge_state as _discharge_state  # as jit's lowering does
 from jax.extend import source_info_util
 from jax.sharding import AxisType
 
@@ -291,6 +292,19 @@ def jaxpr_parts(jaxpr: Any) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]
     inner = getattr(jaxpr, "jaxpr", jaxpr)
     consts = getattr(jaxpr, "consts", ())
     return inner.constvars, consts, inner.invars, inner.eqns, inner.outvars
+
+
+def without_refs(jaxpr: Any) -> Any:
+    """Have values in the place of the mutable arrays (`jax.new_ref`) that a jaxpr makes itself.
+
+    Those that come from outside stay. Lowering by `jax.jit` does the same.
+    """
+    _, _, invars, eqns, _ = jaxpr_parts(jaxpr)
+    if not any(eqn.primitive.name in ("new_ref", "empty_ref") for eqn in eqns):
+        return jaxpr
+    closed = jaxpr if hasattr(jaxpr, "consts") else jec.ClosedJaxpr(jaxpr, ())
+    outer = [isinstance(v.aval, jax.ref.AbstractRef) for v in invars]
+    return _discharge_state(closed, should_discharge=[not each for each in outer])
 
 
 def jaxpr_name(jaxpr: Any) -> str:
