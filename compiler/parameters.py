@@ -85,7 +85,7 @@ def _linear_call(params: Mapping[str, Any]) -> tuple[dict[str, Any], Regions]:
     """The transpose ignores what the function alone closes over."""
     held = params["num_callee_consts"]
     closed, consts = params["transpose_thunk"]()
-    constvars, _, invars, eqns, outvars = jax_compat.jaxpr_parts(closed)
+    constvars, _, invars, eqns, outvars = jax_compat.jaxpr_parts(jax_compat.without_refs(closed))
     own, rest = invars[: len(consts)], invars[len(consts) :]
     unused = jax_compat.jaxpr_parts(params["callee"])[2][:held]
     back = Open((*constvars, *own), tuple(consts), (*unused, *rest), eqns, outvars)

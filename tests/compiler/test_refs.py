@@ -75,6 +75,21 @@ def test_without_a_gradient():
     assert_close(bp.grad(added)(X), jax.grad(added)(X))
 
 
+def test_in_a_transpose_of_ones_own():
+    def squares(x):
+        ref = jax.new_ref(x)
+        ref[...] = ref[...] ** 2
+        return jax.freeze(ref)
+
+    def loss(x):
+        def times(held, y):
+            return y * squares(held)
+
+        return jax.custom_derivatives.linear_call(times, times, X, x).sum()
+
+    assert_close(bp.compile(bp.grad(loss))(X), X**2)
+
+
 def test_those_of_others_are_refused():
     ref = jax.new_ref(jnp.zeros(3))
 
