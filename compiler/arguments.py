@@ -11,7 +11,7 @@ import jax
 
 from ..ir.jax_compat import on_no_mesh, struct_of, trace_context
 from ..ir.types import ArrayType, Spec, type_of
-from .diagnose import check_results, in_place_of, not_an_array
+from .diagnose import check_results, in_place_of, mutable_array, not_an_array
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,13 @@ class Arguments:
         return in_place_of(self.fun, flat)
 
     def _type(self, path: str, leaf: Any) -> ArrayType:
-        if isinstance(leaf, jax.core.Tracer):
-            return type_of(leaf)
         try:
-            return type_of(jax.typeof(leaf))
+            kind = jax.typeof(leaf)
         except TypeError:
             raise not_an_array(self.fun, path, leaf) from None
+        if isinstance(kind, jax.ref.AbstractRef):
+            raise mutable_array(self.fun, path, kind)
+        return type_of(leaf if isinstance(leaf, jax.core.Tracer) else kind)
 
 
 def path_text(path: Any) -> str:

@@ -172,6 +172,14 @@ def not_an_array(fun: Callable[..., Any], path: str, value: Any) -> ArgumentErro
     )
 
 
+def mutable_array(fun: Callable[..., Any], path: str, kind: Any) -> ArgumentError:
+    """Say which argument is a `jax.Ref`, and what to do."""
+    return ArgumentError(
+        f"{defined_at(fun)} wants arrays as arguments, got a mutable one, {kind}, at {path}\n"
+        f"  at {caller_line()}; give its value and return the new one"
+    )
+
+
 def check_results(fun: Callable[..., Any], out: Any) -> Any:
     """Return `out` if all its leaves are arrays. Raises `ArgumentError` with the leaf's path."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(out):

@@ -103,6 +103,14 @@ def test_those_of_others_are_refused():
     np.testing.assert_array_equal(ref[...], np.zeros(3))
 
 
+def test_as_an_argument():
+    def store(ref, x):
+        ref[...] = x * 2
+
+    with pytest.raises(bp.ArgumentError, match=r"got a mutable one, .* at args\[0\]\n.*its value"):
+        bp.compile(store)(jax.new_ref(jnp.zeros(3)), X)
+
+
 def test_tokens_are_refused():
     def fun(x):
         lax.create_token(x)
