@@ -278,6 +278,30 @@ def test_values_beside_each_other_are_not_deep():
         parse(text(8), limits=limits)
 
 
+def test_graphs_beside_each_other_are_not_deep():
+    """What follows them may be as deep as without them, and no deeper."""
+
+    def text(depth: int) -> str:
+        flat = "graph g() {\nreturn }\n"
+        deep = "graph g() {\njit()\n" * depth + flat + "return }\n" * depth
+        return "backpass.ir 1\ngraph f() {\njit()\n" + flat * 9 + deep + "return }\n"
+
+    limits = Limits(depth=8)
+    assert parse(text(6), limits=limits)
+    with pytest.raises(ParseError, match="deep"):
+        parse(text(7), limits=limits)
+
+
+def test_a_link_to_a_node_without_a_line():
+    graph = parse(
+        "backpass.ir 1\ngraph f(%0: f32[]) {\nforward:\n  %1: f32[] = sin(%0)\n  %2: f32[] = sin(%1)\n"
+        "backward:\n  %3: f32[] = cos(%0) of %1\n  return %2, %3\n}"
+    )
+    first, second, last = graph.nodes
+    assert graph.forward_of == {last: first}
+    assert second.origin is not first.origin
+
+
 def test_limits():
     assert LIMITS == Limits(characters=2**28, nodes=2**21, depth=40, constant_bytes=2**26)
     text = TEXTS["training_step"]

@@ -120,7 +120,7 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Constant(value + 1)
         case ast.If() | ast.While():
             pass  # the test is an expression of its own
-        case ast.Return(value=ast.expr() as value) if not _is_none(value):
+        case ast.Return(value=ast.expr() as value) if not _is_no(value):
             yield ast.Return(ast.Constant(None))
         case ast.Break():
             yield ast.Continue()
@@ -132,8 +132,9 @@ def _changes(node: ast.AST) -> Iterator[ast.AST]:
             yield ast.Pass()
 
 
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
+def _is_no(node: ast.expr) -> bool:
+    """None, or False, which is the same to whoever asks; True in its place is another change."""
+    return isinstance(node, ast.Constant) and (node.value is None or node.value is False)
 
 
 def _short(text: str, most: int = 60) -> str:
