@@ -418,6 +418,22 @@ def test_gradients_of_parts_of_a_batch_are_not_stacked():
     assert loop.attrs["num_carry"] == len(loop.outputs) == 1
 
 
+def test_sums_of_products_are_taken_apart():
+    """Two products that are added before they are added to the carry are two sums of the steps."""
+
+    def fun(xs, ys):
+        def step(total, given):
+            x, y = given
+            return total + (x.T @ y + y.T @ x), None
+
+        return lax.scan(step, jnp.zeros((D, D)), (xs, ys))[0]
+
+    args = sequence(), jnp.sin(sequence())
+    out = Dce()(EAGER["defer"](compiled(fun, *args)))
+    assert [name for name in ops(out) if name in ("scan", "dot_general")] == ["dot_general"] * 2
+    assert_close(ir.evaluate(out, *args)[0], jax.jit(fun)(*args))
+
+
 def test_random_numbers_are_those_of_the_key():
     """A mask of a key that all steps share is drawn once; one of each step's key in each step."""
 
