@@ -303,8 +303,8 @@ def without_refs(jaxpr: Any) -> Any:
     if not any(eqn.primitive.name in ("new_ref", "empty_ref") for eqn in eqns):
         return jaxpr
     closed = jaxpr if hasattr(jaxpr, "consts") else jec.ClosedJaxpr(jaxpr, ())
-    outer = [isinstance(v.aval, jax.ref.AbstractRef) for v in invars]
-    return _discharge_state(closed, should_discharge=[not each for each in outer])
+    own = [not isinstance(v.aval, jax.ref.AbstractRef) for v in invars]
+    return _discharge_state(closed, should_discharge=own)
 
 
 def jaxpr_name(jaxpr: Any) -> str:
