@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..ir.errors import ArgumentError
+from ..runtime.device import renew
 from .arms import PEERS
 from .measure import environment
 from .models.sizes import SIZES, fitting
@@ -70,6 +71,7 @@ def run(
         )
         raise ArgumentError(f"there is nothing to run: {known}")
     _check("case", models, {name: what for _, name, what in work})
+    renew()  # parts of the device's speed are told
     stamp = environment(["torch"] if torch else [])
     rows: list[Row] = []
     with Progress(len(work)) as progress:

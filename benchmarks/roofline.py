@@ -198,8 +198,9 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     if argv is None:
         fix_allocator(chosen.default_allocator)
     from backpass.bench.models.sizes import models
-    from backpass.runtime.device import live_spec
+    from backpass.runtime.device import live_spec, renew
 
+    renew()
     spec = live_spec()
     stamp = environment()
     note(str(spec))

@@ -13,7 +13,7 @@ from ..compiler.cache import current as cache_of_programs
 from ..compiler.dump import installed
 from ..ir.device import DeviceSpec
 from ..ir.tables import bytes_text
-from ..runtime.device import cache_path, measured
+from ..runtime.device import cache_path, measured, renew
 
 
 def add(commands: Any) -> None:
@@ -25,6 +25,7 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print what is here."""
+    renew()
     report = {
         "python": platform.python_version(),
         **{name: installed(name) for name in ("backpass", "jax", "jaxlib", "numpy", "networkx")},

@@ -9,7 +9,7 @@ Processes that run a program together plan by the table alone, as all of them ha
 come to the same program.
 
 The cache is `$XDG_CACHE_HOME/backpass`, or `~/.cache/backpass`. What was measured on a busy machine
-holds until it is not.
+holds until it is not; what was measured in a slow hour, until `renew` sees a faster one.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ import jax
 
 from ..ir.device import DEVICES, DeviceSpec, device_named
 from ..ir.records import parsed, read
-from .probes import has_link, measure
+from .probes import has_link, measure, rates
 from .progress import Watch
 
 VARIABLE = "BACKPASS_DEVICE"
 PATIENCE = 1.0  # seconds of silence
 FORMAT = 3  # of the file, and of what its figures mean
+FASTER = 1.25  # times what is kept: more than one measurement differs from the next
 
 
 def live_spec(device: jax.Device | None = None) -> DeviceSpec:
@@ -51,16 +52,36 @@ def live_spec(device: jax.Device | None = None) -> DeviceSpec:
 
 def measured(device: jax.Device) -> DeviceSpec:
     """What is known of a device by measurement, made now if it has not been made before."""
+    return cached(device) or _measured_now(device)
+
+
+def renew(device: jax.Device | None = None) -> bool:
+    """Measure a device anew where it is faster than it was when it was measured; True if it was.
+
+    For tools that tell what part of its speed a step reaches: on a shared machine it changes from
+    hour to hour. A device that has become slower keeps its figures, and so programs their plans.
+    """
+    device = device or jax.local_devices()[0]
     found = cached(device)
-    if found is None:
-        was_busy = busy()
-        watch = Watch(f"what this {device.device_kind} can do", "measuring", "measured", PATIENCE)
-        try:
-            with ThreadPoolExecutor(1) as thread:  # free of what is being traced in this one
-                found = thread.submit(measure, device).result()
-        finally:
-            watch.stop()
-        _write(cache_path(device), found, was_busy)
+    if found is None or VARIABLE in os.environ:
+        return False
+    flops, bytes_per_s = rates(device)
+    if max(flops / found.flops, bytes_per_s / found.bytes_per_s) < FASTER:
+        return False
+    _measured_now(device)
+    return True
+
+
+def _measured_now(device: jax.Device) -> DeviceSpec:
+    """Measure a device, with a word on stderr if that takes long, and keep the figures."""
+    was_busy = busy()
+    watch = Watch(f"what this {device.device_kind} can do", "measuring", "measured", PATIENCE)
+    try:
+        with ThreadPoolExecutor(1) as thread:  # free of what is being traced in this one
+            found = thread.submit(measure, device).result()
+    finally:
+        watch.stop()
+    _write(cache_path(device), found, was_busy)
     return found
 
 

@@ -144,13 +144,9 @@ def _bits(x: jax.Array) -> jax.Array:
 
 def measure(device: jax.Device, scale: int | None = None) -> DeviceSpec:
     """Time the kernels on a device, in a second or two, and return what it can do."""
-    cpu = device.platform == "cpu"
-    kernels = probes(scale or (16 if cpu else 64))
-    dtype = np.float32 if cpu else jnp.bfloat16
+    kernels, dtype, part = _suited(device, scale)
     seconds = quickest(kernels, dtype, device)
-    part = np.dtype(dtype).itemsize / 4  # `bytes` are told for four of an element
-    flops = kernels["dot_general"].flops / seconds["dot_general"]
-    bandwidth = kernels["stream"].bytes * part / seconds["stream"]
+    flops, bandwidth = _rates(kernels, seconds, part)
     costs = {}
     for name, probe in kernels.items():
         roofline = max(probe.flops / flops, probe.bytes * part / bandwidth)
@@ -165,6 +161,31 @@ def measure(device: jax.Device, scale: int | None = None) -> DeviceSpec:
         costs,
         launch_s=_rounded(launch),
     )
+
+
+def rates(device: jax.Device) -> tuple[float, float]:
+    """FLOP/s and bytes/s as `measure` finds them, by two kernels alone: in half a second."""
+    kernels, dtype, part = _suited(device, None)
+    kernels = {name: kernels[name] for name in ("dot_general", "stream")}
+    return _rates(kernels, quickest(kernels, dtype, device), part)
+
+
+def _rates(
+    kernels: Mapping[str, Probe], seconds: Mapping[str, float], part: float
+) -> tuple[float, float]:
+    """FLOP/s of products, and bytes/s of a stream."""
+    products, stream = kernels["dot_general"], kernels["stream"]
+    return products.flops / seconds["dot_general"], stream.bytes * part / seconds["stream"]
+
+
+def _suited(device: jax.Device, scale: int | None) -> tuple[dict[str, Probe], Any, float]:
+    """Kernels for a device, their dtype, and the part of their `bytes` that it takes.
+
+    `bytes` are told for four of an element.
+    """
+    cpu = device.platform == "cpu"
+    dtype = np.float32 if cpu else jnp.bfloat16
+    return probes(scale or (16 if cpu else 64)), dtype, np.dtype(dtype).itemsize / 4
 
 
 def quickest(kernels: Mapping[str, Probe], dtype: Any, device: jax.Device) -> dict[str, float]:

@@ -13,7 +13,7 @@ import backpass as bp
 from backpass.cli.main import main
 from backpass.ir.device import DEVICES, DeviceSpec
 from backpass.runtime import device as live
-from backpass.runtime.probes import memory_bytes, probes, quickest
+from backpass.runtime.probes import memory_bytes, probes, quickest, rates
 
 SPEC = DeviceSpec(1 << 34, 3e11, 2e10, 0.0, {"sin": 7.0})
 
@@ -55,6 +55,35 @@ def test_it_is_measured_once(measurements, tmp_path):
     (file,) = (tmp_path / "backpass").iterdir()
     assert file == live.cache_path(here())
     assert json.loads(file.read_text())["costs"] == {"sin": 7.0}
+
+
+@pytest.mark.parametrize(
+    ("rates", "anew"),
+    [
+        ((1.2 * SPEC.flops, 1.2 * SPEC.bytes_per_s), False),
+        ((0.3 * SPEC.flops, 0.3 * SPEC.bytes_per_s), False),  # slower: plans stay
+        ((1.3 * SPEC.flops, SPEC.bytes_per_s), True),
+        ((0.5 * SPEC.flops, 1.3 * SPEC.bytes_per_s), True),
+    ],
+)
+def test_it_is_measured_anew_where_it_has_become_faster(measurements, monkeypatch, rates, anew):
+    monkeypatch.setattr(live, "rates", lambda device: rates)
+    assert not live.renew()  # nothing is kept
+    assert live.live_spec() == SPEC
+    assert live.renew() is anew
+    assert len(measurements) == 1 + anew
+
+
+def test_a_device_that_is_named_is_not_measured_anew(measurements, monkeypatch):
+    assert live.live_spec() == SPEC
+    monkeypatch.setenv(live.VARIABLE, "h100")
+    monkeypatch.setattr(live, "rates", lambda device: (math.inf, math.inf))
+    assert not live.renew()
+
+
+def test_rates_are_what_is_measured():
+    flops, bytes_per_s = rates(here())
+    assert 0 < flops < math.inf and 0 < bytes_per_s < math.inf
 
 
 @pytest.mark.parametrize(
