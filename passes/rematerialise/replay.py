@@ -12,7 +12,7 @@ they are equal. So each part of the backward pass looks like this:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -20,6 +20,7 @@ from ...ir.builder import Builder
 from ...ir.fusion import free_values, is_fusible
 from ...ir.graph import Graph, Literal, Node, Value
 from ...ir.ops import OPS
+from .draws import in_turn
 from .joint import Joint
 from .keep import closure
 from .schedule import Drop, Keep, Step
@@ -60,7 +61,7 @@ class Replay:
     def graph(self, name: str, step: Step) -> Graph:
         """Return the whole program under the schedule `step`."""
         joint = self.joint
-        self.b.nodes.extend(joint.forward)
+        self.b.nodes.extend(in_turn(joint.forward)[0])
         returned = [joint.root[v] for v in joint.outputs if v in joint.root]
         self.have.update((v, v) for v in (*self.chain.long, *returned))
         self._run(step, len(self.chain.segments) - 1, first=True)
@@ -75,7 +76,7 @@ class Replay:
         besides what the program returns.
         """
         joint = self.joint
-        self.b.nodes.extend(joint.forward)
+        self.b.nodes.extend(in_turn(joint.forward)[0])
         always = {joint.root[v] for v in joint.outputs if v in joint.root}
         self.have.update((v, v) for v in (*always, *held[-1]))
         cheap = [v for v in held[-1] if is_fusible(joint.forward[joint.place[v]])]
@@ -165,9 +166,16 @@ class Replay:
         return dict(zip(start, copies, strict=True))
 
     def _cts(self, at: int) -> list[Value]:
-        """What the backward part of segment `at` reads of those after it."""
-        inputs = dict.fromkeys(v for node in self.chain.segments[at].rest for v in node.inputs)
-        return [v for v in inputs if v in self.now and v not in self._constant]
+        """What the backward part of segment `at` reads of those after it.
+
+        Where that is nothing, as of a segment that nobody differentiates, what the next one reads.
+        """
+        for segment in reversed(self.chain.segments[: at + 1]):
+            inputs = dict.fromkeys(v for node in segment.rest for v in node.inputs)
+            found = [v for v in inputs if v in self.now and v not in self._constant]
+            if found:
+                return found
+        return []
 
     @cached_property
     def _constant(self) -> set[Value]:
@@ -194,11 +202,13 @@ class Replay:
         self.now.update(zip(passed, found[len(values) :], strict=True))
         return found[: len(values)]
 
-    def _emit(self, nodes: Iterable[Node], local: dict[Value, Value]) -> None:
+    def _emit(self, nodes: Sequence[Node], local: dict[Value, Value]) -> None:
         self.b.phase = "backward"
-        for node in nodes:
+        ordered, copies = in_turn(nodes)
+        for node in ordered:
             copy = self.b.clone(node, [local.get(v, v) for v in node.inputs])
             local.update(zip(node.outputs, copy.outputs, strict=True))
+        local.update((v, local[copy]) for v, copy in copies.items())
 
 
 def _upstream(nodes: Sequence[Node], wanted: Collection[Value] = ()) -> set[Node]:

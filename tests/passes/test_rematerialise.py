@@ -1,6 +1,7 @@
 """The planner: segments, what to keep, schedules, and that no schedule changes a value."""
 
 import itertools
+from bisect import bisect
 from dataclasses import replace
 from functools import cache
 
@@ -378,6 +379,51 @@ def test_no_fence_holds_zeros():
         for i in fences(graph):
             made = [graph.producer[v] for v in graph.nodes[i].inputs if v in graph.producer]
             assert not any(node.op.name == "broadcast_in_dim" for node in made)
+
+
+def dropped(params, x):
+    keys = jax.random.split(jax.random.key(0), len(params))
+    for key, w in zip(keys, params, strict=True):
+        x = jax.numpy.sin(x @ w)
+        x = jax.numpy.where(jax.random.bernoulli(key, 0.5, x.shape), x, 0.0)
+    return (x**2).mean()
+
+
+def untouched(params, x):
+    """Dropouts again, of which a stretch has no derivative."""
+    for i, w in enumerate(params):
+        x = x + jax.lax.stop_gradient(jax.numpy.cos(dropped([w, w], x))) if i % 2 else x @ w
+    return (x**2).mean()
+
+
+@pytest.mark.parametrize("loss", [dropped, untouched])
+def test_random_bits_wait_for_their_layer(loss):
+    """They depend on a key alone: XLA would draw those of all layers as the program starts."""
+    drawn = 0
+    for graph in plans(loss):
+        place = {node: i for i, node in enumerate(graph.nodes)}
+        products = [place[n] for n in graph.nodes if n.op.name == "dot_general"]
+        for node in graph.nodes:
+            if fences(graph) and node.op.name == "random_bits" and place[node] > min(products):
+                waits = [
+                    fence
+                    for fence in upstream(graph, node)
+                    if fence.op.name == "optimization_barrier"
+                    and any(v.dtype == np.float32 and graph.users[v] for v in fence.outputs)
+                ]
+                assert max(products[: bisect(products, place[node])]) < max(map(place.get, waits))
+                drawn += 1
+    assert drawn
+
+
+def upstream(graph, node):
+    """What a node depends on by values that are not real numbers."""
+    found, pending = [], [node]
+    while pending:
+        inputs = [v for v in pending.pop().inputs if v in graph.producer and v.dtype != np.float32]
+        pending += [graph.producer[v] for v in inputs]
+        found += [graph.producer[v] for v in inputs]
+    return found
 
 
 def test_steps_are_written_and_read():
