@@ -21,6 +21,7 @@ OUTSIDE = (
     "CONTRIBUTING.md",
     "LICENSE",
     "benchmarks/README.md",
+    "benchmarks/fusion/README.md",
     "benchmarks/memory/README.md",
     "benchmarks/results/README.md",
     "benchmarks/results/cpu.md",

@@ -20,11 +20,11 @@ from ...ir.builder import Builder
 from ...ir.fusion import free_values, is_fusible
 from ...ir.graph import Graph, Literal, Node, Value
 from ...ir.ops import OPS
-from .draws import in_turn
 from .joint import Joint
 from .keep import closure
 from .schedule import Drop, Keep, Step
 from .segments import Chain
+from .turns import in_turn
 
 
 def loose(nodes: Sequence[Node], tied: Collection[Value]) -> list[Value]:

@@ -33,6 +33,15 @@ def test_rolling(load_benchmark, capsys):
     assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["3", "jax"]
 
 
+def test_attention(load_benchmark, capsys):
+    """Plain `jax.jit` first, at which the others are relative; less memory under less budget."""
+    arguments = ["--tiny", "--kinds", "window", "--budgets", "1", "2", "--repeats", "2"]
+    plain, free, least, more = load_benchmark("attention").main(arguments)
+    assert plain.time.median == plain.peak == plain.temp == 1
+    assert least.peak <= more.peak <= free.peak
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["window_16", "2"]
+
+
 def test_health(load_benchmark, capsys):
     """A row for each model and optimiser, with and without health."""
     arguments = ["--tiny", "--models", "mlp_1024", "--optimisers", "sgd", "--repeats", "2"]

@@ -68,7 +68,7 @@ PROSE = {
     **TEXTS,
     **{
         f"benchmarks/{name}": (ROOT / "benchmarks" / name).read_text(encoding="utf-8")
-        for name in ("README.md", "memory/README.md")
+        for name in ("README.md", "fusion/README.md", "memory/README.md")
     },
 }
 COMMANDS = sorted({text for page in PROSE.values() for text in inline(page) if " " in text})

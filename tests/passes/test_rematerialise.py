@@ -416,14 +416,31 @@ def test_random_bits_wait_for_their_layer(loss):
     assert drawn
 
 
-def upstream(graph, node):
-    """What a node depends on by values that are not real numbers."""
-    found, pending = [], [node]
+def abreast(params, x):
+    return sum((jax.numpy.sin(jax.numpy.cos(x @ w)) ** 2).mean() for w in params)
+
+
+@pytest.mark.parametrize("loss", [abreast, towers])
+def test_kernels_run_in_turn(loss):
+    """Even where neither reads the other: XLA would start on all of them at once."""
+    fenced = [graph for graph in plans(loss) if fences(graph)]
+    assert fenced
+    for graph in fenced:
+        products = [n for n in graph.nodes if (n.op.name, n.phase) == ("dot_general", "forward")]
+        assert len(products) == LAYERS
+        for first, second in itertools.pairwise(products):
+            assert first in upstream(graph, second, real=True)
+
+
+def upstream(graph, node, real=False):
+    """What a node depends on, or does so by values that are not real numbers."""
+    found, pending = dict.fromkeys([node]), [node]
     while pending:
-        inputs = [v for v in pending.pop().inputs if v in graph.producer and v.dtype != np.float32]
-        pending += [graph.producer[v] for v in inputs]
-        found += [graph.producer[v] for v in inputs]
-    return found
+        inputs = [v for v in pending.pop().inputs if real or v.dtype != np.float32]
+        makers = {graph.producer[v] for v in inputs if v in graph.producer} - found.keys()
+        found |= dict.fromkeys(makers)
+        pending += makers
+    return list(found)[1:]
 
 
 def test_steps_are_written_and_read():

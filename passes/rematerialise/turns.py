@@ -1,0 +1,85 @@
+"""Kernels in turn: one that does not wait for the kernel before it is made to, by a fence.
+
+XLA starts as early as it can on what depends on nothing: the bits of all of a network's dropouts
+are drawn as the program starts, and the blocks of an attention run side by side. Where memory is
+short each of them has to come when the one before is done, as the plan has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import jax.numpy as jnp
+
+from ...ir.builder import Builder
+from ...ir.fusion import is_fusible
+from ...ir.graph import Literal, Node, Value
+from ...ir.ops import OPS
+
+SHARE = 1 / 4  # of what a kernel makes on average: a smaller one may run when it likes
+
+
+def in_turn(nodes: Sequence[Node]) -> tuple[list[Node], dict[Value, Value]]:
+    """The same nodes, where every large kernel comes after the one before it.
+
+    They define the same values; some read copies of them, behind fences. Returned are also the
+    copies of what was waited for: a fence holds while somebody reads them.
+    """
+    sizes = [_bytes(node) for node in nodes if not is_fusible(node)]
+    large = SHARE * sum(sizes) / max(1, len(sizes))
+    before: Value | None = None  # what the last kernel made
+    depends: set[Value] = set()  # on that
+    copies: dict[Value, Value] = {}
+    loose: list[Node] = []  # element-wise nodes since the last kernel
+    b = Builder(OPS)
+    for node in nodes:
+        if is_fusible(node):
+            loose.append(node)
+            if not depends.isdisjoint(node.inputs):
+                depends.update(node.outputs)
+            continue
+        inside: Collection[Node] = ()
+        own: Mapping[Value, Value] = copies
+        apart = depends.isdisjoint(node.inputs) and not node.op.effect and _bytes(node) >= large
+        if apart and before is not None:
+            inside, roots = _loop(node, loose)
+            start = [copies.get(v, v) for v in (*roots, before)]
+            *held, copies[before] = b.emit("optimization_barrier", start)
+            own = {**copies, **dict(zip(roots, held, strict=True))}
+        b.nodes.extend(_reading(each, own if each in inside else copies) for each in loose)
+        b.nodes.append(_reading(node, own))
+        loose = []
+        if any(jnp.issubdtype(v.dtype, jnp.inexact) for v in node.outputs):
+            before = max(node.outputs, key=lambda v: v.type.nbytes)
+            depends = set(node.outputs)
+    b.nodes.extend(_reading(each, copies) for each in loose)
+    return b.nodes, copies
+
+
+def _loop(node: Node, loose: Sequence[Node]) -> tuple[set[Node], list[Value]]:
+    """The element-wise nodes that a kernel depends on, and what these and it start from."""
+    maker = {v: each for each in loose for v in each.outputs}
+    found: set[Node] = set()
+    roots: dict[Value, None] = {}
+    pending = [node]
+    while pending:
+        for value in pending.pop().inputs:
+            each = maker.get(value)
+            if each is None and not isinstance(value, Literal):
+                roots[value] = None
+            elif each is not None and each not in found:
+                found.add(each)
+                pending.append(each)
+    return found, list(roots)
+
+
+def _bytes(node: Node) -> int:
+    return sum(v.type.nbytes for v in node.outputs)
+
+
+def _reading(node: Node, copies: Mapping[Value, Value]) -> Node:
+    """The node, reading copies of what has one."""
+    if copies.keys().isdisjoint(node.inputs):
+        return node
+    return replace(node, inputs=tuple(copies.get(v, v) for v in node.inputs))
