@@ -28,13 +28,18 @@ from .turns import in_turn
 
 
 def loose(nodes: Sequence[Node], tied: Collection[Value]) -> list[Value]:
-    """The program's inputs that `nodes` start from and that nothing else holds back."""
+    """The program's inputs that `nodes` start from and that nothing else holds back.
+
+    Where a kernel starts from a number alone, as a key does from its seed, that number.
+    """
     held = set(tied)
     found: dict[Value, None] = {}
     made = {v for node in nodes for v in node.outputs}
     for node in nodes:
         if held.isdisjoint(node.inputs):
-            outer = [v for v in node.inputs if v not in made and not isinstance(v, Literal)]
+            outer = [v for v in node.inputs if v not in made]
+            if is_fusible(node) or not all(isinstance(v, Literal) for v in outer):
+                outer = [v for v in outer if not isinstance(v, Literal)]
             found.update(dict.fromkeys(outer))
             held.update(outer)
         held.update(node.outputs)
