@@ -17,11 +17,11 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from script import finish, parser
+from script import finish_rows, parser
 
 from backpass.bench.measure import Ratio, environment, fix_allocator, interleave, note, ratio
 
@@ -160,8 +160,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
             results.append(measure(whole, micro, steps, args.repeats))
             note("  ".join(results[-1].cells()))
             gc.collect()
-    rows = [result.cells() for result in results]
-    finish(stamp, [(COLUMNS, rows)], [asdict(r) for r in results], args.json)
+    finish_rows(stamp, COLUMNS, results, args.json)
     return results
 
 

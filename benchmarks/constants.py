@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from script import finish, parser
+from script import finish_rows, parser
 
 from backpass.bench.measure import environment, note
 
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
         rows = [measure(mib, args.repeats) for mib in ([1] if args.tiny else args.mib)]
     finally:
         jax.config.update("jax_captured_constants_warn_bytes", before)
-    finish(environment(), [(COLUMNS, [r.cells() for r in rows])], [*map(asdict, rows)], args.json)
+    finish_rows(environment(), COLUMNS, rows, args.json)
     return rows
 
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from statistics import mean, median
 from typing import Any
 
-from script import finish, parser
+from script import finish_rows, parser
 
 from backpass.bench.measure import calls_for, environment, fix_allocator, interleave, note
 
@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     args = options.parse_args(argv)
     sizes = [(2, 4, 16)] if args.tiny else product(args.images, args.sides, args.channels)
     rows = [measure(*each, args.repeats) for each in sizes]
-    finish(environment(), [(COLUMNS, [r.cells() for r in rows])], [*map(asdict, rows)], args.json)
+    finish_rows(environment(), COLUMNS, rows, args.json)
     return rows
 
 

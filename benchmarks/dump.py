@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from time import process_time
 from typing import Any
 
 from scaling import PROGRAMS
-from script import finish, parser
+from script import finish_rows, parser
 
 from backpass.bench.measure import environment, fix_allocator, note
 
@@ -87,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
             note(f"{program} {size}")
             results.append(measured(program, size))
     columns = (*COLUMNS, "MB", "largest")
-    rows = [r.cells() for r in results]
-    finish(stamp, [(columns, rows)], [asdict(r) for r in results], args.json)
+    finish_rows(stamp, columns, results, args.json)
     return results
 
 

@@ -16,10 +16,10 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from script import finish, parser
+from script import finish_rows, parser
 
 from backpass.bench.measure import (
     Ratio,
@@ -138,8 +138,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
             results.append(measure(chosen(name, args.tiny), optimiser, args.repeats))
             note("  ".join(results[-1].cells()))
             gc.collect()
-    rows = [result.cells() for result in results]
-    finish(stamp, [(COLUMNS, rows)], [asdict(r) for r in results], args.json)
+    finish_rows(stamp, COLUMNS, results, args.json)
     return results
 
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
-from script import finish, parser
+from script import finish_rows, parser
 
 from backpass.bench.measure import (
     Ratio,
@@ -111,8 +111,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     for model in models(args.models, "tiny" if args.tiny else "small"):
         note(model.name)
         results.append(measure(model, args.repeats))
-    rows = [result.cells() for result in results]
-    finish(stamp, [(COLUMNS, rows)], [asdict(r) for r in results], args.json)
+    finish_rows(stamp, COLUMNS, results, args.json)
     return results
 
 

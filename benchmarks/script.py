@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,3 +40,10 @@ def finish(
     if path is not None:
         path.write_text(json.dumps({"environment": stamp, "results": results}, indent=1) + "\n")
         note(f"wrote {path}")
+
+
+def finish_rows(
+    stamp: Mapping[str, Any], columns: Sequence[str], results: Sequence[Any], path: Path | None
+) -> None:
+    """`finish` where each result is a dataclass and a row, by its `cells()`, of the one table."""
+    finish(stamp, [(columns, [r.cells() for r in results])], [asdict(r) for r in results], path)

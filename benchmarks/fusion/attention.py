@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1]))
-from script import finish, parser
+from script import finish_rows, parser
 
 from backpass.bench.measure import Ratio, environment, fix_allocator, note, ratio
 
@@ -42,20 +42,17 @@ class Result:
 
 def measure(part: str, budgets: Sequence[float], repeats: int, tiny: bool) -> list[Result]:
     """Compile the arms of a part, and run their steps in turns."""
-    import backpass as bp
     from backpass.bench.arms import in_turns, ours, stock
     from backpass.bench.models.parts import parts
+    from backpass.bench.suites.memory import least
     from backpass.bench.task import Task
 
     task = Task.of(parts("tiny" if tiny else "small")[part])
-    try:
-        ours(task, budget=1)
-    except bp.BudgetError as error:
-        least = error.minimum_bytes
+    smallest = least(task)
     arms = {"jax": stock(task), "no budget": ours(task)}
     for times in budgets:
-        arms[f"{times:g} x the least"] = ours(task, budget=int(least * times))
-        note(f"{part}, {times:g} x {least >> 20} MiB: compiled")
+        arms[f"{times:g} x the least"] = ours(task, budget=int(smallest * times))
+        note(f"{part}, {times:g} x {smallest >> 20} MiB: compiled")
     base, samples = arms["jax"], in_turns(list(arms.values()), repeats)
     return [
         Result(
@@ -81,8 +78,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     for kind in args.kinds:
         part = f"{kind}_{16 if args.tiny else 2048}"
         results += measure(part, args.budgets, args.repeats, args.tiny)
-    rows = [result.cells() for result in results]
-    finish(stamp, [(COLUMNS, rows)], list(map(asdict, results)), args.json)
+    finish_rows(stamp, COLUMNS, results, args.json)
     return results
 
 

@@ -16,12 +16,12 @@ import gc
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from script import finish, parser
+from script import finish_rows, parser
 
 from backpass.bench.measure import Ratio, environment, fix_allocator, interleave, note, ratio
 
@@ -105,8 +105,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     for layers in args.layers:
         results += measure(layers, args.arms, args.repeats, args.tiny)
         gc.collect()
-    rows = [result.cells() for result in results]
-    finish(stamp, [(COLUMNS, rows)], list(map(asdict, results)), args.json)
+    finish_rows(stamp, COLUMNS, results, args.json)
     return results
 
 

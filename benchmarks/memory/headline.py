@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).parents[1]))
-from script import finish, parser
+from script import finish_rows, parser
 
 from backpass.bench.arms import checkpointed, in_turns, ours, stock
 from backpass.bench.measure import environment, fix_allocator, note, ratio
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> list[Row]:
     for name in args.models or builders:
         note(name)
         rows += measure(name, builders[name], args.factors, args.repeats)
-    finish(stamp, [(COLUMNS, [row.cells() for row in rows])], [asdict(r) for r in rows], args.json)
+    finish_rows(stamp, COLUMNS, rows, args.json)
     return rows
 
 

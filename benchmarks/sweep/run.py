@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 sys.path.append(str(Path(__file__).parents[1]))
-from script import finish, parser
+from script import finish_rows, parser
 from sweep import images, learning, science, sequences
 
 import backpass as bp
@@ -195,12 +195,7 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
                 )
             note("  " + "  ".join(results[-1].cells()[2:]))
             jax.clear_caches()
-    finish(
-        stamp,
-        [(COLUMNS, [result.cells() for result in results])],
-        [asdict(r) for r in results],
-        args.json,
-    )
+    finish_rows(stamp, COLUMNS, results, args.json)
     return results
 
 
