@@ -37,9 +37,10 @@ def loose(nodes: Sequence[Node], tied: Collection[Value]) -> list[Value]:
     made = {v for node in nodes for v in node.outputs}
     for node in nodes:
         if held.isdisjoint(node.inputs):
-            outer = [v for v in node.inputs if v not in made]
-            if is_fusible(node) or not all(isinstance(v, Literal) for v in outer):
-                outer = [v for v in outer if not isinstance(v, Literal)]
+            start = [v for v in node.inputs if v not in made]
+            outer = [v for v in start if not isinstance(v, Literal)]
+            if not outer and not is_fusible(node):
+                outer = start
             found.update(dict.fromkeys(outer))
             held.update(outer)
         held.update(node.outputs)
