@@ -41,6 +41,8 @@ def loose(nodes: Sequence[Node], tied: Collection[Value]) -> list[Value]:
             outer = [v for v in start if not isinstance(v, Literal)]
             if not outer and not is_fusible(node):
                 outer = start
+            if not outer:
+                continue
             found.update(dict.fromkeys(outer))
             held.update(outer)
         held.update(node.outputs)
@@ -67,7 +69,7 @@ class Replay:
     def graph(self, name: str, step: Step) -> Graph:
         """Return the whole program under the schedule `step`."""
         joint = self.joint
-        self.b.nodes.extend(in_turn(joint.forward)[0])
+        self.b.nodes.extend(in_turn(joint.forward, self._constant)[0])
         returned = [joint.root[v] for v in joint.outputs if v in joint.root]
         self.have.update((v, v) for v in (*self.chain.long, *returned))
         self._run(step, len(self.chain.segments) - 1, first=True)
@@ -82,7 +84,7 @@ class Replay:
         besides what the program returns.
         """
         joint = self.joint
-        self.b.nodes.extend(in_turn(joint.forward)[0])
+        self.b.nodes.extend(in_turn(joint.forward, self._constant)[0])
         always = {joint.root[v] for v in joint.outputs if v in joint.root}
         self.have.update((v, v) for v in (*always, *held[-1]))
         cheap = [v for v in held[-1] if is_fusible(joint.forward[joint.place[v]])]
@@ -153,7 +155,7 @@ class Replay:
         cheap = [node for node in again if node not in dear]
         if dear:
             later = dict.fromkeys(v for node in (*cheap, *nodes) for v in node.inputs)
-            seen = [v for v in later if v in local]
+            seen = [v for v in later if v in local and v not in self._constant]
             local.update(zip(seen, self._fence([local[v] for v in seen], cts), strict=True))
         self._emit(cheap, local)
         for node in nodes:
@@ -186,7 +188,7 @@ class Replay:
     @cached_property
     def _constant(self) -> set[Value]:
         """Zeros and the like: no fence holds them, as it would have them lie in memory."""
-        return free_values((), self.joint.rest)
+        return free_values((), (*self.joint.forward, *self.joint.rest))
 
     @cached_property
     def _reader(self) -> dict[Value, int]:
@@ -210,7 +212,7 @@ class Replay:
 
     def _emit(self, nodes: Sequence[Node], local: dict[Value, Value]) -> None:
         self.b.phase = "backward"
-        ordered, copies = in_turn(nodes)
+        ordered, copies = in_turn(nodes, self._constant)
         for node in ordered:
             copy = self.b.clone(node, [local.get(v, v) for v in node.inputs])
             local.update(zip(node.outputs, copy.outputs, strict=True))

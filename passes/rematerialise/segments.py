@@ -5,13 +5,14 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from ...ir.fusion import is_fusible, landmarks
 from ...ir.graph import Node, Value
 from .joint import Joint
 
 MOST = 128  # segments; the solver's time grows with their square
-SHARED = 0.1  # part of a cut's bytes that may also cross the next cut
+SHARED = 0.1  # of the most that is between two cuts: what may cross both
 LONG = 0.25  # of the forward half: a value that lives longer crosses cuts without counting
 
 
@@ -40,7 +41,7 @@ def chain(joint: Joint, seconds: Callable[[Node], float]) -> Chain:
     crossing = _crossing(joint)
     long = _long(joint, crossing)
     local = [{v: n for v, n in values.items() if v not in long} for values in crossing]
-    cuts = _coarser(joint, _cuts(joint, local), seconds)
+    cuts = _cuts(joint, local, seconds)
     bounds = [-1, *cuts, len(joint.forward) - 1]
     forward = [joint.forward[a + 1 : b + 1] for a, b in zip(bounds, bounds[1:], strict=False)]
     entries = [(), *(tuple(local[cut]) for cut in cuts)]
@@ -71,9 +72,16 @@ def _long(joint: Joint, crossing: Sequence[dict[Value, int]]) -> frozenset[Value
     return joint.once.union(v for v, end in ends.items() if end - joint.place[v] > limit)
 
 
-def _cuts(joint: Joint, local: Sequence[dict[Value, int]]) -> list[int]:
-    """Narrow places first, one between any two kernels, of values that no other cut shares."""
+def _cuts(
+    joint: Joint, local: Sequence[dict[Value, int]], seconds: Callable[[Node], float]
+) -> list[int]:
+    """Narrow places first, of which little crosses the next one too.
+
+    There is one between any two kernels, and no segment is shorter than its share of the time.
+    """
     total = [sum(values.values()) for values in local]
+    ends = list(accumulate(map(seconds, joint.forward)))
+    share = ends[-1] / MOST if ends else 0.0
     far = landmarks(joint.forward)
     kernels = [i for i, n in enumerate(joint.forward) if n in far or not is_fusible(n)]
     chosen: list[int] = []
@@ -83,29 +91,23 @@ def _cuts(joint: Joint, local: Sequence[dict[Value, int]]) -> list[int]:
         if not 0 < gap < len(kernels) or gap in taken:
             continue
         at = bisect_left(chosen, i)
-        near = [local[k] for k in chosen[max(0, at - 1) : at + 1]]
-        if all(_shared(local[i], other) <= SHARED * total[i] for other in near):
+        near = chosen[max(0, at - 1) : at + 1]
+        times = [0.0, ends[-1], *(ends[k] for k in near)]
+        if min(abs(ends[i] - time) for time in times) < share:
+            continue
+        if all(_shared(local[i], local[k]) <= SHARED * _most(total, i, k) for k in near):
             insort(chosen, i)
             taken.add(gap)
     return chosen
 
 
+def _most(total: Sequence[int], one: int, other: int) -> int:
+    """The most bytes that there are between two cuts, or at them."""
+    return max(total[min(one, other) : max(one, other) + 1])
+
+
 def _shared(values: dict[Value, int], others: dict[Value, int]) -> int:
     return sum(values[v] for v in values.keys() & others.keys())
-
-
-def _coarser(joint: Joint, cuts: list[int], seconds: Callable[[Node], float]) -> list[int]:
-    """Leave out cuts so that no segment is shorter than its share of the time."""
-    times = [seconds(node) for node in joint.forward]
-    share = sum(times) / MOST
-    kept, since, position = [], 0.0, 0
-    for cut in cuts:
-        since += sum(times[position : cut + 1])
-        position = cut + 1
-        if since >= share:
-            kept.append(cut)
-            since = 0.0
-    return kept
 
 
 def _rests(joint: Joint, cuts: Sequence[int], long: Collection[Value]) -> list[list[Node]]:

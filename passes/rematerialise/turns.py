@@ -1,8 +1,9 @@
 """Kernels in turn: one that does not wait for the kernel before it is made to, by a fence.
 
 XLA starts as early as it can on what depends on nothing: the bits of all of a network's dropouts
-are drawn as the program starts, and the blocks of an attention run side by side. Where memory is
-short each of them has to come when the one before is done, as the plan has it.
+are drawn as the program starts, the blocks of an attention run side by side, and keys and values
+are cut out for all of them before. Where memory is short each has to come when the one before is
+done, as the plan has it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from ...ir.ops import OPS
 SHARE = 1 / 4  # of what a kernel makes on average: a smaller one may run when it likes
 
 
-def in_turn(nodes: Sequence[Node]) -> tuple[list[Node], dict[Value, Value]]:
+def in_turn(
+    nodes: Sequence[Node], constant: Collection[Value]
+) -> tuple[list[Node], dict[Value, Value]]:
     """The same nodes, where every large kernel comes after the one before it.
 
-    They define the same values; some read copies of them, behind fences. Returned are also the
-    copies of what was waited for: a fence holds while somebody reads them.
+    They define the same values; some read copies of them, behind fences, which hold nothing that is
+    `constant`. Returned are also the copies of what was waited for: a fence holds while somebody
+    reads them.
     """
     sizes = [_bytes(node) for node in nodes if not is_fusible(node)]
     large = SHARE * sum(sizes) / max(1, len(sizes))
@@ -39,11 +43,10 @@ def in_turn(nodes: Sequence[Node]) -> tuple[list[Node], dict[Value, Value]]:
             if not depends.isdisjoint(node.inputs):
                 depends.update(node.outputs)
             continue
-        inside: Collection[Node] = ()
         own: Mapping[Value, Value] = copies
-        apart = depends.isdisjoint(node.inputs) and not node.op.effect and _bytes(node) >= large
-        if apart and before is not None:
-            inside, roots = _loop(node, loose)
+        early = _early(node, loose, depends, large)
+        inside, roots = _loop(early, loose, constant)
+        if roots and before is not None:
             start = [copies.get(v, v) for v in (*roots, before)]
             *held, copies[before] = b.emit("optimization_barrier", start)
             own = {**copies, **dict(zip(roots, held, strict=True))}
@@ -57,20 +60,35 @@ def in_turn(nodes: Sequence[Node]) -> tuple[list[Node], dict[Value, Value]]:
     return b.nodes, copies
 
 
-def _loop(node: Node, loose: Sequence[Node]) -> tuple[set[Node], list[Value]]:
-    """The element-wise nodes that a kernel depends on, and what these and it start from."""
+def _early(
+    node: Node, loose: Sequence[Node], depends: Collection[Value], large: float
+) -> list[Value]:
+    """The operands of a kernel that would be there too soon, if nothing held them back."""
+    if node.op.effect:
+        return []
+    apart = [v for v in node.inputs if v not in depends]
+    if len(apart) == len(node.inputs):
+        return apart if _bytes(node) >= large else []
+    made = {v for each in loose for v in each.outputs}
+    return [v for v in apart if v in made and v.type.nbytes >= large]
+
+
+def _loop(
+    values: Sequence[Value], loose: Sequence[Node], constant: Collection[Value]
+) -> tuple[set[Node], list[Value]]:
+    """The element-wise nodes that make some values, and what these start from."""
     maker = {v: each for each in loose for v in each.outputs}
     found: set[Node] = set()
     roots: dict[Value, None] = {}
-    pending = [node]
+    pending = list(values)
     while pending:
-        for value in pending.pop().inputs:
-            each = maker.get(value)
-            if each is None and not isinstance(value, Literal):
-                roots[value] = None
-            elif each is not None and each not in found:
-                found.add(each)
-                pending.append(each)
+        value = pending.pop()
+        each = maker.get(value)
+        if each is None and not isinstance(value, Literal) and value not in constant:
+            roots[value] = None
+        elif each is not None and each not in found:
+            found.add(each)
+            pending += each.inputs
     return found, list(roots)
 
 

@@ -78,6 +78,19 @@ def test_what_jumps_over_the_cuts_is_long():
     assert found.long
 
 
+def test_what_is_small_may_cross_cuts():
+    """Results of parts that wait for each other, as those of an attention's blocks do."""
+
+    def loss(params, x):
+        parts = [jax.numpy.sin(x @ w) @ w.T[:, :1] for w in params]
+        return (jax.numpy.concatenate(parts, 1) ** 2).mean()
+
+    params = [np.ones((4, 256), np.float32)] * 2 * LAYERS
+    found = chain(joint_of(joint(sgd(loss), params, rows(16, 4))), SPEC.seconds)
+    for segment in found.segments:
+        assert sum(node.op.name == "dot_general" for node in segment.forward) <= 1
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_segments_hold_every_node_once_and_in_order(name):
     whole = joint_of(graph_of(name))
@@ -367,14 +380,42 @@ def test_each_second_run_waits_for_all_that_is_done(loss):
                 assert place[made] > max(fences(graph), default=-1)
 
 
-def test_no_fence_holds_zeros():
-    """They would lie in memory from there to their last reader."""
+def pooled(params, x):
+    for w in params:
+        x = jax.lax.reduce_window(x @ w, -np.inf, jax.lax.max, (2, 1), (1, 1), "SAME")
+    return (x**2).mean()
 
-    def loss(params, x):
-        for w in params:
-            x = jax.lax.reduce_window(x @ w, -np.inf, jax.lax.max, (2, 1), (1, 1), "SAME")
-        return (x**2).mean()
 
+def scaled(params, x):
+    """Each part begins with an argument and a number."""
+    scale = jax.numpy.full_like(x, 8)
+    return sum((jax.numpy.sin(x / scale @ w) ** 2).mean() for w in params)
+
+
+def repeated(params, x):
+    """The same, where the number is read by derivatives too."""
+    scale = jax.numpy.full_like(params[0], 8)
+    return sum((jax.numpy.sin(x @ (w / scale)) ** 2).mean() for w in params)
+
+
+@pytest.mark.parametrize("loss", [scaled, repeated])
+def test_second_runs_wait_for_cotangents(loss):
+    """Whatever they begin with: nothing but a number waits for nothing."""
+    second = 0
+    for graph in plans(loss):
+        products = [node for node in graph.nodes if node.op.name == "dot_general"]
+        forward = {node.attrs["dimension_numbers"] for node in products if node.phase == "forward"}
+        for node in products:
+            if node.phase == "backward" and node.attrs["dimension_numbers"] in forward:
+                waits = {n for n in upstream(graph, node, real=True) if n.phase == "backward"}
+                assert any(n.op.name == "optimization_barrier" for n in waits)
+                second += 1
+    assert second
+
+
+@pytest.mark.parametrize("loss", [pooled, scaled, repeated])
+def test_no_fence_holds_a_constant(loss):
+    """It would lie in memory from there to its last reader."""
     for graph in plans(loss):
         for i in fences(graph):
             made = [graph.producer[v] for v in graph.nodes[i].inputs if v in graph.producer]
@@ -430,6 +471,22 @@ def test_kernels_run_in_turn(loss):
         assert len(products) == LAYERS
         for first, second in itertools.pairwise(products):
             assert first in upstream(graph, second, real=True)
+
+
+def test_operands_are_made_in_turn():
+    """What one kernel alone reads is made when the kernel before it is done."""
+
+    def loss(params, x):
+        for w in params:
+            x = jax.numpy.tanh(x @ jax.numpy.sin(w))
+        return (x**2).mean()
+
+    fenced = [graph for graph in plans(loss) if fences(graph)]
+    assert fenced
+    for graph in fenced:
+        products = [n for n in graph.nodes if (n.op.name, n.phase) == ("dot_general", "forward")]
+        for first, second in itertools.pairwise(products):
+            assert first in upstream(graph, graph.producer[second.inputs[1]], real=True)
 
 
 def upstream(graph, node, real=False):
