@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from ..ir.errors import ArgumentError, BatchError
+from ..ir.fingerprint import digest
 from ..ir.graph import Graph
 from ..passes import Pass, Stage
 from .budget import Fitting
@@ -76,7 +77,8 @@ def forms_of(program: Program, options: Options, known: Stages | None = None) ->
     first = known or stages_of(program, options)
     if len(first[-1].graph.nodes) > LARGE:
         return (first,)
-    others = [each for each in options.pipelines[1:] if _differs(first, each)]
+    usual, *more = options.pipelines
+    others = [each for each in more if _differs(first, usual, each)]
     return (first, *(program.stages(each, bool(options.debug)) for each in others))
 
 
@@ -85,17 +87,24 @@ def graphs_of(forms: Sequence[Stages]) -> list[Graph]:
     return [stages[-1].graph for stages in forms]
 
 
-def _differs(first: Stages, passes: Sequence[Pass]) -> bool:
-    """True where the pass that is added to the `first` ones, or one that is left out, does a thing.
+def _differs(first: Stages, usual: Sequence[Pass], passes: Sequence[Pass]) -> bool:
+    """True where a pass that is added to the usual ones, changed or left out does another thing.
 
-    Up to the pass that is added, both are the same.
+    `first` is what the usual ones make. Up to a pass that is added both are the same.
     """
-    known = {stage.name for stage in first}
+    done = list(zip(usual, pairwise(first), strict=False))
+    known, names = ({each.name for each in some} for some in (usual, passes))
     for before, each in zip(first, passes, strict=False):
         if each.name not in known:
             return each(before.graph) is not before.graph
-    changes = {new.name for old, new in pairwise(first) if new.graph is not old.graph}
-    return bool(changes - {each.name for each in passes})
+    if any(new.graph is not old.graph for each, (old, new) in done if each.name not in names):
+        return True
+    changed = {each.name: each for each in passes if each not in usual}
+    return any(
+        digest(changed[each.name](old.graph)) != digest(new.graph)
+        for each, (old, new) in done
+        if each.name in changed
+    )
 
 
 def _is_enough(found: Fitted) -> bool:

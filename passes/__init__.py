@@ -75,18 +75,25 @@ def default(platform: str) -> tuple[Pass, ...]:
 def planned(platform: str) -> tuple[tuple[Pass, ...], ...]:
     """Return pipelines whose results a planner may start from as well.
 
-    Results for all steps of a loop can't be made again step by step. The first pipeline leaves
-    loops as they are, so that it is the planner's choice what waits in memory; the second does for
+    Results for all steps of a loop can't be made again step by step, nor those for all queries of
+    an attention some at a time. The first pipeline leaves loops as they are and computes attention
+    in more blocks, so that it is the planner's choice what waits in memory; the second does for
     strips of steps what the usual passes do for loops.
     """
     usual = default(platform)
     inside = [_inside(each) for each in usual]
     at = next(i for i, each in enumerate(usual) if isinstance(each, Hoist))
-    return _without(usual, Hoist, Defer), (*inside[:at], Strip(), *inside[at:])
+    lean = tuple(map(_lean, _without(usual, Hoist, Defer)))
+    return lean, (*inside[:at], Strip(), *inside[at:])
 
 
 def _without(passes: Sequence[Pass], *kinds: type[Any]) -> tuple[Pass, ...]:
     return tuple(each for each in passes if not isinstance(each, kinds))
+
+
+def _lean(each: Pass) -> Pass:
+    """The pass, with more and smaller blocks, whether a mask leaves out something or not."""
+    return replace(each, block=64, blocks=16, gain=0.0) if isinstance(each, Fuse) else each
 
 
 def _inside(each: Pass) -> Pass:

@@ -42,7 +42,10 @@ def loss(kind: str, tokens: int, width: int, vocabulary: int) -> Model:
 
 
 def attention(kind: str, batch: int, length: int, heads: int, width: int) -> Model:
-    """Causal attention, or one in a window, of queries, keys and values that are learned."""
+    """Attention of queries, keys and values that are learned.
+
+    Causal, or in a window; `full` is without a mask.
+    """
     shape = (batch, length, heads, width)
 
     def init(key: Array) -> Params:
@@ -57,7 +60,8 @@ def attention(kind: str, batch: int, length: int, heads: int, width: int) -> Mod
             scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) / jnp.sqrt(width)
             i, j = jnp.arange(length)[:, None], jnp.arange(length)[None]
             mask = (i >= j) & (i - j < length // 4) if kind == "window" else i >= j
-            p = jax.nn.softmax(jnp.where(mask, scores, -1e9), -1)
+            scores = scores if kind == "full" else jnp.where(mask, scores, -1e9)
+            p = jax.nn.softmax(scores, -1)
             out = jnp.einsum("bhqk,bkhd->bqhd", p, v)
         return (out * weights).mean()
 
@@ -162,7 +166,7 @@ def parts(size: str) -> Mapping[str, Callable[[], Model]]:
     }
     for part, batch in ((length // 8, 8), (length // 4, 8), (length // 2, 2), (length, 2)):
         found[f"attention_{part}"] = partial(attention, "naive", batch, part, 4, 64)
-    for kind in ("window", "library"):
+    for kind in ("window", "library", "full"):
         found[f"{kind}_{length}"] = partial(attention, kind, 2, length, 4, 64)
     for name, (sizes, options) in CONVOLUTIONS.items():
         few = 2 * options.get("groups", 1)

@@ -22,7 +22,7 @@ from script import finish_rows, parser
 from backpass.bench.measure import Ratio, environment, fix_allocator, note, ratio
 
 COLUMNS = ("part", "arm", "temp", "peak", "time")
-KINDS = ("attention", "window", "library")  # of 2,048 queries
+KINDS = ("attention", "window", "library", "full")  # of 2,048 queries
 
 
 @dataclass(frozen=True)

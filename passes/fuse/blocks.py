@@ -1,4 +1,4 @@
-"""Attention under a mask that is known: queries in blocks, each with the keys that it can see.
+"""Attention in blocks of queries, under a mask that is known each with the keys that it can see.
 
     o = softmax(where(mask, q k^T, low)) v
     ->  o_i = softmax(where(mask_i, q_i k[lo:hi]^T, low)) v[lo:hi] for each block of queries q_i
@@ -6,6 +6,8 @@
 Whatever is computed between the two products, it has to work row by row, and what the mask hides
 has to be zero where columns are summed (`columns.py`): causal masks, windows, static biases, any
 order of dimensions, grouped queries. Half of a causal attention's products are never computed.
+Without a mask nothing is left out, but where memory is short one block after the other may be made
+again (`rematerialise/`).
 """
 
 from __future__ import annotations
@@ -24,9 +26,6 @@ from .columns import NotCut, cut
 from .report import divided, told
 from .rows import Rows
 from .statics import Statics
-
-# The share of the scores that blocks must leave out.
-GAIN = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +117,28 @@ def _between(body: Body, wide: set[Value]) -> set[Node]:
     return kept
 
 
-def blocked(graph: Graph, found: Match, block: int, statics: Statics) -> Graph | str:
-    """Return the graph with the match in blocks of about `block` queries, or why not."""
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """At most `most` blocks of `size` queries or more; masks must leave out `gain` of the scores.
+
+    Where that is nothing, a block may as well see all keys.
+    """
+
+    size: int
+    most: int
+    gain: float
+
+    def edges(self, queries: int) -> list[int]:
+        """Where blocks begin, and where the last one ends."""
+        count = min(queries // self.size, max(4, queries // (2 * self.size)), self.most)
+        return [queries * i // count for i in range(count + 1)]
+
+
+def blocked(graph: Graph, found: Match, into: Blocks, statics: Statics) -> Graph | str:
+    """Return the graph with the match in blocks, or why not."""
     size = found.seed.output.shape[found.row]
     keys = found.seed.output.shape[found.column]
-    count = min(size // block, max(4, size // (2 * block)), 8)
-    edges = [size * i // count for i in range(count + 1)]
+    edges = into.edges(size)
     b = Builder(OPS, found.seed.origin)
     parts: list[Sequence[Value]] = []
     area = 0
@@ -132,14 +147,14 @@ def blocked(graph: Graph, found: Match, block: int, statics: Statics) -> Graph |
         within = Origin("", f"rows {start} to {stop}")
         b.origin = found.seed.origin.under(within)
         try:
-            part, (lo, hi) = _block(b, found, within, start, stop, statics)
+            part, (lo, hi) = _block(b, found, within, start, stop, statics, whole=not into.gain)
         except NotCut as reason:
             return str(reason)
         area += (stop - start) * (hi - lo)
         parts.append(part)
-    if area == size * keys:
+    if area == size * keys and into.gain:
         return "no mask that is known leaves out any of the scores"
-    if area > (1 - GAIN) * size * keys:
+    if area > (1 - into.gain) * size * keys:
         return f"its mask leaves out only {1 - area / (size * keys):.0%} of the scores"
     b.origin = found.seed.origin.under(Origin("", "rows"))
     outs = [
@@ -159,9 +174,13 @@ def blocked(graph: Graph, found: Match, block: int, statics: Statics) -> Graph |
 
 
 def _block(
-    b: Builder, found: Match, within: Origin, start: int, stop: int, statics: Statics
+    b: Builder, found: Match, within: Origin, start: int, stop: int, statics: Statics, whole: bool
 ) -> tuple[list[Value], tuple[int, int]]:
-    """Emit one block; returns its outputs, and the columns that it reads."""
+    """Emit one block; returns its outputs, and the columns that it reads.
+
+    Where what a mask hides can't be told these are all of them, if a `whole` block will do. Raises
+    `NotCut`.
+    """
     cut_rows, count = found.cut, stop - start
     sub = b.nested()
     common = [sub.value(v.type.strong()) for v in cut_rows.shared]
@@ -170,16 +189,21 @@ def _block(
         for v in cut_rows.entries
     ]
     given = dict(zip(cut_rows.entries, entries, strict=True))
-    whole = dict(zip(cut_rows.shared, common, strict=True))
-    env = cut_rows.emit(sub, given, whole, count)
+    every = dict(zip(cut_rows.shared, common, strict=True))
+    env = cut_rows.emit(sub, given, every, count)
     region = sub.graph("block", (*common, *entries), [env[v] for v in found.outputs])
-    known = {inner: x for v, inner in whole.items() if (x := statics(v)) is not None}
+    known = {inner: x for v, inner in every.items() if (x := statics(v)) is not None}
     for value, inner in given.items():
         if (x := statics(value)) is not None:
             known[inner] = _some(x, value.shape, cut_rows.rows[value], start, stop)
     seed = next(n for n in region.nodes if n.outputs[0] is env[found.seed.output])
     operand, dim = _operand(found.seed, found.column)
-    thin, span = cut(region, seed, Rows(dim, dim + 1), found.column, known)
+    try:
+        thin, span = cut(region, seed, Rows(dim, dim + 1), found.column, known)
+    except NotCut:
+        if not whole:
+            raise
+        thin, span = region, (0, found.seed.output.shape[found.column])
     slices = [_slice(b, v, cut_rows.rows[v], start, stop) for v in cut_rows.entries]
     outputs, _ = b.inline(thin, [*cut_rows.shared, *slices], within)
     return list(outputs), span

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from ...ir.graph import Graph, Node, Value
 from ..rewriter import ENTERED
-from . import blocks, chunk
+from . import chunk
+from .blocks import Blocks, Match, blocked, candidates, match
 from .report import Fusion
 from .statics import Statics
 from .verify import compare
@@ -20,11 +21,11 @@ Known = Mapping[Value, Any]
 class Fuse:
     """Wide products whose rows come to a few numbers are computed some rows at a time.
 
-    A chunk has at least `chunk` rows and `least` bytes of the product (`chunk.py`). Attention under
-    a known mask is computed in two to eight blocks, of `block` queries or more, where its scores
-    take `scores` bytes (`blocks.py`). Where `microbatch` is to follow, `parts` are its steps, and
-    no chunk has rows of two of them. With `verify` each rewrite is compared with what it takes the
-    place of, on random inputs.
+    A chunk has at least `chunk` rows and `least` bytes of the product (`chunk.py`). Attention whose
+    scores take `scores` bytes is computed in two to `blocks` blocks of `block` queries or more,
+    where a known mask leaves out `gain` of the scores (`blocks.py`). Where `microbatch` is to
+    follow, `parts` are its steps, and no chunk has rows of two of them. With `verify` each rewrite
+    is compared with what it takes the place of, on random inputs.
 
     Raises `FusionError` when they differ.
     """
@@ -32,6 +33,8 @@ class Fuse:
     chunk: int = 512
     least: int = 1 << 24
     block: int = 128
+    blocks: int = 8
+    gain: float = 0.2
     scores: int = 1 << 22
     parts: int = 1
     verify: bool = False
@@ -86,10 +89,11 @@ class Fuse:
 
     def _blocked(self, graph: Graph, node: Node, statics: Statics, notes: list[Fusion]) -> Graph:
         tries: list[Graph | str] = []
-        for row, column in blocks.candidates(node, self.block, self.scores):
-            found: Graph | str | blocks.Match = blocks.match(graph, node, row, column)
-            if isinstance(found, blocks.Match):
-                found = blocks.blocked(graph, found, self.block, statics)
+        into = Blocks(self.block, self.blocks, self.gain)
+        for row, column in candidates(node, self.block, self.scores):
+            found: Graph | str | Match = match(graph, node, row, column)
+            if isinstance(found, Match):
+                found = blocked(graph, found, into, statics)
             tries.append(found)
             if isinstance(tries[-1], Graph):
                 break

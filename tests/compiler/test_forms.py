@@ -146,6 +146,38 @@ def test_between_the_two_are_loops_in_strips(monkeypatch):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
+def attend(qkv, weights):
+    """Each query sees each key, or those that a mask tells when the step runs."""
+    q, k, v = qkv
+    mask = weights[:, :1] < weights[:, :1].max()
+    p = jax.nn.softmax(jnp.where(mask.T, q @ k.T, -1e9))
+    return jnp.mean((p @ v) * weights)
+
+
+def test_attention_takes_a_block_of_its_scores_where_memory_is_short():
+    random = np.random.default_rng(0)
+    *qkv, weights = random.normal(size=(4, 1024, WIDTH)).astype(np.float32)
+    usual = bp.compile(sgd(attend)).lower(qkv, weights).compile()
+    scores = 4 * 1024 * 1024
+    assert peak(usual) > 2 * scores
+    step = bp.compile(sgd(attend), memory_budget=int(1.1 * scores))
+    found = step.lower(qkv, weights).compile()
+    assert found.plan.choice["form"] == 1 and peak(found) <= 1.1 * scores
+    want = jax.jit(sgd(attend, jax.value_and_grad))(qkv, weights)
+    for ours, theirs in zip(jax.tree.leaves(found(qkv, weights)), jax.tree.leaves(want)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_form_is_one_that_comes_to_something_else():
+    """More blocks of few queries are the blocks that there are."""
+    random = np.random.default_rng(0)
+    few, many = (list(random.normal(size=(4, n, WIDTH)).astype(np.float32)) for n in (100, 1024))
+    assert len(bp.compile(sgd(attend)).forms((few[:3], few[3]), {})[0]) == 1
+    assert len(bp.compile(sgd(attend)).forms((many[:3], many[3]), {})[0]) == 2
+    plain = bp.compile(sgd(attend), passes="-fuse")
+    assert len(plain.forms((many[:3], many[3]), {})[0]) == 1
+
+
 def stack(params, x):
     """Layers under a scan, whose stacks the usual passes choose before a planner does."""
     layers = [jnp.stack([p] * 6) for p in params]

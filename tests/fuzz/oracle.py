@@ -36,6 +36,7 @@ EAGER = {
 INSIDE = {
     **EAGER,
     "strip": Strip(least=4),
+    "fuse": Fuse(chunk=2, least=1, block=2, blocks=16, gain=0, scores=1),
     "hoist": Hoist(ratio=0, room=1e9, innermost=True),
     "defer": Defer(ratio=0, room=1e9, innermost=True),
 }

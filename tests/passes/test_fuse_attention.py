@@ -1,16 +1,21 @@
 """Attention under a known mask, in blocks of queries: every spelling, no look-alike."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import backpass as bp
-from backpass.passes import DEFAULT, Fuse
+from backpass.passes import DEFAULT, Fuse, planned
 from passes.attentions import MATCH, MISS
 
 B, T, H, D = 2, 24, 2, 4
 PASSES = tuple(Fuse(block=6, scores=1) if each.name == "fuse" else each for each in DEFAULT)
+LEAN = tuple(
+    replace(each, block=4, scores=1) if each.name == "fuse" else each for each in planned("cpu")[0]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +37,8 @@ def step(attention, grad):
     return lambda *args: grad(loss, argnums=(0, 1, 2))(*args)
 
 
-def compare(attention, args, tolerance=1e-9):
-    ours = bp.compile(step(attention, bp.value_and_grad), passes=PASSES, debug=True)
+def compare(attention, args, tolerance=1e-9, passes=PASSES):
+    ours = bp.compile(step(attention, bp.value_and_grad), passes=passes, debug=True)
     got, want = ours(*args), step(attention, jax.value_and_grad)(*args)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
@@ -53,6 +58,34 @@ def test_spelling_is_computed_in_blocks(name):
 def test_look_alike_is_left_alone(name):
     low = compare(MISS[name], arguments())
     assert not any(each.matched for each in low.fusions)
+
+
+def unmasked(q, k, v):
+    return jnp.einsum("bhqk,bkhd->bqhd", jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k)), v)
+
+
+def padded(q, k, v):
+    """The mask is known when it runs; one row sees nothing."""
+    s = jnp.einsum("bqhd,bkhd->bhqk", q, k)
+    seen = (q[:, :, 0, 0] < q[:, :, 0, 0].max()) & (k[:, :, 0, 0] > 0)
+    p = jax.nn.softmax(jnp.where(seen[:, None, :, None], s, -1e9))
+    return jnp.einsum("bhqk,bkhd->bqhd", p, v)
+
+
+@pytest.mark.parametrize("attention", [unmasked, padded, MISS["every_other_key"]])
+def test_where_memory_is_short_blocks_need_no_mask(attention):
+    low = compare(attention, arguments(), passes=LEAN)
+    assert any(each.matched for each in low.fusions), list(map(str, low.fusions))
+    largest = max(n.outputs[0].type.size for n in low.graph.walk() if n.op.name == "dot_general")
+    assert largest == B * H * T * 6
+    assert not any(each.matched for each in compare(attention, arguments()).fusions)
+
+
+@pytest.mark.parametrize("name", [*MATCH, *MISS])
+def test_where_memory_is_short_values_are_the_same(name):
+    single = ("float32", "dot_product", "grouped_queries", "local_window")
+    attention = {**MATCH, **MISS}[name]
+    compare(attention, arguments(), 1e-5 if name.startswith(single) else 1e-9, LEAN)
 
 
 def test_near_misses_tell_why():
