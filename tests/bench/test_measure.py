@@ -28,7 +28,7 @@ def test_every_model_is_a_scalar_loss(size):
         params, batch = jax.eval_shape(model.init, key), jax.eval_shape(model.batch, key)
         assert jax.eval_shape(model.loss, params, batch) == jax.ShapeDtypeStruct((), jnp.float32)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.float32.dtype}
-    assert len(parts(size)) == 22
+    assert len(parts(size)) == 23
 
 
 def test_the_size_suits_the_device():
