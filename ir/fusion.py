@@ -22,6 +22,13 @@ FUSIBLE = MOVES | {op.name for op in (*elementwise.OPS, *special.OPS)}
 REDUCTIONS = frozenset(
     "reduce reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split()
 )
+ROW = 128  # elements of a last axis from which XLA joins arrays along it in memory, in no loop
+CHEAP = frozenset(
+    "add sub mul neg max min abs sign floor ceil square clamp select_n convert_element_type"
+    " eq ne lt le gt ge and or not xor is_finite real imag"
+    " slice transpose rev broadcast_in_dim iota".split()
+)  # to make again for another reader, to XLA
+SPREAD = frozenset("broadcast_in_dim iota constant".split())
 FARTHEST = 64  # ops for an element that are worth their place in the loops of all readers
 CALLS = frozenset("jit closed_call custom_jvp_call custom_vjp_call".split())
 
@@ -89,15 +96,66 @@ def inlined(graph: Graph) -> set[Value]:
             return False
         if user.op.name in VIEWS:
             return user.op.name != "optimization_barrier" and inside(user.outputs[0])
-        return is_fusible(user) or user.op.name in REDUCTIONS
+        return (is_fusible(user) and not _joins_rows(user)) or user.op.name in REDUCTIONS
 
     return {
         value
         for node in graph.nodes
-        if is_fusible(node) and node.op.name not in VIEWS
+        if is_fusible(node) and node.op.name not in VIEWS and not _joins_rows(node)
         for value in node.outputs
         if inside(value)
     }
+
+
+def repeated(graph: Graph) -> set[Node]:
+    """The nodes whose results XLA makes again in the loop of each reader that has one.
+
+    They make something cheap of one array of its rank, and no fence holds it. Other readers find it
+    in memory, so that both it and what it is made of may lie there. What the backward half makes of
+    the forward half's values is not counted: it is as large, and waits for its readers instead.
+    """
+    fences = (node for node in graph.nodes if node.op.name == "optimization_barrier")
+    held = {value for node in fences for value in node.inputs}
+    spread = {v for n in graph.nodes if n.op.name in SPREAD for v in n.outputs}
+    early = {v for node in graph.nodes if node.phase == "forward" for v in node.outputs}
+    found = set()
+    for node in graph.nodes:
+        if node.op.name in CHEAP:
+            own = _rank(node.output)
+            arrays = {v for v in node.inputs if own and _rank(v) >= own and v not in spread}
+            if node.phase != "forward" and arrays and early.issuperset(arrays):
+                early.add(node.output)
+            elif len(arrays) < 2 and node.output not in held:
+                found.add(node)
+    return found
+
+
+def loops(graph: Graph) -> set[Node]:
+    """The nodes in whose loops XLA makes again what is `repeated`.
+
+    Not sums, nor what is inside the loops of sums.
+    """
+    once = inlined(graph)
+    summed = set[Value]()
+    found = set()
+    for node in reversed(graph.nodes):
+        own = node.outputs if node.op.name in VIEWS else once.intersection(node.outputs)
+        if node.op.name in REDUCTIONS or not summed.isdisjoint(own):
+            summed.update(node.inputs)
+        elif is_fusible(node) and not _joins_rows(node):
+            found.add(node)
+    return found
+
+
+def _rank(value: Value) -> int:
+    return sum(size > 1 for size in value.shape)
+
+
+def _joins_rows(node: Node) -> bool:
+    """True when XLA:CPU puts what a node joins, and the result, in memory: rows are copied."""
+    if node.op.name != "concatenate" or node.attrs["dimension"] != node.output.ndim - 1:
+        return False
+    return node.output.ndim > 1 and node.output.shape[-1] >= ROW
 
 
 def transposed_bytes(node: Node) -> int:

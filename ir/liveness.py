@@ -3,9 +3,10 @@
 A value lives from the node that defines it to the last node that reads it. Arguments live
 throughout, unless they are donated to an output of the same type. Outputs live to the end. A
 view (reshape, ...) shares the buffer of its operand. With `fused`, what XLA makes inside the loop
-of its one reader has no buffer: its operands live until that reader instead; and what a scan
-stacks lives from the start, as XLA makes its zeros there, but for a `late` scan. While a node with
-regions runs, what its body needs besides the node's own operands and results is added:
+of its one reader, or cheaply again in that of each, has no buffer for these: its operands live
+until they have run instead; and what a scan stacks lives from the start, as XLA makes its zeros
+there, but for a `late` scan. While a node with regions runs, what its body needs besides the node's
+own operands and results is added:
 
     convolution    transposed copies, with `fused`: see `fusion.py`
     scan, while    the slices of a step and the body's temporaries; the carry is updated in place
@@ -24,7 +25,7 @@ from typing import Literal as Either
 from typing import get_args
 
 from .cost import VIEWS
-from .fusion import inlined, transposed_bytes
+from .fusion import inlined, loops, repeated, transposed_bytes
 from .graph import Graph, Node, Value, maker
 from .tables import bytes_text, count_text, table
 
@@ -233,29 +234,38 @@ def _matched(graph: Graph, donated: frozenset[int]) -> frozenset[Value]:
 def _buffers(graph: Graph, given: frozenset[Value], fused: bool) -> Iterator[Buffer]:
     """The buffers of `graph`, in the order of their definition; `given` are donated inputs."""
     end = len(graph.nodes)
-    absent = inlined(graph) if fused else frozenset()
+    absent, loop, again = set[Value](), set[Node](), set[Node]()
+    if fused:
+        absent, loop, again = inlined(graph), loops(graph), repeated(graph)
     roots: dict[Value, tuple[Value, ...]] = {value: (value,) for value in graph.inputs}
+    within = dict(roots)  # what a loop reads in their place
     first = dict.fromkeys(graph.inputs, -1)
     last = {value: -1 if value in given else end for value in graph.inputs}
     for i, node in enumerate(graph.nodes):
         handed_on = _handed_on(node)
         view = node.op.name in VIEWS
+        inside = node in loop or (view and node.op.name != "optimization_barrier")
+        given_by = within if inside else roots
         read: dict[Value, None] = {}
         for k, value in enumerate(node.inputs):
             end_here = i - (k in handed_on)
-            for buffer in roots.get(value, ()):
+            for buffer in given_by.get(value, ()):
                 read[buffer] = None
-                if last[buffer] < end_here:
+                if last.get(buffer, -1) < end_here:
                     last[buffer] = end_here
         for k, value in enumerate(node.outputs):
             if view and node.inputs[k] in roots:
                 roots[value] = roots[node.inputs[k]]
+                within[value] = given_by[node.inputs[k]]
             elif value in absent:
-                roots[value] = tuple(read)
+                roots[value] = within[value] = tuple(read)
             else:
-                roots[value] = (value,)
+                roots[value] = within[value] = (value,)
                 first[value] = 0 if fused and _made_early(node, k) else i
-                last[value] = i
+                if node in again:  # in memory if anything reads it there
+                    within[value] = tuple(read)
+                else:
+                    last[value] = i
     root = {value: found[0] for value, found in roots.items() if len(found) == 1}
     copies, returned = [], set()
     for value in graph.outputs:
@@ -267,7 +277,8 @@ def _buffers(graph: Graph, given: frozenset[Value], fused: bool) -> Iterator[Buf
             last[source] = end
     for value, start in first.items():
         kind: Kind = "argument" if start < 0 else "output" if value in returned else "temporary"
-        yield Buffer(value, value.type.nbytes, kind, start, last[value])
+        if value in last:
+            yield Buffer(value, value.type.nbytes, kind, start, last[value])
     yield from copies
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ...ir.device import Clock, DeviceSpec, clock
+from ...ir.fusion import repeated
 from ...ir.graph import Graph, Node, Value
 from ...ir.liveness import Liveness, liveness
 from .alike import kinds
@@ -136,7 +137,7 @@ class Frontier:
 
         What is not kept when the backward pass begins runs again: the price that values this
         most gives the bound, by the duality of minimum cuts. Scans are taken as they are. Where
-        values may wait on the host, there is no such bound.
+        values may wait on the host, there is no such bound. What XLA makes again anyway is free.
         """
         if not self.plain.seconds:
             return 0.0
@@ -158,14 +159,16 @@ class Frontier:
     def _turns(self, candidate: Candidate) -> list[tuple[float, int, float]]:
         """For each price the bytes to keep at the turn, and seconds to make the rest again."""
         if candidate.before not in self._known_turns:
-            joint, spec = joint_of(candidate.before), self.clock
-            network = Network(joint, joint.forward, joint.required, spec.seconds)
+            joint, within = joint_of(candidate.before), repeated(candidate.before)
+            times = {n: 0.0 if n in within else self.clock.seconds(n) for n in joint.forward}
+            seconds = times.__getitem__
+            network = Network(joint, joint.forward, joint.required, seconds)
             found = []
-            for price in prices(spec):
+            for price in prices(self.clock):
                 keep = network.kept(price)
                 again, _ = closure(joint, joint.required, keep)
                 size = sum(map(joint.bytes, keep))
-                found.append((price, size, sum(map(spec.seconds, again))))
+                found.append((price, size, sum(map(seconds, again))))
             self._known_turns[candidate.before] = found
         return self._known_turns[candidate.before]
 

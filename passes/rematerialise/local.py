@@ -4,7 +4,7 @@ A move holds one value between two stages in succession that touch it, or drops 
 the plain program memory goes down level by level: the moves that free most bytes for their seconds
 come first, and those that win seconds back within the level follow. Then the levels are gone
 through upwards. Where no move helps any more, one for which there is no room is made all the same,
-and room for it by others.
+and room for it by others. From the leanest schedule memory goes on down by as little as it takes.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class Local:
         if len(self.stages.sizes) <= FEW:
             front = _front([*front, *fine._levels()])
         front = _front(map(Local(self.stages)._kicked, front))
-        return _front([*front, *map(fine._kicked, front[-LEAN:])])
+        front = _front([*front, *map(fine._kicked, front[-LEAN:])])
+        return _front([*front, *Local(self.stages)._downward(front[-1])])
 
     def bare(self) -> list[State]:
         """Return schedules from the one that holds nothing, on the way to faster ones.
@@ -103,6 +104,12 @@ class Local:
                 found.append(self._faster(lower, max(level, lower.peak)))
         return self._upward(found)
 
+    def _downward(self, state: State) -> Iterator[State]:
+        """Go on to less memory, as little at a time as it takes."""
+        while (lower := self._down(state, state.peak - 1)).peak < state.peak:
+            state = self._faster(lower, lower.peak)
+            yield state
+
     def _upward(self, states: Sequence[State]) -> list[State]:
         """Use each level's memory from the schedule of the level below, the leanest one first."""
         found = list(states)
@@ -118,7 +125,22 @@ class Local:
         return max((stage.during + size(bits(stage.reads)) for stage in parts), default=0)
 
     def _lower(self, state: State, budget: float) -> State:
-        """Come down to a peak within `budget`, or as far as it goes, the cheapest bytes first."""
+        """Come down to a peak within `budget`, or as far as two ways go."""
+        ends = []
+        for goal in (budget, 0):
+            lower = self._down(state, goal)
+            while lower.peak > budget:
+                further = self._down(lower, lower.peak - 1)
+                if further.peak >= lower.peak:
+                    break
+                lower = further
+            if lower.peak <= budget:
+                return lower
+            ends.append(lower)
+        return min(ends, key=lambda state: state.peak)
+
+    def _down(self, state: State, budget: float) -> State:
+        """Come down in one go, the cheapest bytes first."""
         lowest = state
         while state.peak > budget:
             over = [t for t, run in enumerate(state.runs) if run.peak > budget]

@@ -67,8 +67,8 @@ def _early(
     if node.op.effect:
         return []
     apart = [v for v in node.inputs if v not in depends]
-    if len(apart) == len(node.inputs):
-        return apart if _bytes(node) >= large else []
+    if len(apart) == len(node.inputs) and _bytes(node) >= large:
+        return apart
     made = {v for each in loose for v in each.outputs}
     return [v for v in apart if v in made and v.type.nbytes >= large]
 

@@ -14,11 +14,12 @@ from functools import cached_property
 import numpy as np
 
 from ...ir.cost import VIEWS
-from ...ir.fusion import inlined
+from ...ir.fusion import inlined, loops, repeated
 from ...ir.graph import Graph, Node, Value
 from ...ir.liveness import Liveness, liveness
 from .joint import Joint, runs_once
 from .segments import Chain
+from .waits import is_view
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Units:
         """What a schedule may hold or drop; what the program returns is always there."""
         joint = self.joint
         own = (v for v in joint.order if joint.root[v] is v and joint.bytes(v))
-        return tuple(v for v in own if v not in self.returned and v not in self._inside)
+        absent = self.returned | self._inside | self._unread
+        return tuple(v for v in own if v not in absent)
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -118,20 +120,31 @@ class Units:
         return Stage(tuple(nodes), self._behind(nodes)[0], before, int(max(others[at:end])), after)
 
     def _behind(self, nodes: Iterable[Node]) -> tuple[tuple[int, ...], list[Node]]:
-        """The values that nodes start from, and the nodes of no unit on the way from them."""
+        """The values that nodes start from, and the nodes of no unit on the way from them.
+
+        A loop starts from what a repeated value is made of.
+        """
         joint = self.joint
         values: set[int] = set()
         found: set[Node] = set()
-        pending = [v for node in nodes for v in node.inputs]
+        seen: set[tuple[bool, Value]] = set()
+        pending = [(node in self._looping, v) for node in nodes for v in node.inputs]
         while pending:
-            value = pending.pop()
-            if value in self._number:
+            loop, value = edge = pending.pop()
+            node = self._whole.producer.get(value)
+            if edge in seen or node is None or value in self.returned:
+                continue
+            seen.add(edge)
+            again = loop and (node in self._repeated or is_view(node))
+            if value not in joint.place and not again:
+                continue
+            if value in self._number and not again:
                 values.add(self._number[value])
-            elif value in joint.place and value not in self.returned:
-                node = joint.forward[joint.place[value]]
-                if node not in found:
-                    found.add(node)
-                    pending += node.inputs
+                continue
+            if value in joint.place:
+                found.add(node)
+            inner = loop if is_view(node) else node in self._looping
+            pending += [(inner, v) for v in node.inputs]
         ordered = sorted(found, key=lambda node: joint.place[node.outputs[0]])
         return tuple(sorted(values)), ordered
 
@@ -147,9 +160,27 @@ class Units:
         return {v for v in self._loops & size.keys() if size[v] <= v.type.nbytes}
 
     @cached_property
-    def _loops(self) -> set[Value]:
+    def _unread(self) -> set[Value]:
+        """What exists in loops alone, as each makes it again."""
+        there = {buffer.value for buffer in self._live.buffers}
+        return {v for node in self._repeated for v in node.outputs if v not in there}
+
+    @cached_property
+    def _whole(self) -> Graph:
         joint = self.joint
-        return inlined(Graph("", joint.inputs, (*joint.forward, *joint.rest), joint.outputs))
+        return Graph("", joint.inputs, (*joint.forward, *joint.rest), joint.outputs)
+
+    @cached_property
+    def _loops(self) -> set[Value]:
+        return inlined(self._whole)
+
+    @cached_property
+    def _looping(self) -> set[Node]:
+        return loops(self._whole)
+
+    @cached_property
+    def _repeated(self) -> set[Node]:
+        return repeated(self._whole)
 
     @cached_property
     def _kernels(self) -> list[list[Node]]:

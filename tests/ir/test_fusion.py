@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import lax
 
 import backpass as bp
-from backpass.ir.fusion import FARTHEST, free_values, landmarks, transposed_bytes
+from backpass.ir import liveness
+from backpass.ir.fusion import FARTHEST, ROW, free_values, landmarks, transposed_bytes
 
 X = jnp.ones((8, 8))
 
@@ -94,3 +96,74 @@ def test_no_layer_is_that_long():
         return jnp.sum(x**2)
 
     assert not landmarks(graph(loss, X, X).nodes)
+
+
+def last_readers(fun, *args):
+    """By the ops that make what is in memory, the op of the last node that reads it there."""
+    traced = graph(fun, *args)
+    found = {}
+    for buffer in liveness(traced, fused=True).buffers:
+        if buffer.kind == "temporary":
+            found[traced.producer[buffer.value].op.name] = traced.nodes[buffer.last].op.name
+    return found
+
+
+CHEAP = {
+    "mul": lambda x: x * 2,
+    "max": lambda x: jnp.maximum(x, 0),
+    "sub": lambda x: x - jnp.arange(8.0),
+    "neg": lambda x: -x,
+    "rev": lambda x: lax.rev(x, (0,)),
+}
+DEAR = {
+    "exp": jnp.exp,
+    "div": lambda x: 1 / x,
+    "add": lambda x: x + lax.cumsum(x),  # of two arrays
+}
+
+
+@pytest.mark.parametrize("name", CHEAP)
+def test_what_is_cheap_is_made_again_in_each_loop(name):
+    """XLA holds what it is made of instead, and it as well while a kernel has not read it."""
+
+    def loops(x):
+        cheap = CHEAP[name](lax.cumprod(x))
+        return lax.sort(jnp.sin(cheap) @ X) * cheap
+
+    def kernel(x):
+        cheap = CHEAP[name](lax.cumprod(x))
+        return lax.sort(cheap @ X) * cheap
+
+    found = last_readers(loops)
+    assert (found.get(name), found["cumprod"]) == (None, "mul")
+    found = last_readers(kernel)
+    assert (found[name], found["cumprod"]) == ("dot_general", "mul")
+
+
+@pytest.mark.parametrize("name", DEAR)
+def test_what_is_dear_is_made_once(name):
+    def loops(x):
+        dear = DEAR[name](lax.cumprod(x))
+        return lax.sort(jnp.sin(dear) @ X) * dear
+
+    found = last_readers(loops)
+    assert found[name] == "mul" and found["cumprod"] != "mul"
+
+
+def test_sums_read_what_is_cheap_from_memory():
+    """XLA makes a cheap value again in a loop, and not in that of a sum."""
+
+    def summed(x):
+        cheap = lax.cumprod(x) * 2
+        return (cheap * X).reshape(64).sum(), lax.sort(jnp.sin(cheap))
+
+    assert last_readers(summed)["mul"] == "reduce_sum"
+
+
+@pytest.mark.parametrize("width, inside", [(ROW - 2, True), (ROW, False)])
+def test_long_rows_are_joined_in_memory(width, inside):
+    def joined(x):
+        return jnp.concatenate([jnp.sin(x), jnp.cos(x)], 1) * 2
+
+    found = last_readers(joined, jnp.ones((8, width // 2)))
+    assert ("concatenate" not in found, "sin" not in found) == (inside, inside)

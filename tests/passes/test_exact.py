@@ -27,7 +27,7 @@ def embedded(params, x):
 
 
 PROGRAMS = {
-    "mlp 2": (LOSSES["mlp"], 2, 16),
+    "mlp 3": (LOSSES["mlp"], 3, 16),
     "mlp 4": (LOSSES["mlp"], 4, 16),
     "mlp 5": (LOSSES["mlp"], 5, 48),
     "skips 2": (LOSSES["skips"], 2, 16),
@@ -35,10 +35,10 @@ PROGRAMS = {
     "residual 2": (residual, 2, 16),
     "residual 3": (residual, 3, 32),
     "attention": (attention, 4, 16),
-    "embedded": (embedded, 2, 16),
+    "embedded": (embedded, 3, 16),
     **{f"drawn {seed}": (drawn(seed), 4, 24) for seed in (0, 2, 3, 4)},
 }
-TINY = ["mlp 2", "residual 2"]
+TINY = ["mlp 3", "residual 2"]
 
 
 @cache
@@ -164,7 +164,7 @@ def test_a_schedule_is_written_and_read():
         with pytest.raises(ValueError):
             schedule_from(wrong)
     with pytest.raises(ValueError, match="stages, got 3"):
-        stages("mlp 2").graph("mlp", held)
+        stages("mlp 3").graph("mlp", held)
 
 
 def test_what_is_large_is_not_searched():
@@ -207,7 +207,7 @@ def test_numbers_of_bits():
     assert bits([]) == 0 and numbers(0) == []
 
 
-@pytest.mark.parametrize("name", ["mlp 2", "skips 4", "attention"])
+@pytest.mark.parametrize("name", ["mlp 3", "skips 4", "attention"])
 def test_bytes_of_sets_of_values(name):
     """Of as many as are looked up at once, or more."""
     found = stages(name)
@@ -219,7 +219,7 @@ def test_bytes_of_sets_of_values(name):
     assert found.size(bits(range(len(sizes)))) == sum(sizes)
 
 
-@pytest.mark.parametrize("name", ["mlp 2", "skips 2", "residual 2"])
+@pytest.mark.parametrize("name", ["mlp 3", "skips 2", "residual 2"])
 def test_units_run_in_order_and_make_each_value_once(name):
     units = stages(name).units
     made: set[int] = set()

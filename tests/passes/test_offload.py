@@ -1,5 +1,7 @@
 """Values that wait on the host: what the graph becomes, what it needs, and how long it takes."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -238,6 +240,7 @@ def test_a_plan_for_another_device_runs_here(tmp_path):
     plain = planned(name, QUICK).plain_bytes
     (plan,) = planned(name, QUICK, budgets=[int(0.95 * plain)])
     assert plan.choice["stretches"][0]["offload"] > 0
+    plan = replace(plan, budget_bytes=2 * plain)  # there is no host's memory to keep to it with
     plan.save(tmp_path / "plan.json")
     loaded = bp.MemoryPlan.load(tmp_path / "plan.json")
     step = bp.compile(sgd(LOSSES[name]), plan=loaded, donate_argnums=0)
