@@ -101,9 +101,10 @@ def main(argv: Sequence[str] | None = None) -> list[Any]:
     options.add_argument("--width", type=int, default=128)
     options.add_argument("--budget", type=float, default=0.6, help="part of the plain step's peak")
     args = options.parse_args(argv)
-    layers, width = (2, 16) if args.tiny else (args.layers, args.width)
+    tiny = 2, 16, 0.75
+    layers, width, part = tiny if args.tiny else (args.layers, args.width, args.budget)
     stamp, rows, results = environment(), [], []
-    for name, budget in (("none", 0), (f"{args.budget:g}", least(layers, width, args.budget))):
+    for name, budget in (("none", 0), (f"{part:g}", least(layers, width, part))):
         with tempfile.TemporaryDirectory() as folder:
             first, second = (start(layers, width, budget, folder) for _ in range(2))
         assert first.loss == second.loss
