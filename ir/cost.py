@@ -29,6 +29,11 @@ VIEWS = frozenset(
 )
 
 
+def is_view(node: Node) -> bool:
+    """True when the output is the operand's buffer, and nothing else: no fence."""
+    return node.op.name in VIEWS and node.op.name != "optimization_barrier"
+
+
 @dataclass(frozen=True)
 class Work:
     """What some nodes cost: how many they are, FLOPs, bytes."""

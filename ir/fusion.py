@@ -7,8 +7,10 @@ do it again costs little and its result need not exist. Everything else is a ker
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from .cost import VIEWS
+from .cost import VIEWS, is_view
 from .graph import Graph, Literal, Node, Value
 from .ops import elementwise, special
 
@@ -17,7 +19,6 @@ MOVES = frozenset(
     " transpose concatenate rev split".split()
 )
 FUSIBLE = MOVES | {op.name for op in (*elementwise.OPS, *special.OPS)}
-
 
 REDUCTIONS = frozenset(
     "reduce reduce_sum reduce_max reduce_min reduce_prod reduce_and reduce_or argmax argmin".split()
@@ -95,7 +96,7 @@ def inlined(graph: Graph) -> set[Value]:
         if user is None or value in returned:
             return False
         if user.op.name in VIEWS:
-            return user.op.name != "optimization_barrier" and inside(user.outputs[0])
+            return is_view(user) and inside(user.outputs[0])
         return (is_fusible(user) and not _joins_rows(user)) or user.op.name in REDUCTIONS
 
     return {
@@ -130,21 +131,48 @@ def repeated(graph: Graph) -> set[Node]:
     return found
 
 
-def loops(graph: Graph) -> set[Node]:
-    """The nodes in whose loops XLA makes again what is `repeated`.
+@dataclass(frozen=True, eq=False)
+class Fusion:
+    """What XLA makes inside the loops of a graph's kernels, and what these read from memory."""
 
-    Not sums, nor what is inside the loops of sums.
-    """
-    once = inlined(graph)
-    summed = set[Value]()
-    found = set()
-    for node in reversed(graph.nodes):
-        own = node.outputs if node.op.name in VIEWS else once.intersection(node.outputs)
-        if node.op.name in REDUCTIONS or not summed.isdisjoint(own):
-            summed.update(node.inputs)
-        elif is_fusible(node) and not _joins_rows(node):
-            found.add(node)
-    return found
+    graph: Graph
+
+    @cached_property
+    def inlined(self) -> set[Value]:
+        """Values that exist inside the loop of their one reader alone."""
+        return inlined(self.graph)
+
+    @cached_property
+    def repeated(self) -> set[Node]:
+        """Nodes whose results are made again in the loop of each reader that has one."""
+        return repeated(self.graph)
+
+    @cached_property
+    def repeating(self) -> set[Node]:
+        """The nodes in whose loops that happens: not sums, nor what is inside the loops of sums."""
+        summed = set[Value]()
+        found = set()
+        for node in reversed(self.graph.nodes):
+            view = node.op.name in VIEWS
+            own = node.outputs if view else self.inlined.intersection(node.outputs)
+            if node.op.name in REDUCTIONS or not summed.isdisjoint(own):
+                summed.update(node.inputs)
+            elif is_fusible(node) and not _joins_rows(node):
+                found.add(node)
+        return found
+
+    def read(self, nodes: Iterable[Node]) -> set[Value]:
+        """What nodes read from memory; of what their loops make again, what it is made of."""
+        found = set[Value]()
+        pending = [(node in self.repeating, v) for node in nodes for v in node.inputs]
+        while pending:
+            inside, value = pending.pop()
+            node = self.graph.producer.get(value)
+            if inside and node in self.repeated:
+                pending += [(node in self.repeating, v) for v in node.inputs]
+            else:
+                found.add(value)
+        return found
 
 
 def _rank(value: Value) -> int:

@@ -24,8 +24,8 @@ from itertools import accumulate
 from typing import Literal as Either
 from typing import get_args
 
-from .cost import VIEWS
-from .fusion import inlined, loops, repeated, transposed_bytes
+from .cost import VIEWS, is_view
+from .fusion import Fusion, transposed_bytes
 from .graph import Graph, Node, Value, maker
 from .tables import bytes_text, count_text, table
 
@@ -236,7 +236,8 @@ def _buffers(graph: Graph, given: frozenset[Value], fused: bool) -> Iterator[Buf
     end = len(graph.nodes)
     absent, loop, again = set[Value](), set[Node](), set[Node]()
     if fused:
-        absent, loop, again = inlined(graph), loops(graph), repeated(graph)
+        fusion = Fusion(graph)
+        absent, loop, again = fusion.inlined, fusion.repeating, fusion.repeated
     roots: dict[Value, tuple[Value, ...]] = {value: (value,) for value in graph.inputs}
     within = dict(roots)  # what a loop reads in their place
     first = dict.fromkeys(graph.inputs, -1)
@@ -244,8 +245,7 @@ def _buffers(graph: Graph, given: frozenset[Value], fused: bool) -> Iterator[Buf
     for i, node in enumerate(graph.nodes):
         handed_on = _handed_on(node)
         view = node.op.name in VIEWS
-        inside = node in loop or (view and node.op.name != "optimization_barrier")
-        given_by = within if inside else roots
+        given_by = within if node in loop or is_view(node) else roots
         read: dict[Value, None] = {}
         for k, value in enumerate(node.inputs):
             end_here = i - (k in handed_on)

@@ -8,8 +8,8 @@ from typing import Any
 
 from ...ir.cost import VIEWS
 from ...ir.device import LINK
-from ...ir.fusion import CALLS, free_values, is_fusible, loops, repeated
-from ...ir.graph import Graph, Node, Value, maker
+from ...ir.fusion import CALLS, Fusion, free_values, is_fusible
+from ...ir.graph import Graph, Node, maker
 from ...ir.op import Op
 from ...ir.types import ArrayType
 from .sites import bodies
@@ -41,7 +41,8 @@ def decisions(before: Graph, after: Graph, seconds: Callable[[Node], float]) -> 
 
 
 def _saved(graph: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
-    late, free = _late(graph), free_values(graph.inputs, graph.nodes)
+    late = Fusion(graph).read(node for node in graph.nodes if node.phase != "forward")
+    free = free_values(graph.inputs, graph.nodes)
     found = []
     for node in graph.nodes:
         for k, value in enumerate(node.outputs if node.phase == "forward" else ()):
@@ -53,23 +54,6 @@ def _saved(graph: Graph, seconds: Callable[[Node], float]) -> list[Decision]:
                 found.append(_told(made, "save", str(value.type), value.type.nbytes, time, reason))
     for i, k in bodies(graph):
         found += _saved(graph.nodes[i].regions[k], seconds)
-    return found
-
-
-def _late(graph: Graph) -> set[Value]:
-    """What later phases read from memory: of what is made again in their loops, its operand."""
-    again, loop = repeated(graph), loops(graph)
-    found = set[Value]()
-    pending = [
-        (node in loop, v) for node in graph.nodes if node.phase != "forward" for v in node.inputs
-    ]
-    while pending:
-        inside, value = pending.pop()
-        node = graph.producer.get(value)
-        if inside and node in again:
-            pending += [(node in loop, v) for v in node.inputs]
-        else:
-            found.add(value)
     return found
 
 

@@ -13,13 +13,12 @@ from functools import cached_property
 
 import numpy as np
 
-from ...ir.cost import VIEWS
-from ...ir.fusion import inlined, loops, repeated
+from ...ir.cost import is_view
+from ...ir.fusion import Fusion
 from ...ir.graph import Graph, Node, Value
 from ...ir.liveness import Liveness, liveness
 from .joint import Joint, runs_once
 from .segments import Chain
-from .waits import is_view
 
 
 @dataclass(frozen=True)
@@ -124,18 +123,18 @@ class Units:
 
         A loop starts from what a repeated value is made of.
         """
-        joint = self.joint
+        joint, fusion = self.joint, self._fusion
         values: set[int] = set()
         found: set[Node] = set()
         seen: set[tuple[bool, Value]] = set()
-        pending = [(node in self._looping, v) for node in nodes for v in node.inputs]
+        pending = [(node in fusion.repeating, v) for node in nodes for v in node.inputs]
         while pending:
             loop, value = edge = pending.pop()
-            node = self._whole.producer.get(value)
+            node = fusion.graph.producer.get(value)
             if edge in seen or node is None or value in self.returned:
                 continue
             seen.add(edge)
-            again = loop and (node in self._repeated or is_view(node))
+            again = loop and (node in fusion.repeated or is_view(node))
             if value not in joint.place and not again:
                 continue
             if value in self._number and not again:
@@ -143,7 +142,7 @@ class Units:
                 continue
             if value in joint.place:
                 found.add(node)
-            inner = loop if is_view(node) else node in self._looping
+            inner = loop if is_view(node) else node in fusion.repeating
             pending += [(inner, v) for v in node.inputs]
         ordered = sorted(found, key=lambda node: joint.place[node.outputs[0]])
         return tuple(sorted(values)), ordered
@@ -157,30 +156,18 @@ class Units:
         """Forward values made inside the loop of a forward reader whose result is no larger."""
         joint = self.joint
         size = {v: sum(o.type.nbytes for o in n.outputs) for n in joint.forward for v in n.inputs}
-        return {v for v in self._loops & size.keys() if size[v] <= v.type.nbytes}
+        return {v for v in self._fusion.inlined & size.keys() if size[v] <= v.type.nbytes}
 
     @cached_property
     def _unread(self) -> set[Value]:
         """What exists in loops alone, as each makes it again."""
         there = {buffer.value for buffer in self._live.buffers}
-        return {v for node in self._repeated for v in node.outputs if v not in there}
+        return {v for node in self._fusion.repeated for v in node.outputs if v not in there}
 
     @cached_property
-    def _whole(self) -> Graph:
+    def _fusion(self) -> Fusion:
         joint = self.joint
-        return Graph("", joint.inputs, (*joint.forward, *joint.rest), joint.outputs)
-
-    @cached_property
-    def _loops(self) -> set[Value]:
-        return inlined(self._whole)
-
-    @cached_property
-    def _looping(self) -> set[Node]:
-        return loops(self._whole)
-
-    @cached_property
-    def _repeated(self) -> set[Node]:
-        return repeated(self._whole)
+        return Fusion(Graph("", joint.inputs, (*joint.forward, *joint.rest), joint.outputs))
 
     @cached_property
     def _kernels(self) -> list[list[Node]]:
@@ -189,9 +176,9 @@ class Units:
         A node of several results is in the loops of several readers, or of some: it stays alone.
         """
         maker = {v: node for node in self.joint.rest for v in node.outputs}
-        inside = set(self._loops)
+        inside = set(self._fusion.inlined)
         for node in self.joint.rest:
-            if node.op.name in VIEWS - {"optimization_barrier"} and node.inputs[0] in inside:
+            if is_view(node) and node.inputs[0] in inside:
                 inside.update(node.outputs)
         within = {v: n for v, n in maker.items() if v in inside and len(n.outputs) == 1}
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from ...ir.cost import VIEWS
+from ...ir.cost import is_view
 from ...ir.fusion import free_values, inlined
 from ...ir.graph import Graph, Node, Value
 
@@ -109,11 +109,6 @@ def settled(graph: Graph) -> Graph:
             pending += more
         nodes += reversed(needed)
     return Graph(graph.name, graph.inputs, tuple(nodes), graph.outputs)
-
-
-def is_view(node: Node) -> bool:
-    """True when the output is the operand's buffer, and nothing else."""
-    return node.op.name in VIEWS and node.op.name != "optimization_barrier"
 
 
 def _xs(node: Node) -> Sequence[Value]:
