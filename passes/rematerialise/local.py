@@ -4,7 +4,8 @@ A move holds one value between two stages in succession that touch it, or drops 
 the plain program memory goes down level by level: the moves that free most bytes for their seconds
 come first, and those that win seconds back within the level follow. Then the levels are gone
 through upwards. Where no move helps any more, one for which there is no room is made all the same,
-and room for it by others. From the leanest schedule memory goes on down by as little as it takes.
+and room for it by others. From the leanest schedule memory goes on down by as little as it takes,
+where no move frees any by one that takes more at another stage first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from math import isfinite
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -43,7 +46,7 @@ def is_small(units: Units) -> bool:
 
 
 class Span(NamedTuple):
-    """A value between two stages that touch it."""
+    """A value between two stages that touch it, or `wide`, across others that do."""
 
     value: int
     start: int
@@ -58,7 +61,7 @@ class Move:
     start: int
     end: int
     seconds: float
-    runs: tuple[Run, Run]
+    runs: dict[int, Run]
 
 
 @dataclass(eq=False)
@@ -77,9 +80,10 @@ class Local:
         front = _front([*front, *fine._upward(front)])
         if len(self.stages.sizes) <= FEW:
             front = _front([*front, *fine._levels()])
+        lean = fine if len(self.stages.sizes) <= FEW else Local(self.stages)
+        front = _front([*front, *lean._upward([front[-1], *lean._downward(front[-1])])])
         front = _front(map(Local(self.stages)._kicked, front))
-        front = _front([*front, *map(fine._kicked, front[-LEAN:])])
-        return _front([*front, *Local(self.stages)._downward(front[-1])])
+        return _front([*front, *map(fine._kicked, front[-LEAN:])])
 
     def bare(self) -> list[State]:
         """Return schedules from the one that holds nothing, on the way to faster ones.
@@ -106,9 +110,28 @@ class Local:
 
     def _downward(self, state: State) -> Iterator[State]:
         """Go on to less memory, as little at a time as it takes."""
-        while (lower := self._down(state, state.peak - 1)).peak < state.peak:
+        while (lower := self._further(state)) is not None:
             state = self._faster(lower, lower.peak)
             yield state
+
+    def _further(self, state: State) -> State | None:
+        """A schedule of less memory, if need be by a move that takes more somewhere else first."""
+        budget = state.peak - 1
+        starts = chain([state], (self._moved(state, move) for move in self._detours(state, budget)))
+        ends = (self._down(start, budget) for start in starts)
+        return next((end for end in ends if end.peak <= budget), None)
+
+    def _detours(self, state: State, budget: float) -> list[Move]:
+        """The moves that take less at a stage above `budget`, the least in sum over all first."""
+        over = [t for t, run in enumerate(state.runs) if run.peak > budget]
+        found = []
+        for span in chain(self._spans(state), self._wide(state)):
+            move = self._move(state, span)
+            excess = self._excess(state, move, budget)
+            less = any(self._peak(state, move, t) < state.runs[t].peak for t in over)
+            if less and isfinite(excess):
+                found.append((excess, move.seconds, move.value, move.start, move.end, move))
+        return [move for *_, move in sorted(found, key=itemgetter(slice(-1)))]
 
     def _upward(self, states: Sequence[State]) -> list[State]:
         """Use each level's memory from the schedule of the level below, the leanest one first."""
@@ -144,21 +167,30 @@ class Local:
         lowest = state
         while state.peak > budget:
             over = [t for t, run in enumerate(state.runs) if run.peak > budget]
-            best, least = None, np.inf
-            for span in self._spans(state):
-                if bisect_left(over, span.start) == bisect_right(over, span.end):
-                    continue
-                move = self._move(state, span)
-                freed = -self._excess(state, move, budget)
-                if freed > 0:
-                    cost = move.seconds / freed if move.seconds > 0 else move.seconds
-                    if cost < least:
-                        best, least = move, cost
+            best = self._freeing(state, budget, self._spans(state), over)
+            if best is None:
+                best = self._freeing(state, budget, self._wide(state), over)
             if best is None:
                 return lowest
             state = self._moved(state, best)
             lowest = min(lowest, state, key=lambda state: state.peak)
         return state
+
+    def _freeing(
+        self, state: State, budget: float, spans: Iterable[Span], over: list[int]
+    ) -> Move | None:
+        """The move that frees the cheapest of the bytes above `budget`, at stages `over`."""
+        best, least = None, np.inf
+        for span in spans:
+            if bisect_left(over, span.start) == bisect_right(over, span.end):
+                continue
+            move = self._move(state, span)
+            freed = -self._excess(state, move, budget)
+            if freed > 0:
+                cost = move.seconds / freed if move.seconds > 0 else move.seconds
+                if cost < least:
+                    best, least = move, cost
+        return best
 
     def _faster(self, state: State, budget: float) -> State:
         """Take back seconds where memory is left."""
@@ -211,27 +243,51 @@ class Local:
                     yield Span(value, last[value], t)
                 last[value] = t
 
+    def _wide(self, state: State) -> Iterator[Span]:
+        """Where a value is held from one stage to a later one, across some that touch it."""
+        starts: dict[int, list[int]] = {}
+        for value, start, end in self._spans(state):
+            if state.held[end] >> value & 1:
+                before = starts.setdefault(value, [])
+                yield from (Span(value, at, end) for at in before)
+                before.append(start)
+            else:
+                starts[value] = []
+
     def _gains(self, state: State) -> Iterator[Span]:
         """Where a value is not held."""
         return (s for s in self._spans(state) if not state.held[s.end] >> s.value & 1)
 
     def _move(self, state: State, span: Span) -> Move:
-        held, run, (value, a, b) = state.held, self.stages.run, span
+        held, (value, a, b) = state.held, span
         bit = 1 << value
-        first = run(a, held[a], held[a + 1] ^ bit)
-        last = run(b, held[b] ^ bit, held[b + 1] if b + 1 < len(held) else 0)
-        seconds = first.seconds + last.seconds - state.runs[a].seconds - state.runs[b].seconds
-        return Move(*span, seconds, (first, last))
+        runs = {}
+        seconds = 0.0
+        for t in range(a, b + 1):
+            if t in (a, b) or state.runs[t].touches & bit:
+                before = held[t] ^ (bit if t > a else 0)
+                after = (held[t + 1] if t + 1 < len(held) else 0) ^ (bit if t < b else 0)
+                runs[t] = self.stages.run(t, before, after)
+                seconds += runs[t].seconds - state.runs[t].seconds
+        return Move(*span, seconds, runs)
 
     def _excess(self, state: State, move: Move, budget: float) -> float:
         """Change of the bytes above `budget`, summed over the stages."""
+        change = 0.0
+        for t in range(move.start, move.end + 1):
+            change += max(self._peak(state, move, t) - budget, 0)
+            change -= max(state.runs[t].peak - budget, 0)
+        return change
+
+    def _peak(self, state: State, move: Move, t: int) -> float:
+        """Peak of a stage after a move."""
+        peak = state.runs[t].peak
+        if t in move.runs:
+            return move.runs[t].peak
+        if not move.start < t < move.end:
+            return peak
         size = self.stages.sizes[move.value]
-        by = -size if state.held[move.end] >> move.value & 1 else size
-        peaks = [run.peak for run in state.runs[move.start : move.end + 1]]
-        new = [move.runs[0].peak, *(peak + by for peak in peaks[1:-1]), move.runs[1].peak]
-        before = sum(peak - budget for peak in peaks if peak > budget)
-        after = sum(peak - budget for peak in new if peak > budget)
-        return float(after - before)
+        return peak - size if state.held[t] >> move.value & 1 else peak + size
 
     def _moved(self, state: State, move: Move) -> State:
         held = list(state.held)

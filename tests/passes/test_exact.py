@@ -32,6 +32,7 @@ PROGRAMS = {
     "mlp 5": (LOSSES["mlp"], 5, 48),
     "skips 2": (LOSSES["skips"], 2, 16),
     "skips 4": (LOSSES["skips"], 4, 16),
+    "skips 6": (LOSSES["skips"], 6, 8),
     "residual 2": (residual, 2, 16),
     "residual 3": (residual, 3, 32),
     "attention": (attention, 4, 16),
