@@ -160,10 +160,19 @@ class Fitting:
                 gains = fits is None or self._rank(found, WORTH) < fits
                 if gains and id(found) not in tried:
                     return found
-        least = min(p for _, p in self.measured)
-        leaner = [c for c in self.forms.plains if c.bytes < least]  # where XLA heeds no fence
-        last = [c for c in (*self.forms.leanest_of_each, *leaner) if id(c) not in tried]
-        return None if fits or not last else last[0]
+        last = (each for each in self._last if id(each) not in tried)
+        return None if fits else next(last, None)
+
+    @property
+    def _last(self) -> list[Planned]:
+        """What is tried before an error, whatever the budget, so that its minimum holds for all.
+
+        The leanest plans, then programs as they are, where XLA heeds no fence.
+        """
+        lean = self.forms.leanest_of_each
+        ours = {id(each) for each in lean}
+        least = min((peak for c, peak in self.measured if id(c) in ours), default=inf)
+        return [*lean, *(each for each in self.forms.plains if each.bytes < least)]
 
     def _rank(self, planned: Planned, margin: float = 0.0) -> tuple[bool, float, int]:
         """Order of what fits: the program as it is without a plan, then the fastest first."""
@@ -189,8 +198,8 @@ class Fitting:
         return min(target * (HOPE if high == inf else 1.0), high - 1)
 
     def _error(self, budget: int) -> BudgetError:
-        last = {id(each) for each in (*self.forms.leanest_of_each, *self.forms.plains)}
-        sure = [(c, p) for c, p in self.measured if id(c) in last]  # tried whatever the budget
+        last = {id(each) for each in self._last}
+        sure = [(c, p) for c, p in self.measured if id(c) in last]
         candidate, minimum = min(sure or self.measured, key=lambda pair: pair[1])
         return BudgetError(
             f"no schedule of {self.forms.graph.name} fits the memory budget of "
