@@ -286,7 +286,7 @@ class Local:
             return move.runs[t].peak
         if not move.start < t < move.end:
             return peak
-        size = self.stages.sizes[move.value]
+        size: int = self.stages.sizes[move.value]
         return peak - size if state.held[t] >> move.value & 1 else peak + size
 
     def _moved(self, state: State, move: Move) -> State:
