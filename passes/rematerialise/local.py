@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from math import isfinite
 from operator import itemgetter
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .stages import Run, Stages, State, bits
+from .stages import Stages, State, bits
 from .units import Units
 
 MOST = 64  # values: the time grows with the square of them and with the stages
@@ -46,43 +46,34 @@ def is_small(units: Units) -> bool:
 
 
 class Span(NamedTuple):
-    """A value between two stages that touch it, or `wide`, across others that do."""
+    """A value between two stages that touch it, or `wide`, across others that do.
+
+    A move holds it, or no longer holds it, when stages `start + 1` to `end` begin.
+    """
 
     value: int
     start: int
     end: int
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """Value `value` held, or no longer held, when stages `start + 1` to `end` begin."""
-
-    value: int
-    start: int
-    end: int
-    seconds: float
-    runs: dict[int, Run]
 
 
 @dataclass(eq=False)
 class Local:
-    """A search over the schedules of `stages`."""
+    """A search over the schedules of `stages`; with `fine`, moves start and end anywhere."""
 
     stages: Stages
-    levels: int = 12
     fine: bool = False
+    _known: dict[tuple[tuple[int, ...], float], State | None] = field(default_factory=dict)
 
     def states(self) -> list[State]:
         """Return schedules, from the plain one to the leanest found: no other is better."""
-        coarse = [s for levels in LEVELS for s in Local(self.stages, levels)._levels()]
-        fine = Local(self.stages, FINE, fine=True)
-        front = _front(coarse)
+        fine = Local(self.stages, fine=True)
+        front = _front(chain.from_iterable(map(self._levels, LEVELS)))
         front = _front([*front, *fine._upward(front)])
         if len(self.stages.sizes) <= FEW:
-            front = _front([*front, *fine._levels()])
-        lean = fine if len(self.stages.sizes) <= FEW else Local(self.stages)
+            front = _front([*front, *fine._levels(FINE)])
+        lean = fine if len(self.stages.sizes) <= FEW else self
         front = _front([*front, *lean._upward([front[-1], *lean._downward(front[-1])])])
-        front = _front(map(Local(self.stages)._kicked, front))
+        front = _front(map(self._kicked, front))
         return _front([*front, *map(fine._kicked, front[-LEAN:])])
 
     def bare(self) -> list[State]:
@@ -97,10 +88,10 @@ class Local:
         way = self._way(least, least.peak)
         return way + Local(self.stages, fine=True)._way(way[-1], least.peak)[1:]
 
-    def _levels(self) -> list[State]:
+    def _levels(self, levels: int) -> list[State]:
         plain = self.stages.plain
         found = [plain]
-        for level in np.linspace(plain.peak, self._floor, self.levels + 1)[1:]:
+        for level in np.linspace(plain.peak, self._floor, levels + 1)[1:]:
             if found[-1].peak > level:
                 lower = self._lower(found[-1], level)
                 if lower.peak >= found[-1].peak:
@@ -117,21 +108,21 @@ class Local:
     def _further(self, state: State) -> State | None:
         """A schedule of less memory, if need be by a move that takes more somewhere else first."""
         budget = state.peak - 1
-        starts = chain([state], (self._moved(state, move) for move in self._detours(state, budget)))
+        starts = chain([state], self._detours(state, budget))
         ends = (self._down(start, budget) for start in starts)
         return next((end for end in ends if end.peak <= budget), None)
 
-    def _detours(self, state: State, budget: float) -> list[Move]:
-        """The moves that take less at a stage above `budget`, the least in sum over all first."""
+    def _detours(self, state: State, budget: float) -> list[State]:
+        """By moves that take less at a stage above `budget`, the least in sum over all first."""
         over = [t for t, run in enumerate(state.runs) if run.peak > budget]
         found = []
         for span in chain(self._spans(state), self._wide(state)):
-            move = self._move(state, span)
-            excess = self._excess(state, move, budget)
-            less = any(self._peak(state, move, t) < state.runs[t].peak for t in over)
-            if less and isfinite(excess):
-                found.append((excess, move.seconds, move.value, move.start, move.end, move))
-        return [move for *_, move in sorted(found, key=itemgetter(slice(-1)))]
+            seconds, excess = self._effect(state, span, budget)
+            if isfinite(excess):
+                moved = self._moved(state, span)
+                if any(moved.runs[t].peak < state.runs[t].peak for t in over):
+                    found.append((excess, seconds, span, moved))
+        return [moved for *_, moved in sorted(found, key=itemgetter(slice(-1)))]
 
     def _upward(self, states: Sequence[State]) -> list[State]:
         """Use each level's memory from the schedule of the level below, the leanest one first."""
@@ -166,30 +157,37 @@ class Local:
         """Come down in one go, the cheapest bytes first."""
         lowest = state
         while state.peak > budget:
-            over = [t for t, run in enumerate(state.runs) if run.peak > budget]
-            best = self._freeing(state, budget, self._spans(state), over)
-            if best is None:
-                best = self._freeing(state, budget, self._wide(state), over)
-            if best is None:
+            key = state.held, budget
+            if key not in self._known:
+                self._known[key] = self._freed(state, budget)
+            lower = self._known[key]
+            if lower is None:
                 return lowest
-            state = self._moved(state, best)
+            state = lower
             lowest = min(lowest, state, key=lambda state: state.peak)
         return state
 
-    def _freeing(
+    def _freed(self, state: State, budget: float) -> State | None:
+        """The schedule after the move that frees the cheapest bytes above `budget`."""
+        over = [t for t, run in enumerate(state.runs) if run.peak > budget]
+        for spans in (self._spans(state), self._wide(state)):
+            if span := self._cheapest(state, budget, spans, over):
+                return self._moved(state, span)
+        return None
+
+    def _cheapest(
         self, state: State, budget: float, spans: Iterable[Span], over: list[int]
-    ) -> Move | None:
+    ) -> Span | None:
         """The move that frees the cheapest of the bytes above `budget`, at stages `over`."""
         best, least = None, np.inf
         for span in spans:
             if bisect_left(over, span.start) == bisect_right(over, span.end):
                 continue
-            move = self._move(state, span)
-            freed = -self._excess(state, move, budget)
-            if freed > 0:
-                cost = move.seconds / freed if move.seconds > 0 else move.seconds
+            seconds, excess = self._effect(state, span, budget)
+            if excess < 0:
+                cost = seconds / -excess if seconds > 0 else seconds
                 if cost < least:
-                    best, least = move, cost
+                    best, least = span, cost
         return best
 
     def _faster(self, state: State, budget: float) -> State:
@@ -207,9 +205,9 @@ class Local:
                 room = budget - self.stages.sizes[span.value]
                 if any(run.peak > room for run in inner):
                     continue
-                move = self._move(state, span)
-                if move.seconds < least and self._excess(state, move, budget) <= 0:
-                    best, least = move, move.seconds
+                seconds, excess = self._effect(state, span, budget)
+                if seconds < least and excess <= 0:
+                    best, least = span, seconds
             if best is None:
                 return found
             found.append(self._moved(state, best))
@@ -217,13 +215,13 @@ class Local:
     def _kicked(self, state: State) -> State:
         """Win seconds by moves for which there is no room within the peak, and make room."""
         budget = state.peak
-        tight = [
-            (move.seconds / over, move.value, move.start, move)
-            for move in (self._move(state, span) for span in self._gains(state))
-            if move.seconds < 0 and (over := self._excess(state, move, budget)) > 0
-        ]
-        for *_, move in sorted(tight, key=itemgetter(0, 1, 2))[:KICKS]:
-            lower = self._lower(self._moved(state, move), budget)
+        tight = []
+        for span in self._gains(state):
+            seconds, over = self._effect(state, span, budget)
+            if seconds < 0 < over:
+                tight.append((seconds / over, span))
+        for _, span in sorted(tight)[:KICKS]:
+            lower = self._lower(self._moved(state, span), budget)
             if lower.peak <= budget:
                 found = self._faster(lower, budget)
                 if found.seconds < state.seconds - 1e-15:
@@ -258,39 +256,30 @@ class Local:
         """Where a value is not held."""
         return (s for s in self._spans(state) if not state.held[s.end] >> s.value & 1)
 
-    def _move(self, state: State, span: Span) -> Move:
-        held, (value, a, b) = state.held, span
-        bit = 1 << value
-        runs = {}
-        seconds = 0.0
-        for t in range(a, b + 1):
-            if t in (a, b) or state.runs[t].touches & bit:
-                before = held[t] ^ (bit if t > a else 0)
-                after = (held[t + 1] if t + 1 < len(held) else 0) ^ (bit if t < b else 0)
-                runs[t] = self.stages.run(t, before, after)
-                seconds += runs[t].seconds - state.runs[t].seconds
-        return Move(*span, seconds, runs)
+    def _effect(self, state: State, span: Span, budget: float) -> tuple[float, float]:
+        """Change of the seconds, and of the bytes above `budget`, summed over the stages."""
+        value, start, end = span
+        bit, size = 1 << value, self.stages.sizes[value]
+        held = *state.held, 0
+        seconds = excess = 0.0
+        for t in range(start, end + 1):
+            now = state.runs[t]
+            if t in (start, end) or now.touches & bit:
+                before = held[t] ^ (bit if t > start else 0)
+                after = held[t + 1] ^ (bit if t < end else 0)
+                then = self.stages.run(t, before, after)
+                seconds += then.seconds - now.seconds
+                peak = then.peak
+            else:
+                peak = now.peak - size if held[t] & bit else now.peak + size
+            if peak > budget:
+                excess += peak - budget
+            if now.peak > budget:
+                excess -= now.peak - budget
+        return seconds, excess
 
-    def _excess(self, state: State, move: Move, budget: float) -> float:
-        """Change of the bytes above `budget`, summed over the stages."""
-        change = 0.0
-        for t in range(move.start, move.end + 1):
-            change += max(self._peak(state, move, t) - budget, 0)
-            change -= max(state.runs[t].peak - budget, 0)
-        return change
-
-    def _peak(self, state: State, move: Move, t: int) -> float:
-        """Peak of a stage after a move."""
-        peak = state.runs[t].peak
-        if t in move.runs:
-            return move.runs[t].peak
-        if not move.start < t < move.end:
-            return peak
-        size: int = self.stages.sizes[move.value]
-        return peak - size if state.held[t] >> move.value & 1 else peak + size
-
-    def _moved(self, state: State, move: Move) -> State:
+    def _moved(self, state: State, span: Span) -> State:
         held = list(state.held)
-        for t in range(move.start + 1, move.end + 1):
-            held[t] ^= 1 << move.value
+        for t in range(span.start + 1, span.end + 1):
+            held[t] ^= 1 << span.value
         return self.stages.state(held)

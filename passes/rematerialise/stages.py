@@ -20,12 +20,13 @@ from .units import Units
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What one stage does: units that run, all values they touch, seconds and peak in bytes.
+    """What one stage does: units that run, values they make and touch, seconds, peak in bytes.
 
     Units and values are bits of a number.
     """
 
     units: int
+    makes: int
     touches: int
     seconds: float
     peak: float
@@ -33,7 +34,7 @@ class Run:
 
 CHUNK = 12  # values, of which the bytes of every set are known
 _CHUNK = (1 << CHUNK) - 1
-_UNABLE = Run(0, 0, np.inf, np.inf)
+_UNABLE = Run(0, 0, 0, np.inf, np.inf)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +92,7 @@ class Stages:
         tidy, used = list(held), 0
         for t in reversed(range(len(held))):
             run = self.run(t, held[t], tidy[t + 1] if t + 1 < len(held) else 0)
-            made = bits(v for u in numbers(run.units) for v in self.units.units[u].makes)
-            tidy[t] &= (used | run.touches) & ~made
+            tidy[t] &= (used | run.touches) & ~run.makes
             used = tidy[t]
         ends = (*tidy[1:], 0)
         runs = (self.run(t, a, b) for t, (a, b) in enumerate(zip(tidy, ends, strict=True)))
@@ -108,7 +108,7 @@ class Stages:
     def _run(self, t: int, before: int, after: int) -> Run:
         units, size = self.units.units, self.size
         needed, touches = after | self.reads[t], self.reads[t]
-        wanted, ran, seconds, peak = needed & ~before, 0, 0.0, 0
+        wanted, ran, made, seconds, peak = needed & ~before, 0, 0, 0.0, 0
         fixed = 0 if t else self._fixed
         if t:
             stage = self.units.stages[t - 1]
@@ -124,9 +124,10 @@ class Stages:
             wanted = (wanted | inputs & ~before) & ~makes
             fixed &= ~(1 << u)
             touches |= makes | inputs
+            made |= makes
             ran |= 1 << u
             seconds += unit.seconds
-        return Run(ran, touches, seconds, peak)
+        return Run(ran, made, touches, seconds, peak)
 
     def size(self, values: int) -> int:
         """Bytes of some values."""

@@ -252,13 +252,12 @@ def test_what_a_move_costs(name, fine):
         for span in local._spans(state):
             held = held_after(state, span)
             runs = [found.run(t, a, b) for t, (a, b) in enumerate(zip(held, [*held[1:], 0]))]
-            move = local._move(state, span)
             before = sum(run.seconds for run in state.runs)
-            assert move.seconds == pytest.approx(sum(run.seconds for run in runs) - before)
             for budget in (0, 0.7 * state.peak, state.peak):
-                change = over(runs, budget) - over(state.runs, budget)
-                assert local._excess(state, move, budget) == pytest.approx(change)
-            assert local._moved(state, move).held == found.state(held).held
+                change, excess = local._effect(state, span, budget)
+                assert change == pytest.approx(sum(run.seconds for run in runs) - before)
+                assert excess == pytest.approx(over(runs, budget) - over(state.runs, budget))
+            assert local._moved(state, span).held == found.state(held).held
             count += 1
     assert count > 5
 
@@ -292,7 +291,7 @@ def test_bare_schedules_begin_with_nothing_held(name):
 
 def test_a_front_is_of_what_nothing_beats():
     def state(seconds, peak):
-        return State((), (Run(0, 0, seconds, peak),))
+        return State((), (Run(0, 0, 0, seconds, peak),))
 
     every = [state(*each) for each in [(1, 9), (2, 9), (2, 7), (2, 8), (5, 3), (6, 3), (7, 4)]]
     assert [(s.seconds, s.peak) for s in _front(every)] == [(1, 9), (2, 7), (5, 3)]
