@@ -160,8 +160,9 @@ class Fitting:
                 gains = fits is None or self._rank(found, WORTH) < fits
                 if gains and id(found) not in tried:
                     return found
-        last = (each for each in self._last if id(each) not in tried)
-        return None if fits else next(last, None)
+        if fits is not None:
+            return None
+        return next((each for each in self._last if id(each) not in tried), None)
 
     @property
     def _last(self) -> list[Planned]:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import isfinite
-from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -108,21 +107,21 @@ class Local:
     def _further(self, state: State) -> State | None:
         """A schedule of less memory, if need be by a move that takes more somewhere else first."""
         budget = state.peak - 1
-        starts = chain([state], self._detours(state, budget))
+        starts = chain([state], (self._moved(state, span) for span in self._detours(state, budget)))
         ends = (self._down(start, budget) for start in starts)
         return next((end for end in ends if end.peak <= budget), None)
 
-    def _detours(self, state: State, budget: float) -> list[State]:
-        """By moves that take less at a stage above `budget`, the least in sum over all first."""
+    def _detours(self, state: State, budget: float) -> list[Span]:
+        """The moves that take less at a stage above `budget`, the least in sum over all first."""
         over = [t for t, run in enumerate(state.runs) if run.peak > budget]
         found = []
         for span in chain(self._spans(state), self._wide(state)):
-            seconds, excess = self._effect(state, span, budget)
-            if isfinite(excess):
-                moved = self._moved(state, span)
-                if any(moved.runs[t].peak < state.runs[t].peak for t in over):
-                    found.append((excess, seconds, span, moved))
-        return [moved for *_, moved in sorted(found, key=itemgetter(slice(-1)))]
+            inside = over[bisect_left(over, span.start) : bisect_right(over, span.end)]
+            if any(self._effect(state, span, budget, [t])[1] < 0 for t in inside):
+                seconds, excess = self._effect(state, span, budget)
+                if isfinite(excess):
+                    found.append((excess, seconds, span))
+        return [span for *_, span in sorted(found)]
 
     def _upward(self, states: Sequence[State]) -> list[State]:
         """Use each level's memory from the schedule of the level below, the leanest one first."""
@@ -256,18 +255,20 @@ class Local:
         """Where a value is not held."""
         return (s for s in self._spans(state) if not state.held[s.end] >> s.value & 1)
 
-    def _effect(self, state: State, span: Span, budget: float) -> tuple[float, float]:
+    def _effect(
+        self, state: State, span: Span, budget: float, stages: Iterable[int] | None = None
+    ) -> tuple[float, float]:
         """Change of the seconds, and of the bytes above `budget`, summed over the stages."""
         value, start, end = span
         bit, size = 1 << value, self.stages.sizes[value]
-        held = *state.held, 0
+        held, runs, run = (*state.held, 0), state.runs, self.stages.run
         seconds = excess = 0.0
-        for t in range(start, end + 1):
-            now = state.runs[t]
-            if t in (start, end) or now.touches & bit:
+        for t in stages or range(start, end + 1):
+            now = runs[t]
+            if t == start or t == end or now.touches & bit:
                 before = held[t] ^ (bit if t > start else 0)
                 after = held[t + 1] ^ (bit if t < end else 0)
-                then = self.stages.run(t, before, after)
+                then = run(t, before, after)
                 seconds += then.seconds - now.seconds
                 peak = then.peak
             else:
@@ -282,4 +283,4 @@ class Local:
         held = list(state.held)
         for t in range(span.start + 1, span.end + 1):
             held[t] ^= 1 << span.value
-        return self.stages.state(held)
+        return self.stages.state(held, state)

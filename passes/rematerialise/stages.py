@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -47,15 +48,19 @@ class State:
     held: tuple[int, ...]
     runs: tuple[Run, ...]
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Time of all that the forward half's units run, the first time and again."""
         return sum(run.seconds for run in self.runs)
 
-    @property
+    @cached_property
     def peak(self) -> float:
         """Bytes at the peak."""
         return max(run.peak for run in self.runs)
+
+    def after(self, t: int) -> int:
+        """What is held when stage `t` ends."""
+        return self.held[t + 1] if t + 1 < len(self.held) else 0
 
 
 @dataclass(eq=False)
@@ -87,16 +92,23 @@ class Stages:
             held.append(later)
         return self.state([0, *reversed(held)])
 
-    def state(self, held: Sequence[int]) -> State:
-        """Return the schedule that holds `held`, or what of it is of any use."""
-        tidy, used = list(held), 0
+    def state(self, held: Sequence[int], like: State | None = None) -> State:
+        """Return the schedule that holds `held`, or what of it is of any use.
+
+        What it has in common with `like` is not looked at again.
+        """
+        tidy, runs, after = list[int](), list[Run](), 0
         for t in reversed(range(len(held))):
-            run = self.run(t, held[t], tidy[t + 1] if t + 1 < len(held) else 0)
-            tidy[t] &= (used | run.touches) & ~run.makes
-            used = tidy[t]
-        ends = (*tidy[1:], 0)
-        runs = (self.run(t, a, b) for t, (a, b) in enumerate(zip(tidy, ends, strict=True)))
-        return State(tuple(tidy), tuple(runs))
+            before = held[t]
+            if like and before == like.held[t] and after == like.after(t):
+                run = like.runs[t]
+            else:
+                run = self.run(t, before, after)
+                before &= (after | run.touches) & ~run.makes
+            tidy.append(before)
+            runs.append(run)
+            after = before
+        return State(tuple(reversed(tidy)), tuple(reversed(runs)))
 
     def run(self, t: int, before: int, after: int) -> Run:
         """Return what stage `t` does between what is held when it begins and when it ends."""

@@ -95,3 +95,14 @@ def test_every_error_names_the_same_budget(forms, budget):
         fitted(forms, budget)
     except BudgetError as error:
         assert error.minimum_bytes == least.value.minimum_bytes
+
+
+def test_the_leanest_plans_are_not_looked_for_where_another_fits():
+    class Large(Programs):
+        @property
+        def leanest_of_each(self):
+            raise AssertionError("planned for nothing")
+
+    plain, other = Plan(200, 1.0, 190, fenced=False), Plan(100, 2.0, 110, fenced=True)
+    assert fitted(Large([plain], [other]), 150) is other
+    assert fitted(Large([plain], [other]), 200) is plain
