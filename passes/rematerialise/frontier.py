@@ -27,6 +27,7 @@ from .units import Units, units_of
 STEPS = 33  # numbers of slots that are tried
 STRIDE = 8  # of these, for a schedule whose values may be offloaded besides
 LONGEST = 1024  # nodes of a forward half that may be small enough to be searched
+LEAST = 0.9  # of the counted seconds: those of a schedule by stages that is written out, or more
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,7 @@ class Treatment:
     @cached_property
     def leanest(self) -> Candidate:
         """The candidate of the lowest peak among the smallest schedules, and the plain one."""
-        every = (self.steady, *self.searched, *self.bare)
+        every = (self.steady, *self.searched)
         return min(every, key=lambda c: (c.bytes, c.seconds))
 
     @cached_property
@@ -296,21 +297,17 @@ class Treatment:
         return units_of(self.joint, self.chain, clock.seconds, donated)
 
     @cached_property
-    def searched(self) -> list[Candidate]:
-        """Where the program is small, what a local search finds."""
-        return self._written(Local(self.stages).states()) if self._is_small else []
+    def states(self) -> list[State]:
+        """Where the program is small, schedules that a local search finds, the fastest first."""
+        if len(self.joint.forward) > LONGEST or not is_small(self.units):
+            return []
+        local = Local(self.stages)
+        return sorted([*local.states(), *local.bare()], key=lambda state: state.seconds)
 
     @cached_property
-    def bare(self) -> list[Candidate]:
-        """Where the program is small, schedules that hold little."""
-        return self._written(Local(self.stages).bare()) if self._is_small else []
-
-    @property
-    def _is_small(self) -> bool:
-        return len(self.joint.forward) <= LONGEST and is_small(self.units)
-
-    def _written(self, states: Sequence[State]) -> list[Candidate]:
-        return [self.under(self.stages.schedule(state)) for state in states]
+    def searched(self) -> list[Candidate]:
+        """The program under these."""
+        return [self.under(self.stages.schedule(state)) for state in self.states]
 
     @cached_property
     def plain(self) -> Candidate:
@@ -328,11 +325,16 @@ class Treatment:
             else:
                 high = middle - 1
         near = [self.candidate(n) for n in self.sizes[low : low + 3]]
-        every = (*near, *self.searched, *self.bare, self.plain)
-        able = [c for c in every if c.bytes <= budget]
-        if not able and self.leanest.bytes <= budget:
-            able = [self.leanest]
-        return min(able, key=lambda c: (c.seconds, c.bytes), default=None)
+        best = _fastest([*near, self.plain], budget)
+        rest = sum(map(self.frontier.clock.seconds, self.joint.rest))
+        for state in self.states:
+            if best is not None and LEAST * (state.seconds + rest) > best.seconds:
+                break
+            found = self.under(self.stages.schedule(state))
+            best = _fastest([*filter(None, [best]), found], budget)
+        if best is None and self.leanest.bytes <= budget:
+            return self.leanest
+        return best
 
     def candidate(self, slots: int) -> Candidate:
         """Return the program under the best schedule within so many slots."""
@@ -367,6 +369,12 @@ class Treatment:
             _peak(joint, segment.forward, {*segment.entry, *long}),
             tuple(options),
         )
+
+
+def _fastest(candidates: Sequence[Candidate], budget: float) -> Candidate | None:
+    """The fastest of those within `budget`."""
+    able = (c for c in candidates if c.bytes <= budget)
+    return min(able, key=lambda c: (c.seconds, c.bytes), default=None)
 
 
 def _peak(joint: Joint, nodes: Sequence[Node], have: Collection[Value]) -> int:
