@@ -95,7 +95,16 @@ def _dot(inputs: Sequence[ArrayType], attrs: Attrs, out: ArrayType) -> Sequence[
     left, right = dims_of(x), dims_of(y)
     batch = [left[i] or right[j] for i, j in zip(xn, yn, strict=True)]
     rows = [left[i] for i in range(x.ndim) if i not in (*xc, *xn)]
-    return [*batch, *rows, *(right[i] for i in range(y.ndim) if i not in (*yc, *yn))]
+    columns = [right[i] for i in range(y.ndim) if i not in (*yc, *yn)]
+    if prod(y.shape) > prod(x.shape):
+        rows = _yielding(rows, columns)
+    return [*batch, *rows, *columns]
+
+
+def _yielding(dims: Iterable[Axes], others: Iterable[Axes]) -> Sequence[Axes]:
+    """Dimensions of the smaller operand: the larger one stays where it is, the first of equals."""
+    taken = {axis for axes in others for axis in axes}
+    return [axes if taken.isdisjoint(axes) else () for axes in dims]
 
 
 def _conv(inputs: Sequence[ArrayType], attrs: Attrs, out: ArrayType) -> Sequence[Axes]:

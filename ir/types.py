@@ -138,6 +138,11 @@ class ArrayType:
         """Return the type without the weak bit."""
         return replace(self, weak=False) if self.weak else self
 
+    def stacked(self, count: int) -> ArrayType:
+        """Return the type of so many arrays along a new first dimension, each lying as this one."""
+        found = self.with_shape((count, *self.shape))
+        return found.spread(((), *self.spec)) if self.spec else found
+
     def on_host(self, host: bool = True) -> ArrayType:
         """Return the type of a copy in the host's memory, or else in the device's."""
         return replace(self, host=host)

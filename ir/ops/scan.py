@@ -38,7 +38,7 @@ def _types(
 ) -> tuple[ArrayType, ...]:
     carry = attrs["num_carry"]
     outs = [value.type for value in regions[0].outputs]
-    stacked = [t.with_shape((attrs["length"], *t.shape)).strong() for t in outs[carry:]]
+    stacked = [t.stacked(attrs["length"]).strong() for t in outs[carry:]]
     return (*outs[:carry], *stacked)
 
 

@@ -333,3 +333,29 @@ def test_how_results_lie(name):
     found = bp.compile(function).trace(x).graph
     assert " ".join(str(v.type) for v in found.outputs) == wanted
     assert spread(found) is found
+
+
+@pytest.mark.parametrize("rows, columns", [(64, 32), (32, 64), (64, 64), (8, 256), (256, 8)])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_larger_operand_of_a_product_stays_where_it_is(rows, columns, swapped):
+    """Where one axis divides both, as rows of a batch and columns of a weight; as XLA has it."""
+    on = mesh()
+    x, w = (
+        jax.ShapeDtypeStruct(shape, np.float32, sharding=NamedSharding(on, spec))
+        for shape, spec in [((rows, 16), P("m")), ((16, columns), P(None, "m"))]
+    )
+
+    def product(x, w):
+        return lax.dot_general(w, x, (((0,), (1,)), ((), ()))) if swapped else x @ w
+
+    (found,) = bp.compile(product).trace(x, w).graph.outputs
+    wanted = jax.jit(product).lower(x, w).compile().output_shardings
+    assert found.type.spec == spec_of(wanted, 2) != ()
+
+
+def test_what_a_written_scan_stacks_lies_as_in_its_body():
+    (node,) = lowered(*CASES["scan"]).nodes[-1:]
+    (again,) = (bp.ir.Builder(bp.ir.OPS).emit(node.op, node.inputs, node.attrs, node.regions),)
+    assert node.op.name == "scan"
+    assert [str(v.type) for v in again] == [str(v.type) for v in node.outputs]
+    assert "/d:2" in str(again[-1].type)
