@@ -59,10 +59,14 @@ class Builder:
         return outputs
 
     def clone(self, node: Node, inputs: Sequence[Value], origin: Origin | None = None) -> Node:
-        """Append a copy of `node` that reads `inputs` and defines fresh values."""
+        """Append a copy of `node` that reads `inputs` and defines fresh values.
+
+        They lie by these on a mesh, or else as the node's.
+        """
         types: Sequence[ArrayType] = [value.type for value in node.outputs]
         if not node.regions and is_spread(inputs):
-            types = _lying(node.op.name, inputs, node.attrs, types)
+            lying = _lying(node.op.name, inputs, node.attrs, types)
+            types = [new if new.spec else old for new, old in zip(lying, types, strict=True)]
         outputs = tuple(map(Value, types))
         where = origin or node.origin
         phase = node.phase if self.phase == "forward" else self.phase

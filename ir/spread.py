@@ -10,27 +10,39 @@ told for one device without compiling. `Builder` applies the rule of each node t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from .graph import Graph, Node, Value
 from .spec import by_partition, merged
-from .spread_rules import Specs, is_spread, spread_of
+from .spread_back import wanted
+from .spread_rules import Specs, is_spread, shapes, spread_of
 from .types import ArrayType, Spec
 
 
-def spread(graph: Graph) -> Graph:
-    """Complete what is told of how values lie; the same graph where nothing is added."""
+def spread(graph: Graph, *, back: bool = False) -> Graph:
+    """Complete what is told of how values lie; the same graph where nothing is added.
+
+    With `back` by what reads them too, as XLA does; JAX's own types know nothing of that.
+    """
     says = ("sharding_constraint", "reshard", "shard_map")
     if not is_spread(graph.inputs) and not any(n.op.name in says for n in graph.walk()):
         return graph
-    return _Walk().graph(graph, [value.type.spec for value in graph.inputs])
+    specs = [value.type.spec for value in graph.inputs]
+    found = _Walk({}).graph(graph, specs)
+    while back and (more := _Walk(wanted(found)).graph(found, specs)) is not found:
+        found = more
+    return found
 
 
 class _Walk:
-    """Graphs that were completed, by their inputs' specs, as many nodes share a region."""
+    """Graphs that were completed, by their inputs' specs, as many nodes share a region.
 
-    def __init__(self) -> None:
+    `wanted` tells how values lie that lie in no way by what they are made of.
+    """
+
+    def __init__(self, wanted: Mapping[Value, Spec]) -> None:
+        self.wanted = wanted
         self.known: dict[tuple[int, tuple[Spec, ...]], Graph] = {}
         self.held: list[Graph] = []
         self.types: dict[tuple[ArrayType, Spec], ArrayType] = {}
@@ -65,7 +77,9 @@ class _Walk:
 
     def _node(self, node: Node, env: dict[Value, Value]) -> Node:
         inputs = tuple(env.get(value, value) for value in node.inputs)
-        regions, specs = self._outputs(node, inputs)
+        regions, found = self._outputs(node, inputs)
+        pairs = zip(found, node.outputs, strict=True)
+        specs = [spec or self.wanted.get(v) or v.type.spec for spec, v in pairs]
         outputs = self._renewed(node.outputs, specs, env)
         same = all(a is b for a, b in zip(inputs, node.inputs, strict=True))
         same = same and all(a is b for a, b in zip(outputs, node.outputs, strict=True))
@@ -88,18 +102,15 @@ class _Walk:
         if name == "cond":
             bodies = tuple(self.graph(region, given[1:]) for region in node.regions)
             columns = zip(*(body.outputs for body in bodies), strict=True)
-            shapes = [v.shape for v in node.outputs]
-            merge = [
-                merged((v.type.spec for v in c), s) for c, s in zip(columns, shapes, strict=True)
-            ]
-            return bodies, merge
+            both = zip(columns, shapes(node.outputs), strict=True)
+            return bodies, [merged((v.type.spec for v in c), shape) for c, shape in both]
         first = node.regions[0]
-        if len(first.inputs) != len(inputs) or _shapes(first.inputs) != _shapes(inputs):
+        if len(first.inputs) != len(inputs) or shapes(first.inputs) != shapes(inputs):
             types = [v.type for v in node.outputs]
             return node.regions, spread_of(name, inputs, node.attrs, types)
         body = self.graph(first, given)
         found = [*body.outputs, *(inputs[i] for i in node.attrs.get("wrt", ()))]
-        if _shapes(found) != _shapes(node.outputs):
+        if shapes(found) != shapes(node.outputs):
             return node.regions, spread_of(name, inputs, {}, [v.type for v in node.outputs])
         return (body, *node.regions[1:]), [value.type.spec for value in found]
 
@@ -117,8 +128,8 @@ class _Walk:
         for _ in range(3):
             body = self.graph(region, [*consts, *carry, *slices])
             back = [v.type.spec for v in body.outputs[:k]]
-            shapes = [v.shape for v in body.outputs[:k]]
-            both = [merged(pair, s) for *pair, s in zip(carry, back, shapes, strict=True)]
+            sizes = shapes(body.outputs[:k])
+            both = [merged(pair, s) for *pair, s in zip(carry, back, sizes, strict=True)]
             if both == carry:
                 break
             carry = both
@@ -126,7 +137,3 @@ class _Walk:
             return (self.graph(node.regions[0], [*tests, *carry]), body), carry
         ys = [((), *v.type.spec) if v.type.spec else () for v in body.outputs[k:]]
         return (body,), [*carry, *ys]
-
-
-def _shapes(values: Sequence[Value]) -> list[tuple[int, ...]]:
-    return [value.shape for value in values]

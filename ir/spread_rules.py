@@ -1,7 +1,8 @@
 """How the results of one node lie on a mesh, by how its operands do: a rule for each op.
 
 A rule gives the axes that divide each dimension of the output, before they are fitted to its shape.
-Where none knows, an array is taken to be whole on every device, the larger size.
+Where none knows, an array is taken to be whole on every device, the larger size. Some ops have a
+rule for the other direction too: how their operands lie for them, by how their results do.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .graph import Value
+from .graph import Node, Value
 from .jax_compat import is_explicit
 from .spec import dims_of, fitted, merged, spec_of, undivided
 from .types import ArrayType, Axes, Spec
@@ -44,8 +45,20 @@ def _broadcast(inputs: Sequence[ArrayType], attrs: Attrs, out: ArrayType) -> Seq
     return found
 
 
+def _unbroadcast(x: ArrayType, attrs: Attrs, out: ArrayType) -> Sequence[Axes]:
+    dims = attrs["broadcast_dimensions"]
+    return [
+        dims_of(out)[to] if size == out.shape[to] else ()
+        for size, to in zip(x.shape, dims, strict=True)
+    ]
+
+
 def _transpose(inputs: Sequence[ArrayType], attrs: Attrs, out: ArrayType) -> Sequence[Axes]:
     return [dims_of(inputs[0])[i] for i in attrs["permutation"]]
+
+
+def _untransposed(x: ArrayType, attrs: Attrs, out: ArrayType) -> Sequence[Axes]:
+    return [dims_of(out)[attrs["permutation"].index(i)] for i in range(x.ndim)]
 
 
 def _without(*names: str) -> Rule:
@@ -61,8 +74,16 @@ def _without(*names: str) -> Rule:
 
 
 def _reshape(inputs: Sequence[ArrayType], attrs: Attrs, out: ArrayType) -> Sequence[Axes]:
+    return _regrouped(inputs[0], out)
+
+
+def _unshaped(x: ArrayType, attrs: Attrs, out: ArrayType) -> Sequence[Axes]:
+    return _regrouped(out, x)
+
+
+def _regrouped(x: ArrayType, out: ArrayType) -> Sequence[Axes]:
     """Of dimensions that become others together, the first stays divided if it alone is."""
-    (x, *_), found = inputs, undivided(out.ndim)
+    found = undivided(out.ndim)
     for old, new in groups(x.shape, out.shape):
         wide = [i for i in old if x.shape[i] != 1]
         to = [j for j in new if out.shape[j] != 1]
@@ -94,7 +115,7 @@ def _dot(inputs: Sequence[ArrayType], attrs: Attrs, out: ArrayType) -> Sequence[
     x, y = inputs
     left, right = dims_of(x), dims_of(y)
     batch = [left[i] or right[j] for i, j in zip(xn, yn, strict=True)]
-    rows = [left[i] for i in range(x.ndim) if i not in (*xc, *xn)]
+    rows: Sequence[Axes] = [left[i] for i in range(x.ndim) if i not in (*xc, *xn)]
     columns = [right[i] for i in range(y.ndim) if i not in (*yc, *yn)]
     if prod(y.shape) > prod(x.shape):
         rows = _yielding(rows, columns)
@@ -217,6 +238,12 @@ _RULES: Mapping[str, Rule] = {
         _first,
     ),
 }
+_BACK: Mapping[str, Callable[[ArrayType, Attrs, ArrayType], Sequence[Axes]]] = {
+    "broadcast_in_dim": _unbroadcast,
+    "transpose": _untransposed,
+    "squeeze": _unshaped,
+    "reshape": _unshaped,
+}
 _EACH = frozenset("optimization_barrier".split())  # the i-th output lies as the i-th operand
 _BY_USER = ("sharding", "dst_sharding", "out_sharding")
 
@@ -235,6 +262,41 @@ def spread_of(
     return [fitted(rule(given, attrs, out), out.shape) for out in types]
 
 
+def operands_of(
+    name: str, inputs: Sequence[Value], attrs: Attrs, outs: Sequence[ArrayType]
+) -> Specs:
+    """How the operands of a node without regions lie for it, by how its outputs do."""
+    if name in _EACH:
+        return [t.spec for t in outs]
+    out, found = outs[0], list[Sequence[Axes]]()
+    for value in inputs:
+        if name in _BACK:
+            found.append(_BACK[name](value.type, attrs, out))
+        elif name in _RULES or value.ndim != out.ndim:
+            found.append(())
+        else:
+            alike = zip(dims_of(out), value.shape, out.shape, strict=True)
+            found.append([axes if n == m else () for axes, n, m in alike])
+    return [fitted(dims, value.shape) for dims, value in zip(found, inputs, strict=True)]
+
+
 def is_spread(values: Iterable[Value]) -> bool:
     """True where one of the values is divided."""
     return any(value.type.spec for value in values)
+
+
+_OTHERS = frozenset("scan while cond shard_map".split())  # how their regions relate is their own
+
+
+def is_call(node: Node) -> bool:
+    """True for a node whose region takes its operands and gives back its results."""
+    if not node.regions or node.op.name in _OTHERS:
+        return False
+    region = node.regions[0]
+    taken = shapes(region.inputs) == shapes(node.inputs)
+    return taken and shapes(region.outputs) == shapes(node.outputs)
+
+
+def shapes(values: Iterable[Value]) -> list[tuple[int, ...]]:
+    """The shapes of some values."""
+    return [value.shape for value in values]

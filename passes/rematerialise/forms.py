@@ -33,7 +33,7 @@ class Forms:
         Sizes are those of one device, where values are divided among several.
         """
         known, given = clock(spec), frozenset(donated)
-        mine = map(spread, graphs)
+        mine = (spread(graph, back=True) for graph in graphs)
         return cls(tuple(Planner(graph, known, given, form) for form, graph in enumerate(mine)))
 
     @property

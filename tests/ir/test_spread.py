@@ -359,3 +359,66 @@ def test_what_a_written_scan_stacks_lies_as_in_its_body():
     assert node.op.name == "scan"
     assert [str(v.type) for v in again] == [str(v.type) for v in node.outputs]
     assert "/d:2" in str(again[-1].type)
+
+
+def told(function, *arguments):
+    """The types of a function's nodes with what readers tell, by the names of their ops."""
+    graph = lowered(function, *arguments)
+    found = spread(graph, back=True)
+    assert spread(found, back=True) is found
+    assert [str(v.type) for v in found.inputs] == [str(v.type) for v in graph.inputs]
+    return {node.op.name: str(node.outputs[-1].type) for node in found.walk()}
+
+
+ROWS, COLUMNS = ((8, 16), P("d")), ((32, 16), P(None, "m"))
+MASK = np.arange(16) > 3
+
+BACK = {
+    "a mask": (lambda x: jnp.where(jnp.broadcast_to(x[0] > 0, x.shape), x, 1 + x), (ROWS,), "broadcast_in_dim", "bool[8/d:2,16]"),
+    "turned": (lambda x: x * jnp.exp(jnp.full((16, 8), x[0, 0])).T, (ROWS,), "exp", "f32[16,8/d:2]"),
+    "in another shape": (lambda x: x * jnp.exp(jnp.full((8, 2, 8), x[0, 0])).reshape(8, 16), (ROWS,), "exp", "f32[8/d:2,2,8]"),
+    "made larger": (lambda x: x * jnp.exp(jnp.full(8, x[0, 0]))[:, None], (ROWS,), "exp", "f32[8/d:2]"),
+    "a gradient": (lambda p, x, y: p - x.T @ y, (COLUMNS, ((8, 32), P("d")), ((8, 16), P("d"))), "dot_general", "f32[32,16/m:4]"),
+    "gradients in a loop": (
+        lambda p, x, y: p - lax.scan(lambda c, t: (c, t[0].T @ t[1]), 0.0, (x, y))[1],
+        (((3, 32, 16), P(None, None, "m")), ((3, 8, 32), P(None, "d")), ((3, 8, 16), P(None, "d"))),
+        "dot_general",
+        "f32[32,16/m:4]",
+    ),
+    "a sum in a loop": (
+        lambda p, x, y: p - lax.scan(lambda c, t: (c + t[0].T @ t[1], None), jnp.zeros((32, 16)), (x, y))[0],
+        (COLUMNS, ((3, 8, 32), P(None, "d")), ((3, 8, 16), P(None, "d"))),
+        "dot_general",
+        "f32[32,16/m:4]",
+    ),
+    "through a fence": (
+        lambda p, x: p - lax.optimization_barrier((jnp.exp(jnp.full((32, 16), x[0, 0])), x))[0],
+        (COLUMNS, ROWS),
+        "exp",
+        "f32[32,16/m:4]",
+    ),
+    "readers that disagree": (
+        lambda p, x: (lambda e: (p - e, x * e[:8]))(jnp.exp(jnp.full((32, 16), x[0, 0]))),
+        (COLUMNS, ROWS),
+        "exp",
+        "f32[32,16]",
+    ),
+    "a result": (
+        lambda p, x: (lambda e: (p - e, e))(jnp.exp(jnp.full((32, 16), x[0, 0]))),
+        (COLUMNS, ROWS),
+        "exp",
+        "f32[32,16]",
+    ),
+    "a carry that starts otherwise": (
+        lambda p, x: p - lax.scan(lambda c, t: (jnp.exp(c).sum() + p * 0, None), jnp.full((32, 16), x[0, 0]), x)[0],
+        (COLUMNS, ROWS),
+        "exp",
+        "f32[32,16/m:4]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BACK)
+def test_how_operands_lie_for_their_readers(name):
+    function, arguments, op, wanted = BACK[name]
+    assert told(function, *arguments)[op] == wanted
