@@ -19,6 +19,8 @@ from .spread_back import wanted
 from .spread_rules import Specs, is_spread, shapes, spread_of
 from .types import ArrayType, Spec
 
+ROUNDS = 8  # back and on again; two do for a training step
+
 
 def spread(graph: Graph, *, back: bool = False) -> Graph:
     """Complete what is told of how values lie; the same graph where nothing is added.
@@ -30,7 +32,9 @@ def spread(graph: Graph, *, back: bool = False) -> Graph:
         return graph
     specs = [value.type.spec for value in graph.inputs]
     found = _Walk({}).graph(graph, specs)
-    while back and (more := _Walk(wanted(found)).graph(found, specs)) is not found:
+    for _ in range(ROUNDS if back else 0):
+        if (more := _Walk(wanted(found)).graph(found, specs)) is found:
+            break
         found = more
     return found
 
