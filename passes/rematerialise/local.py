@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, takewhile
 from math import isfinite
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ MOST = 64  # values: the time grows with the square of them and with the stages
 LEVELS = (12, 48)  # between the plain peak and the least
 FINE = 24  # the same, for moves that start and end anywhere
 FEW = 40  # values: more are not gone down with such moves, only up
+DETOURS = 256  # schedules that are looked at for less memory by them, of which most are dead ends
 KICKS = 6  # moves without room that are tried
 LEAN = 3  # schedules of the lowest peaks, for which room is made by moves that end anywhere
 
@@ -107,7 +108,9 @@ class Local:
     def _further(self, state: State) -> State | None:
         """A schedule of less memory, if need be by a move that takes more somewhere else first."""
         budget = state.peak - 1
-        starts = chain([state], (self._moved(state, span) for span in self._detours(state, budget)))
+        most = len(self._known) + DETOURS
+        spans = takewhile(lambda _: len(self._known) < most, self._detours(state, budget))
+        starts = chain([state], (self._moved(state, span) for span in spans))
         ends = (self._down(start, budget) for start in starts)
         return next((end for end in ends if end.peak <= budget), None)
 
