@@ -66,6 +66,16 @@ def merged(specs: Iterable[Spec], shape: Sequence[int]) -> Spec:
     return fitted(dims, shape)
 
 
+def stacked(spec: Spec) -> Spec:
+    """How arrays lie that are stacked along a new first dimension."""
+    return ((), *spec) if spec else ()
+
+
+def sliced(spec: Spec) -> Spec:
+    """How a slice along the first dimension lies."""
+    return spec[1:] if any(spec[1:]) else ()
+
+
 def undivided(ndim: int) -> list[Axes]:
     """Dimensions that nothing divides."""
     return [()] * ndim

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from .graph import Graph, Node, Value
-from .spec import by_partition, merged
+from .spec import by_partition, merged, sliced, stacked
 from .spread_back import wanted
 from .spread_rules import Specs, is_spread, shapes, spread_of
 from .types import ArrayType, Spec
@@ -127,7 +127,7 @@ class _Walk:
             skip, n = node.attrs["cond_nconsts"], node.attrs["body_nconsts"]
             k = len(given) - skip - n
         tests, consts, carry = given[:skip], given[skip : skip + n], list(given[skip + n :][:k])
-        slices: list[Spec] = [spec[1:] if any(spec[1:]) else () for spec in given[skip + n + k :]]
+        slices = [sliced(spec) for spec in given[skip + n + k :]]
         region = node.regions[-1]
         for _ in range(3):
             body = self.graph(region, [*consts, *carry, *slices])
@@ -139,5 +139,4 @@ class _Walk:
             carry = both
         if not scan:
             return (self.graph(node.regions[0], [*tests, *carry]), body), carry
-        ys = [((), *v.type.spec) if v.type.spec else () for v in body.outputs[k:]]
-        return (body,), [*carry, *ys]
+        return (body,), [*carry, *(stacked(v.type.spec) for v in body.outputs[k:])]

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from .graph import Graph, Node, Value
+from .spec import sliced, stacked
 from .spread_rules import Specs, is_call, operands_of
 from .types import Spec
 
@@ -64,7 +65,6 @@ class _Readers:
     def _scan(self, node: Node, specs: Specs) -> Specs:
         """A carry lies in one way all along: as it starts, and as the body gives it back."""
         n, k = node.attrs["num_consts"], node.attrs["num_carry"]
-        inner = [spec[1:] if any(spec[1:]) else () for spec in specs[k:]]
-        found = self.graph(node.regions[0], [*specs[:k], *inner])
+        found = self.graph(node.regions[0], [*specs[:k], *map(sliced, specs[k:])])
         carry = [a if a == b else () for a, b in zip(found[n : n + k], specs[:k], strict=True)]
-        return [*found[:n], *carry, *(((), *spec) if spec else () for spec in found[n + k :])]
+        return [*found[:n], *carry, *map(stacked, found[n + k :])]

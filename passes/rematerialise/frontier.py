@@ -305,6 +305,11 @@ class Treatment:
         return sorted([*local.states(), *local.bare()], key=lambda state: state.seconds)
 
     @cached_property
+    def _rest(self) -> float:
+        """Seconds of what no state tells of: the rest's nodes."""
+        return sum(map(self.frontier.clock.seconds, self.joint.rest))
+
+    @cached_property
     def searched(self) -> list[Candidate]:
         """The program under these."""
         return [self.under(self.stages.schedule(state)) for state in self.states]
@@ -326,9 +331,8 @@ class Treatment:
                 high = middle - 1
         near = [self.candidate(n) for n in self.sizes[low : low + 3]]
         best = _fastest([*near, self.plain], budget)
-        rest = sum(map(self.frontier.clock.seconds, self.joint.rest))
         for state in self.states:
-            if best is not None and LEAST * (state.seconds + rest) > best.seconds:
+            if best is not None and LEAST * (state.seconds + self._rest) > best.seconds:
                 break
             found = self.under(self.stages.schedule(state))
             best = _fastest([*filter(None, [best]), found], budget)

@@ -355,7 +355,7 @@ def test_the_larger_operand_of_a_product_stays_where_it_is(rows, columns, swappe
 
 def test_what_a_written_scan_stacks_lies_as_in_its_body():
     (node,) = lowered(*CASES["scan"]).nodes[-1:]
-    (again,) = (bp.ir.Builder(bp.ir.OPS).emit(node.op, node.inputs, node.attrs, node.regions),)
+    again = bp.ir.Builder(bp.ir.OPS).emit(node.op, node.inputs, node.attrs, node.regions)
     assert node.op.name == "scan"
     assert [str(v.type) for v in again] == [str(v.type) for v in node.outputs]
     assert "/d:2" in str(again[-1].type)
@@ -371,7 +371,6 @@ def told(function, *arguments):
 
 
 ROWS, COLUMNS = ((8, 16), P("d")), ((32, 16), P(None, "m"))
-MASK = np.arange(16) > 3
 
 BACK = {
     "a mask": (lambda x: jnp.where(jnp.broadcast_to(x[0] > 0, x.shape), x, 1 + x), (ROWS,), "broadcast_in_dim", "bool[8/d:2,16]"),
