@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from math import fsum
 from types import MappingProxyType
 
 from .cost import node_cost
@@ -97,7 +98,7 @@ class DeviceSpec:
         over when its operand is sent, what reads the result of a `fetch` waits for it.
         """
         if not any(node.op.name in LINK for node in nodes):
-            return sum(map(self.seconds, nodes))
+            return fsum(map(self.seconds, nodes))  # the same in whatever order they run
         now = sent = got = 0.0
         read: dict[Value, float] = {}
         there: dict[Value, float] = {}

@@ -297,12 +297,19 @@ class Treatment:
         return units_of(self.joint, self.chain, clock.seconds, donated)
 
     @cached_property
-    def states(self) -> list[State]:
-        """Where the program is small, schedules that a local search finds, the fastest first."""
-        if len(self.joint.forward) > LONGEST or not is_small(self.units):
-            return []
-        local = Local(self.stages)
-        return sorted([*local.states(), *local.bare()], key=lambda state: state.seconds)
+    def local(self) -> Local | None:
+        """A search over the schedules by stages, where the program is small."""
+        small = len(self.joint.forward) <= LONGEST and is_small(self.units)
+        return Local(self.stages) if small else None
+
+    def states(self, aim: float = 0) -> list[State]:
+        """Schedules that it finds down to somewhat below `aim` bytes, the fastest first."""
+        found = [*self.local.states(aim), *self._bare] if self.local else []
+        return sorted(found, key=lambda state: state.seconds)
+
+    @cached_property
+    def _bare(self) -> list[State]:
+        return self.local.bare() if self.local else []
 
     @cached_property
     def _rest(self) -> float:
@@ -312,7 +319,7 @@ class Treatment:
     @cached_property
     def searched(self) -> list[Candidate]:
         """The program under these."""
-        return [self.under(self.stages.schedule(state)) for state in self.states]
+        return [self.under(self.stages.schedule(state)) for state in self.states()]
 
     @cached_property
     def plain(self) -> Candidate:
@@ -322,16 +329,8 @@ class Treatment:
 
     def fastest(self, budget: float) -> Candidate | None:
         """Return the fastest candidate within `budget`: the largest schedule that is."""
-        low, high = 0, len(self.sizes) - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self.candidate(self.sizes[middle]).bytes <= budget:
-                low = middle
-            else:
-                high = middle - 1
-        near = [self.candidate(n) for n in self.sizes[low : low + 3]]
-        best = _fastest([*near, self.plain], budget)
-        for state in self.states:
+        best = _fastest([*self._near(budget), self.plain], budget)
+        for state in self.states(budget):
             if best is not None and LEAST * (state.seconds + self._rest) > best.seconds:
                 break
             found = self.under(self.stages.schedule(state))
@@ -339,6 +338,17 @@ class Treatment:
         if best is None and self.leanest.bytes <= budget:
             return self.leanest
         return best
+
+    def _near(self, budget: float) -> list[Candidate]:
+        """The schedules of the chain about the largest one within `budget`."""
+        low, high = 0, len(self.sizes) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.candidate(self.sizes[middle]).bytes <= budget:
+                low = middle
+            else:
+                high = middle - 1
+        return [self.candidate(n) for n in self.sizes[low : low + 3]]
 
     def candidate(self, slots: int) -> Candidate:
         """Return the program under the best schedule within so many slots."""

@@ -5,7 +5,9 @@ the plain program memory goes down level by level: the moves that free most byte
 come first, and those that win seconds back within the level follow. Then the levels are gone
 through upwards. Where no move helps any more, one for which there is no room is made all the same,
 and room for it by others. From the leanest schedule memory goes on down by as little as it takes,
-where no move frees any by one that takes more at another stage first.
+where no move frees any by one that takes more at another stage first. For one budget the levels
+end somewhat below it, since what is found there is used on the way up: most of the time goes into
+the lowest.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, takewhile
 from math import isfinite
 from typing import NamedTuple
@@ -29,6 +32,8 @@ FEW = 40  # values: more are not gone down with such moves, only up
 DETOURS = 256  # schedules that are looked at for less memory by them, of which most are dead ends
 KICKS = 6  # moves without room that are tried
 LEAN = 3  # schedules of the lowest peaks, for which room is made by moves that end anywhere
+MARGIN = 1 / 6  # of the way from the plain peak to the least, below what is aimed at
+LOOSE = 0.8  # of a schedule's peak: one at which that is above the aim gets no moves without room
 
 
 def _front(states: Iterable[State]) -> list[State]:
@@ -64,17 +69,26 @@ class Local:
     fine: bool = False
     _known: dict[tuple[tuple[int, ...], float], State | None] = field(default_factory=dict)
 
-    def states(self) -> list[State]:
-        """Return schedules, from the plain one to the leanest found: no other is better."""
-        fine = Local(self.stages, fine=True)
-        front = _front(chain.from_iterable(map(self._levels, LEVELS)))
-        front = _front([*front, *fine._upward(front)])
-        if len(self.stages.sizes) <= FEW:
-            front = _front([*front, *fine._levels(FINE)])
-        lean = fine if len(self.stages.sizes) <= FEW else self
-        front = _front([*front, *lean._upward([front[-1], *lean._downward(front[-1])])])
-        front = _front(map(self._kicked, front))
-        return _front([*front, *map(fine._kicked, front[-LEAN:])])
+    def states(self, aim: float = 0) -> list[State]:
+        """Return schedules, from the plain one on to less memory: no other is better.
+
+        They go to somewhat below `aim` bytes, or where the levels end above that, to the leanest
+        that is found.
+        """
+        least = aim - MARGIN * (self.stages.plain.peak - self._floor)
+        few = len(self.stages.sizes) <= FEW
+        front = _front(chain.from_iterable(self._levels(each, least) for each in LEVELS))
+        front = _front([*front, *self._fine._upward(front)])
+        if few:
+            front = _front([*front, *self._fine._levels(FINE, least)])
+        lean = 0
+        if front[-1].peak > least:
+            way = self._fine if few else self
+            front = _front([*front, *way._upward([front[-1], *way._downward(front[-1])])])
+            lean = LEAN
+        far = [state for state in front if aim and LOOSE * state.peak > aim]
+        front = _front([*far, *map(self._kicked, front[len(far) :])])
+        return _front([*front, *map(self._fine._kicked, front[len(front) - lean :])])
 
     def bare(self) -> list[State]:
         """Return schedules from the one that holds nothing, on the way to faster ones.
@@ -86,12 +100,19 @@ class Local:
         if not np.isfinite(least.peak):
             return []
         way = self._way(least, least.peak)
-        return way + Local(self.stages, fine=True)._way(way[-1], least.peak)[1:]
+        return way + self._fine._way(way[-1], least.peak)[1:]
 
-    def _levels(self, levels: int) -> list[State]:
+    @cached_property
+    def _fine(self) -> Local:
+        return Local(self.stages, fine=True)
+
+    def _levels(self, levels: int, least: float) -> list[State]:
+        """Go down level by level until a peak is within `least`, then use what each leaves."""
         plain = self.stages.plain
         found = [plain]
         for level in np.linspace(plain.peak, self._floor, levels + 1)[1:]:
+            if found[-1].peak <= least:
+                break
             if found[-1].peak > level:
                 lower = self._lower(found[-1], level)
                 if lower.peak >= found[-1].peak:

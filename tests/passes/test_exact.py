@@ -280,6 +280,29 @@ def test_ways_down_and_back(name):
     assert way[-1].seconds == pytest.approx(plain.seconds)
 
 
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_search_for_a_budget_finds_what_the_whole_one_finds(name):
+    """Or nearly."""
+
+    def best(states, budget):
+        return min(state.seconds for state in states if state.peak <= budget)
+
+    every = Local(stages(name)).states()
+    least, most = every[-1].peak, every[0].peak
+    for budget in budgets(least, most, 4):
+        found = Local(stages(name)).states(budget)
+        assert best(found, budget) <= 1.05 * best(every, budget)
+    assert Local(stages(name)).states(least)[-1].peak == least
+
+
+@pytest.mark.parametrize("name", ["mlp 5", "skips 6", "residual 3"])
+def test_a_search_for_a_budget_ends_below_it(name):
+    local, every = Local(stages(name)), Local(stages(name)).states()
+    least, most = every[-1].peak, every[0].peak
+    ends = [local.states(aim)[-1].peak for aim in budgets(least, most, 3)]
+    assert least == ends[0] <= ends[1] <= ends[2] < most and least < ends[2]
+
+
 @pytest.mark.parametrize("name", ["skips 2", "residual 3", "drawn 2"])
 def test_bare_schedules_begin_with_nothing_held(name):
     found = stages(name)
