@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 # What a process is told by the one that starts it: which one it is, and where the first is.
 RANK, COORDINATOR = "BACKPASS_EXAMPLE_RANK", "BACKPASS_EXAMPLE_COORDINATOR"
@@ -36,6 +37,7 @@ def options_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--budget", help='memory of one device, such as "6MiB"')
+    parser.add_argument("--saves", type=Path, help="a folder; started again, the run goes on")
     parser.add_argument("--check", action="store_true", help="compare with one device")
     options = parser.parse_args(argv)
     if options.devices % options.processes:
@@ -100,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> list[float]:
     budget = {"memory_budget": options.budget} if options.budget else {}
     where = f"{jax.device_count()} devices in {jax.process_count()} processes"
     tell(f"{options.strategy} on {where}")
-    losses = train(options.strategy, options.steps, sizes, tell, **budget)
+    losses = train(options.strategy, options.steps, sizes, tell, options.saves, **budget)
     print(f"{options.strategy}, {where}: " + " ".join(f"{loss:.6f}" for loss in losses))
     if options.check:
         alone = [sys.executable, os.path.abspath(__file__), "--devices", "1", *_sizes(options)]

@@ -15,8 +15,10 @@ Source: Shoeybi et al. 2019 (tensor); Rajbhandari et al. 2020 (fsdp); Huang et a
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -219,12 +221,27 @@ def prepared(strategy: str, sizes: Sizes, **options) -> tuple[Callable, tuple, C
     return make_step(strategy, mesh, places, **options), state, tokens
 
 
-def train(strategy: str, steps: int, sizes: Sizes, tell: Callable = print, **options) -> list:
-    """Train on bytes of a pattern and return the losses, one for each step."""
+def train(
+    strategy: str,
+    steps: int,
+    sizes: Sizes,
+    tell: Callable = print,
+    saves: Path | None = None,
+    **options,
+) -> list:
+    """Train on bytes of a pattern and return the losses, one for each step.
+
+    With a folder for `saves` the state is saved after each step, every process its part, and a run
+    goes on from the last save.
+    """
     step, state, tokens = prepared(strategy, sizes, **options)
     losses = []
-    for i in range(steps):
-        state, loss = step(state, tokens(i))
-        losses.append(float(loss))
-        tell(f"{strategy}, step {i + 1} of {steps}: loss {losses[-1]:.4f}")
+    with bp.Saver(saves) if saves else nullcontext() as saver:
+        start, state = saver and saver.restore(state) or (0, state)
+        for i in range(start, steps):
+            state, loss = step(state, tokens(i))
+            losses.append(float(loss))
+            tell(f"{strategy}, step {i + 1} of {steps}: loss {losses[-1]:.4f}")
+            if saver:
+                saver.save(i + 1, state)
     return losses

@@ -159,10 +159,11 @@ def restored(record: Record, numbers: Any, like: Any) -> Any:
             return numbers
         if record.kind == "number":
             return numbers[()]
-        numbers = _on_device(record, numbers, None if record.kind == "key" else sharding)
+        wait = record.kind == "key" and not is_spread(sharding)
+        numbers = _on_device(record, numbers, None if wait else sharding)
     if record.kind == "key":
         key = jax.random.wrap_key_data(numbers, impl=record.value)
-        return key if sharding is None else jax.device_put(key, sharding)
+        return key if sharding is None or is_spread(sharding) else jax.device_put(key, sharding)
     if record.weak:
         options = {"new_dtype": numbers.dtype, "weak_type": True}
         (numbers,) = bind("convert_element_type", (numbers,), options)
@@ -174,6 +175,17 @@ def sharding_of(like: Any) -> Any:
     if isinstance(like, jax.ShapeDtypeStruct):
         return like.sharding
     return like.sharding if isinstance(like, jax.Array) and like.committed else None
+
+
+def is_spread(sharding: Any) -> bool:
+    """True for one of several processes, each of which holds a part."""
+    return sharding is not None and not sharding.is_fully_addressable
+
+
+def is_read_in_parts(record: Record, like: Any) -> bool:
+    """True where each process reads what it holds: of numbers that are not stored as bytes."""
+    plain = record.kind == "array" and (record.type in _BUILTIN or record.type == "bfloat16")
+    return plain and is_spread(sharding_of(like))
 
 
 def differs(saved: Record, like: Record) -> bool:
@@ -243,6 +255,8 @@ def _on_device(record: Record, numbers: np.ndarray[Any, Any], sharding: Any) -> 
         )
     if sharding is None:
         return jnp.array(numbers)
+    if is_spread(sharding):
+        return jax.make_array_from_callback(numbers.shape, sharding, numbers.__getitem__)
     return jax.device_put(numbers, sharding)
 
 

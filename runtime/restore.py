@@ -18,6 +18,7 @@ from .leaves import (
     differs,
     empty,
     flatten,
+    is_read_in_parts,
     is_stored,
     record_of,
     restored,
@@ -120,9 +121,8 @@ def _read(
 
 def _way(ocp: Any, record: Record, like: Any) -> Any:
     """How Orbax reads an array: as a whole, or each process what it holds."""
-    sharding = sharding_of(like)
-    if record.kind == "array" and sharding is not None and not sharding.is_fully_addressable:
-        return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=record.shape)
+    if is_read_in_parts(record, like):
+        return ocp.ArrayRestoreArgs(sharding=sharding_of(like), global_shape=record.shape)
     return ocp.RestoreArgs(restore_type=np.ndarray)
 
 
