@@ -186,7 +186,11 @@ class Exported:
         listed = len(header.inputs), len(header.outputs)
         has = len(found.in_avals), len(found.out_avals)
         sizes = prod(size for _, size, _ in header.mesh)
-        if has != listed or (found.nr_devices > 1 and found.nr_devices != sizes):
+        if (
+            has != listed
+            or not found.platforms
+            or (found.nr_devices > 1 and found.nr_devices != sizes)
+        ):
             raise ExportError(f"{path} holds no exported step: another program than it tells of")
         return cls(header, found)
 

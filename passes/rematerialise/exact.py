@@ -227,9 +227,9 @@ class Exact:
                 self._fits(base, terms)
         if t:
             stage = self.stages.units.stages[t - 1]
-            read = self.stages.size(bits(stage.reads))
-            self._fits(stage.during + read, [(s, v) for s, v in held if v not in stage.reads])
-            self._fits(stage.after, held)
+            for least, reads in stage.phases:
+                others = [(s, v) for s, v in held if v not in reads]
+                self._fits(least + self.stages.size(bits(reads)), others)
 
     def _fits(
         self, base: float, held: Iterable[tuple[int | None, int]], *more: tuple[int, float]

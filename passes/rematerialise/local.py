@@ -26,13 +26,12 @@ from .stages import Stages, State, bits
 from .units import Units
 
 MOST = 64  # values: the time grows with the square of them and with the stages
-LEVELS = (12, 48)  # between the plain peak and the least
-FINE = 24  # the same, for moves that start and end anywhere
-FEW = 40  # values: more are not gone down with such moves, only up
+LEVELS = (12, 96)  # between the plain peak and the least
+FEW = 40  # values: more are not gone down with moves that start and end anywhere, only up
 DETOURS = 256  # schedules that are looked at for less memory by them, of which most are dead ends
 KICKS = 6  # moves without room that are tried
 LEAN = 3  # schedules of the lowest peaks, for which room is made by moves that end anywhere
-MARGIN = 1 / 6  # of the way from the plain peak to the least, below what is aimed at
+MARGIN = 1 / 4  # of the way from the plain peak to the least, below what is aimed at
 LOOSE = 0.8  # of a schedule's peak: one at which that is above the aim gets no moves without room
 
 
@@ -80,7 +79,8 @@ class Local:
         front = _front(chain.from_iterable(self._levels(each, least) for each in LEVELS))
         front = _front([*front, *self._fine._upward(front)])
         if few:
-            front = _front([*front, *self._fine._levels(FINE, least)])
+            fine = chain.from_iterable(self._fine._levels(each, least) for each in LEVELS)
+            front = _front([*front, *fine])
         lean = 0
         if front[-1].peak > least:
             way = self._fine if few else self
@@ -159,7 +159,7 @@ class Local:
     def _floor(self) -> int:
         """Bytes that every schedule needs: those of the rest's kernels."""
         size, parts = self.stages.size, self.stages.units.stages
-        return max((stage.during + size(bits(stage.reads)) for stage in parts), default=0)
+        return max(least + size(bits(reads)) for stage in parts for least, reads in stage.phases)
 
     def _lower(self, state: State, budget: float) -> State:
         """Come down to a peak within `budget`, or as far as two ways go."""

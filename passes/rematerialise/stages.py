@@ -76,6 +76,8 @@ class Stages:
         self.makes = [bits(unit.makes) for unit in units]
         self.inputs = [bits(unit.reads) for unit in units]
         self.reads = [0, *(bits(stage.reads) for stage in self.units.stages)]
+        parts = [[], *(stage.phases for stage in self.units.stages)]
+        self._phases = [[(size, bits(reads)) for size, reads in phases] for phases in parts]
         self.sizes = self.units.sizes.tolist()
         self._fixed = bits(u for u, unit in enumerate(units) if unit.fixed)
         # The unit that makes a value, by the value's number and one; they rise together.
@@ -124,7 +126,8 @@ class Stages:
         fixed = 0 if t else self._fixed
         if t:
             stage = self.units.stages[t - 1]
-            peak = max(stage.during + size(needed), stage.after + size(after))
+            for least, reads in self._phases[t]:
+                peak = max(peak, least + size(after | reads))
         while wanted or fixed:  # the last unit first
             u = max(self._maker[wanted.bit_length()], fixed.bit_length() - 1)
             unit, makes, inputs = units[u], self.makes[u], self.inputs[u]

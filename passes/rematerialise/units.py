@@ -7,9 +7,11 @@ units may run again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, groupby
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +21,8 @@ from ...ir.graph import Graph, Node, Value
 from ...ir.liveness import Liveness, liveness
 from .joint import Joint, runs_once
 from .segments import Chain
+
+SLACK = 1 / 256  # of the peak: less that is free before a kernel is worth no stage
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,28 @@ class Unit:
     fixed: bool
 
 
+class Phase(NamedTuple):
+    """A part of a stage: the forward half's values that it reads, and `bytes` of all others."""
+
+    bytes: int
+    reads: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Stage:
-    """A kernel of the rest with the nodes in its loop; `reads` are the forward values it reads.
+    """Kernels of the rest with the nodes in their loops; `before` are bytes as in its phases.
 
-    Bytes of all but the forward half's values: before it, while it runs (`during`), `after` it.
+    Each phase reads no more than the one before it.
     """
 
     nodes: tuple[Node, ...]
-    reads: tuple[int, ...]
     before: int
-    during: int
-    after: int
+    phases: tuple[Phase, ...]
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The forward values that it reads."""
+        return self.phases[0].reads
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +109,7 @@ class Units:
         for nodes in self._kernels:
             found.append(self._stage(nodes, at))
             at += len(nodes)
-        return tuple(found)
+        return joined(found)
 
     def _unit(self, at: int, node: Node) -> Unit:
         values, again = self._behind([node])
@@ -115,8 +129,10 @@ class Units:
             for b in self._live.buffers
             if b.first < at <= b.last and b.value not in self._number
         )
-        after = int(others[end]) if end == len(self._graph.nodes) else 0
-        return Stage(tuple(nodes), self._behind(nodes)[0], before, int(max(others[at:end])), after)
+        phases = [Phase(int(max(others[at:end])), self._behind(nodes)[0])]
+        if end == len(self._graph.nodes):
+            phases.append(Phase(int(others[end]), ()))
+        return Stage(tuple(nodes), before, tuple(phases))
 
     def _behind(self, nodes: Iterable[Node]) -> tuple[tuple[int, ...], list[Node]]:
         """The values that nodes start from, and the nodes of no unit on the way from them.
@@ -225,10 +241,33 @@ class Units:
         return total
 
 
+def joined(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    """Put kernels that read nothing else into the stage before them, which loses next to nothing.
+
+    What would run again before one of them may as well wait for the next stage, unless less is in
+    memory than there.
+    """
+    slack = max((phase.bytes for s in stages for phase in s.phases), default=0) * SLACK
+    found: list[Stage] = []
+    least = 0.0  # bytes before the next stage; after the last one nothing runs again
+    tail: list[Stage] = []
+    heads: list[Stage | None] = [None, *stages[:-1]]
+    for before, stage in reversed([*zip(heads, stages, strict=True)]):
+        tail.append(stage)
+        if before is None or not {*before.reads}.issuperset(stage.reads) or stage.before < least:
+            nodes = chain.from_iterable(each.nodes for each in reversed(tail))
+            phases = chain.from_iterable(each.phases for each in reversed(tail))
+            same = groupby(phases, key=lambda phase: phase.reads)
+            most = (Phase(max(each.bytes for each in group), reads) for reads, group in same)
+            found.append(Stage(tuple(nodes), stage.before, tuple(most)))
+            least, tail = stage.before - slack, []
+    return tuple(reversed(found))
+
+
 def units_of(
-    joint: Joint, chain: Chain, seconds: Callable[[Node], float], donated: Collection[int] = ()
+    joint: Joint, segments: Chain, seconds: Callable[[Node], float], donated: Collection[int] = ()
 ) -> Units:
     """Condense a joint graph; the rest runs in the order of the chain, as it does elsewhere."""
-    rest = tuple(node for segment in reversed(chain.segments) for node in segment.rest)
+    rest = tuple(node for segment in reversed(segments.segments) for node in segment.rest)
     ordered = Joint(joint.inputs, joint.forward, rest, joint.outputs)
     return Units(ordered, seconds, frozenset(donated))

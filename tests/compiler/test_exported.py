@@ -1,5 +1,6 @@
 """Exported steps: run without the model's code, with its plan, and refused when damaged."""
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -152,6 +153,13 @@ def test_damaged_files_are_refused(small, tmp_path):
         bp.Exported.load(path)
     path.write_bytes(data)
     assert bp.Exported.load(path).inputs == small.inputs
+
+
+def test_a_program_for_no_platform_is_refused(small, tmp_path):
+    nowhere = bp.Exported(small._header, dataclasses.replace(small._program, platforms=()))
+    nowhere.save(tmp_path / "step.bp")
+    with pytest.raises(bp.ExportError, match="another program than it tells of"):
+        bp.Exported.load(tmp_path / "step.bp")
 
 
 def test_a_place_that_cannot_be_written_to(small, tmp_path):
