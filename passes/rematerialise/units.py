@@ -1,8 +1,8 @@
 """A joint graph condensed to what a schedule decides about: units, values and stages.
 
 A unit is a forward kernel, or a fusible op whose result takes memory, with the fusible ops that
-XLA makes inside its loop and with what costs nothing. A stage is a kernel of the rest; before it
-units may run again.
+XLA makes inside its loop and with what costs nothing. A stage is a kernel of the rest with those
+after it that read nothing else of the forward half; before it units may run again.
 """
 
 from __future__ import annotations
@@ -251,8 +251,7 @@ def joined(stages: Sequence[Stage]) -> tuple[Stage, ...]:
     found: list[Stage] = []
     least = 0.0  # bytes before the next stage; after the last one nothing runs again
     tail: list[Stage] = []
-    heads: list[Stage | None] = [None, *stages[:-1]]
-    for before, stage in reversed([*zip(heads, stages, strict=True)]):
+    for before, stage in reversed([*zip((None, *stages), stages, strict=False)]):
         tail.append(stage)
         if before is None or not {*before.reads}.issuperset(stage.reads) or stage.before < least:
             nodes = chain.from_iterable(each.nodes for each in reversed(tail))

@@ -135,6 +135,10 @@ def test_kernels_that_read_nothing_else_join_the_stage_before_them(before, count
     assert [stage.phases for stage in stages[:-1]] == first
 
 
+def test_a_rest_without_kernels_has_no_stages():
+    assert joined([]) == ()
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_less_memory_takes_more_time(name):
     states = Local(stages(name)).states()
